@@ -1,0 +1,198 @@
+#include "array.h"
+
+#include <unordered_map>
+
+namespace fastrcnn_engine::bindings {
+
+namespace {
+
+constexpr const char* kCapsule = "dltensor";
+constexpr const char* kVersionedCapsule = "dltensor_versioned";
+
+// Whether the strides are those of a dense array whose dimensions vary, slowest first, as `order` says.
+// Strides of dimensions with one element, and of empty arrays, mean nothing.
+bool is_dense_in(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+                 std::initializer_list<int> order) {
+  for (const int64_t extent : shape)
+    if (extent == 0) return true;
+  int64_t expected = 1;
+  for (auto d = std::rbegin(order); d != std::rend(order); ++d) {
+    if (shape[*d] != 1 && strides[*d] != expected) return false;
+    expected *= shape[*d];
+  }
+  return true;
+}
+
+DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
+  const char kind = format.empty() ? 'B' : format.back();
+  const auto bits = static_cast<uint8_t>(8 * itemsize);
+  if (std::string("efdg").find(kind) != std::string::npos) return {dlpack::kFloat, bits, 1};
+  if (std::string("bhilqn").find(kind) != std::string::npos) return {dlpack::kInt, bits, 1};
+  return {dlpack::kUInt, bits, 1};
+}
+
+// The function table of a tensor type, null where it has none. Looked up once per type.
+const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
+  static std::unordered_map<PyTypeObject*, const DLPackExchangeAPI*> known;  // under the GIL
+  const auto found = known.find(type);
+  if (found != known.end()) return found->second;
+  const DLPackExchangeAPI* api = nullptr;
+  const py::object capsule = py::getattr(py::handle(reinterpret_cast<PyObject*>(type)),
+                                         "__dlpack_c_exchange_api__", py::none());
+  if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
+    const auto* table = static_cast<const DLPackExchangeAPI*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (table->header.version.major == 1 && table->dltensor_from_py_object_no_sync != nullptr)
+      api = table;
+  }
+  Py_INCREF(type);  // the address must stay this type's
+  known.emplace(type, api);
+  return api;
+}
+
+}  // namespace
+
+std::string dtype_name(DLDataType dtype) {
+  const char* kind = "dtype ";
+  if (dtype.code == dlpack::kFloat) kind = "float";
+  if (dtype.code == dlpack::kInt) kind = "int";
+  if (dtype.code == dlpack::kUInt) kind = "uint";
+  if (dtype.code == dlpack::kBfloat) kind = "bfloat";
+  return kind + std::to_string(dtype.bits);
+}
+
+Array::Array(py::handle object, const char* name, Access access, uintptr_t stream) : name_(name) {
+  if (PyObject_CheckBuffer(object.ptr()))
+    adopt_buffer(object, access);
+  else if (!adopt_exchange(object))
+    adopt_capsule(object, access, stream);
+  require(device_.device_type == dlpack::kCPU || device_.device_type == dlpack::kCUDA ||
+              device_.device_type == dlpack::kCUDAHost,
+          name_, " must be in CPU or CUDA memory, got DLPack device type ", device_.device_type);
+}
+
+void Array::adopt(const DLTensor& tensor) {
+  data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  device_ = tensor.device;
+  dtype_ = tensor.dtype;
+  shape_.assign(tensor.shape, tensor.shape + tensor.ndim);
+  if (tensor.strides != nullptr) {
+    strides_.assign(tensor.strides, tensor.strides + tensor.ndim);
+    return;
+  }
+  strides_.assign(tensor.ndim, 1);
+  for (int d = tensor.ndim - 2; d >= 0; --d) strides_[d] = strides_[d + 1] * shape_[d + 1];
+}
+
+bool Array::adopt_exchange(py::handle object) {
+  const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()));
+  if (api == nullptr) return false;
+  DLTensor tensor;
+  if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0)
+    throw py::error_already_set();
+  adopt(tensor);
+  return true;
+}
+
+void Array::adopt_buffer(py::handle object, Access access) {
+  auto buffer = std::shared_ptr<Py_buffer>(new Py_buffer{}, [](Py_buffer* b) {
+    PyBuffer_Release(b);
+    delete b;
+  });
+  const int flags = access == Access::write ? PyBUF_RECORDS : PyBUF_RECORDS_RO;
+  if (PyObject_GetBuffer(object.ptr(), buffer.get(), flags) != 0) {
+    PyErr_Clear();
+    throw InvalidArgument(std::string(name_) + " must be a" +
+                          (access == Access::write ? " writable" : "n") + " array");
+  }
+  data_ = buffer->buf;
+  dtype_ = dtype_of_format(buffer->format == nullptr ? "" : buffer->format, buffer->itemsize);
+  shape_.assign(buffer->shape, buffer->shape + buffer->ndim);
+  for (int d = 0; d < buffer->ndim; ++d) {
+    // A stride that is no whole number of elements cannot be dense; 0 says so without a special case.
+    const int64_t stride = buffer->strides[d];
+    strides_.push_back(stride % buffer->itemsize == 0 ? stride / buffer->itemsize : 0);
+  }
+  owner_ = std::move(buffer);
+}
+
+void Array::adopt_capsule(py::handle object, Access access, uintptr_t stream) {
+  if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__"))
+    throw py::type_error(std::string(name_) + " must be an array (NumPy, torch or any other with DLPack), got " +
+                         std::string(py::str(py::type::of(object).attr("__name__"))));
+  const auto device = object.attr("__dlpack_device__")().cast<std::pair<int32_t, int32_t>>();
+  py::dict arguments;
+  if (device.first == dlpack::kCUDA) arguments["stream"] = stream == 0 ? 1 : stream;
+  py::object capsule;
+  try {  // version 1 tells read-only arrays apart; older producers do not know the argument
+    capsule = object.attr("__dlpack__")(**arguments, py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    capsule = object.attr("__dlpack__")(**arguments);
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), kVersionedCapsule)) {
+    auto* managed = static_cast<DLManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), kVersionedCapsule));
+    require(managed->version.major == 1, name_, ": DLPack version ", managed->version.major,
+            " is not known here");
+    require(access == Access::read || (managed->flags & dlpack::kReadOnly) == 0, name_,
+            " must be a writable array");
+    adopt(managed->dl_tensor);
+  } else if (PyCapsule_IsValid(capsule.ptr(), kCapsule)) {
+    adopt(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kCapsule))->dl_tensor);
+  } else {
+    throw py::type_error(std::string(name_) + ": __dlpack__ did not give a DLPack capsule");
+  }
+  // The capsule is not consumed: it is dropped after the call and then frees itself.
+  owner_ = std::shared_ptr<void>(capsule.release().ptr(),
+                                 [](void* p) { Py_DECREF(static_cast<PyObject*>(p)); });
+}
+
+std::string Array::shape_text() const {
+  std::string text = "(";
+  for (size_t d = 0; d < shape_.size(); ++d)
+    text += (d > 0 ? ", " : "") + std::to_string(shape_[d]);
+  return text + (shape_.size() == 1 ? ",)" : ")");
+}
+
+bool Array::is_dense(Layout layout) const {
+  require_rank(4);
+  return layout == Layout::nchw ? is_dense_in(shape_, strides_, {0, 1, 2, 3})
+                                : is_dense_in(shape_, strides_, {0, 2, 3, 1});
+}
+
+void Array::require_rank(int rank) const {
+  require(static_cast<int>(shape_.size()) == rank, name_, " must have ", rank,
+          " dimensions, got shape ", shape_text());
+}
+
+void Array::require_row_major() const {
+  int64_t expected = 1;
+  bool dense = true, empty = false;
+  for (size_t d = shape_.size(); d-- > 0;) {
+    if (shape_[d] != 1 && strides_[d] != expected) dense = false;
+    expected *= shape_[d];
+    empty = empty || shape_[d] == 0;
+  }
+  require(dense || empty, name_, " must be contiguous (row-major); make a contiguous copy first");
+}
+
+Layout common_layout(std::initializer_list<const Array*> maps) {
+  for (const Layout layout : {Layout::nchw, Layout::nhwc}) {
+    bool all = true;
+    for (const Array* map : maps) all = all && map->is_dense(layout);
+    if (all) return layout;
+  }
+  const Array& first = **maps.begin();
+  for (const Array* map : maps)
+    require(map->is_dense(Layout::nchw) || map->is_dense(Layout::nhwc), map->name(),
+            " must be dense in memory, NCHW or channels-last; make a contiguous copy first");
+  for (const Array* map : maps)
+    for (const Layout layout : {Layout::nchw, Layout::nhwc})
+      require(!first.is_dense(layout) || map->is_dense(layout), map->name(),
+              " must have the memory layout of ", first.name(),
+              " (both NCHW or both channels-last)");
+  throw InvalidArgument("the maps' memory layouts differ");
+}
+
+}  // namespace fastrcnn_engine::bindings

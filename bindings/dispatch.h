@@ -1,0 +1,50 @@
+// From run-time dtype and device to a call of the engine.
+#pragma once
+
+#include <initializer_list>
+
+#include "array.h"
+#include "fastrcnn_engine/build_info.h"
+#include "fastrcnn_engine/stream.h"
+
+namespace fastrcnn_engine::bindings {
+
+// Calls run.operator()<T>() with the array's type.
+template <typename Run>
+auto for_float(const Array& array, Run run) {
+  const DLDataType dtype = array.dtype();
+  const bool floating = dtype.code == dlpack::kFloat && dtype.lanes == 1;
+  if (floating && dtype.bits == 32) return run.template operator()<float>();
+  require(floating && dtype.bits == 64, array.name(), " must be float32 or float64, got ",
+          dtype_name(dtype));
+  return run.template operator()<double>();
+}
+
+// Runs `on_cpu()` or `on_cuda(stream)` where the arrays are, with the GIL released. on_cuda must take
+// its stream as auto: without CUDA it is then never compiled, and nothing is left to link.
+template <typename OnCpu, typename OnCuda>
+auto on_device(std::initializer_list<const Array*> arrays, uintptr_t stream, OnCpu on_cpu,
+               [[maybe_unused]] OnCuda on_cuda) {
+  const Array& first = **arrays.begin();
+  const auto place = [](const Array& a) {
+    return a.device().device_type == dlpack::kCUDA ? a.device().device_id : -1;
+  };
+  for (const Array* array : arrays)
+    require(place(*array) == place(first), array->name(), " must be on the device of ",
+            first.name());
+  if (place(first) < 0) {
+    py::gil_scoped_release release;
+    return on_cpu();
+  }
+#ifdef FRCNN_WITH_CUDA
+  py::gil_scoped_release release;
+  return on_cuda(Stream(reinterpret_cast<CUstream_st*>(stream), place(first)));
+#else
+  (void)stream;
+  throw DeviceError(std::string(first.name()) +
+                    " is on a CUDA device, but this build has no CUDA kernels: " +
+                    build_info().cuda_reason);
+#endif
+}
+
+}  // namespace fastrcnn_engine::bindings

@@ -1,0 +1,32 @@
+// Two kinds of error: the caller's, and the device's.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace fastrcnn_engine {
+
+// The caller's fault. The message names the argument, and where it applies the row, what was
+// expected and what was got. Python sees a ValueError.
+class InvalidArgument : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
+// The device's or the driver's fault. Python sees a RuntimeError.
+class DeviceError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Throws InvalidArgument with the message made of `parts` unless `condition` holds.
+template <typename... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw InvalidArgument(message.str());
+}
+
+}  // namespace fastrcnn_engine

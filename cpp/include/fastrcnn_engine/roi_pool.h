@@ -1,0 +1,57 @@
+// RoI max pooling (paper section 2.1) and its gradient by argmax (section 2.3, equation 4).
+#pragma once
+
+#include <cstdint>
+
+#include "fastrcnn_engine/stream.h"
+#include "fastrcnn_engine/tensor.h"
+
+namespace fastrcnn_engine {
+
+// Bins: semantics/roi_bins.h. The first maximum in row-major order wins and NaN never beats a
+// number; if nothing in a bin is greater than -inf its first cell is taken. An empty bin gives 0 and
+// argmax -1.
+template <typename T>
+struct RoiPoolForward {
+  MapView<const T> features;    // (N, C, H, W)
+  View<const float, 2> rois;    // (R, 5): batch index, x1, y1, x2, y2 in image pixels, inclusive
+  float spatial_scale = 1.0f;   // cells per image pixel
+  MapView<T> output;            // (R, C, PH, PW), the layout of features
+  MapView<int32_t> argmax;      // the same, h * W + w of the maximum or -1; null data: not wanted
+};
+
+// Adds each output's gradient to the cell its argmax names, in ascending order of (RoI, bin), so the
+// result does not depend on the machine. grad_input is overwritten. An argmax outside the map, or a
+// RoI without an image, passes nothing.
+template <typename T>
+struct RoiPoolBackward {
+  MapView<const T> grad_output;     // (R, C, PH, PW)
+  MapView<const int32_t> argmax;    // (R, C, PH, PW), same layout
+  View<const float, 2> rois;        // (R, 5), only the batch index is read
+  MapView<T> grad_input;            // (N, C, H, W), same layout
+};
+
+// Shapes and layouts that do not fit: InvalidArgument. Both backends call these.
+template <typename T>
+void check(const RoiPoolForward<T>& call);
+template <typename T>
+void check(const RoiPoolBackward<T>& call);
+
+namespace cpu {
+// Also InvalidArgument, naming the row, for a RoI whose image does not exist.
+template <typename T>
+void roi_pool_forward(const RoiPoolForward<T>& call);
+template <typename T>
+void roi_pool_backward(const RoiPoolBackward<T>& call);
+}  // namespace cpu
+
+namespace cuda {
+// The batch index cannot be checked without waiting for the device: a RoI whose image does not exist
+// gives 0 and argmax -1.
+template <typename T>
+void roi_pool_forward(const RoiPoolForward<T>& call, const Stream& stream);
+template <typename T>
+void roi_pool_backward(const RoiPoolBackward<T>& call, const Stream& stream);
+}  // namespace cuda
+
+}  // namespace fastrcnn_engine

@@ -1,0 +1,23 @@
+// Smooth L1 (paper equation 3, with the transition point `beta` of later work; the paper's is 1).
+#pragma once
+
+#include "fastrcnn_engine/host_device.h"
+
+namespace fastrcnn_engine::semantics {
+
+// 0.5 d^2 / beta for |d| < beta, |d| - beta / 2 beyond; beta 0 is plain L1. NaN stays NaN.
+template <typename T>
+FRCNN_HD T smooth_l1(T d, T beta) {
+  const T magnitude = d < T(0) ? -d : d;
+  return magnitude < beta ? T(0.5) * d * d / beta : magnitude - T(0.5) * beta;
+}
+
+// d/dd of the above: d / beta, or the sign. At d = 0 it is 0, NaN stays NaN.
+template <typename T>
+FRCNN_HD T smooth_l1_slope(T d, T beta) {
+  const T magnitude = d < T(0) ? -d : d;
+  if (magnitude < beta) return d / beta;
+  return d > T(0) ? T(1) : (d < T(0) ? T(-1) : d);
+}
+
+}  // namespace fastrcnn_engine::semantics

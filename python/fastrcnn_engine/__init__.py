@@ -1,0 +1,35 @@
+"""Fast R-CNN: its operators for any detector, and the detector itself.
+
+The operators live in `fastrcnn_engine.ops` and are all reachable from here. They take torch tensors,
+NumPy arrays or anything else with DLPack, and importing them needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+from fastrcnn_engine import ops
+from fastrcnn_engine.ops import (
+    Detections,
+    batched_nms,
+    box_iou,
+    build_info,
+    clip_boxes_to_image,
+    decode_boxes,
+    detections,
+    encode_boxes,
+    nms,
+    roi_pool,
+    roi_pool_backward,
+    roi_pool_with_argmax,
+    smooth_l1,
+    smooth_l1_backward,
+)
+
+__version__ = build_info()["version"]
+
+__all__ = [*ops.__all__, "ops"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "RoIPool":  # a torch module: looked up only when asked for
+        return ops.RoIPool
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

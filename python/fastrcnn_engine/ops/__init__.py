@@ -1,0 +1,36 @@
+"""The operators, for any detector: torch tensors, NumPy arrays and other DLPack arrays alike."""
+
+from __future__ import annotations
+
+from fastrcnn_engine.ops.box_codec import clip_boxes_to_image, decode_boxes, encode_boxes
+from fastrcnn_engine.ops.build_info import build_info
+from fastrcnn_engine.ops.detections import Detections, detections
+from fastrcnn_engine.ops.nms import batched_nms, box_iou, nms
+from fastrcnn_engine.ops.roi_pool import roi_pool, roi_pool_backward, roi_pool_with_argmax
+from fastrcnn_engine.ops.smooth_l1 import smooth_l1, smooth_l1_backward
+
+__all__ = [
+    "Detections",
+    "RoIPool",
+    "batched_nms",
+    "box_iou",
+    "build_info",
+    "clip_boxes_to_image",
+    "decode_boxes",
+    "detections",
+    "encode_boxes",
+    "nms",
+    "roi_pool",
+    "roi_pool_backward",
+    "roi_pool_with_argmax",
+    "smooth_l1",
+    "smooth_l1_backward",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "RoIPool":  # a torch module: looked up only when asked for
+        from fastrcnn_engine.ops.autograd import RoIPool
+
+        return RoIPool
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,259 @@
+"""The kinds of array the operators take, behind one small interface.
+
+An operator asks `arrays_of(first_argument)` for its adaptor, takes every argument through it, lets it
+make the outputs, and hands results back through it. Torch tensors and NumPy arrays have an adaptor
+each; everything else with DLPack is seen as NumPy when it lies in host memory, and handed on as it is
+when it lies on a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_CPU_DEVICE_TYPES = (1, 3)  # DLPack: host memory, pinned host memory
+
+
+class NumpyArrays:
+    """NumPy arrays in, NumPy arrays out. Nothing here needs a stream."""
+
+    stream = 0
+
+    def take(self, array: Any, name: str, cast: str | None = None) -> np.ndarray:
+        """The array, row-major; `cast` names a dtype that floats (or for int64, integers) go to."""
+        result = self._as_numpy(array, name)
+        if cast is not None and result.dtype.kind == np.dtype(cast).kind:
+            result = result.astype(cast, copy=False)
+        return np.require(result, requirements=["C"])
+
+    def take_map(self, array: Any, name: str) -> np.ndarray:
+        """A (N, C, H, W) array, left alone when dense in NCHW or channels-last order."""
+        result = self._as_numpy(array, name)
+        if self.is_channels_last(result):
+            return result
+        return np.require(result, requirements=["C"])
+
+    def take_like(self, array: Any, like: Any, name: str) -> np.ndarray:
+        """A (N, C, H, W) array in the memory layout of `like`."""
+        result = self._as_numpy(array, name)
+        if not self.is_channels_last(like):
+            return np.require(result, requirements=["C"])
+        if result.ndim != 4:
+            raise ValueError(f"{name} must have 4 dimensions, got shape {result.shape}")
+        rows = np.require(result.transpose(0, 2, 3, 1), requirements=["C"])
+        return rows.transpose(0, 3, 1, 2)
+
+    def is_channels_last(self, array: np.ndarray) -> bool:
+        return (
+            array.ndim == 4
+            and not array.flags.c_contiguous
+            and array.transpose(0, 2, 3, 1).flags.c_contiguous
+        )
+
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> np.ndarray:
+        del like
+        return np.empty(shape, dtype)
+
+    def empty_map(self, shape: Sequence[int], dtype: Any, like: np.ndarray) -> np.ndarray:
+        """A new (R, C, PH, PW) array in the memory layout of `like`."""
+        if not self.is_channels_last(like):
+            return np.empty(shape, dtype)
+        r, c, h, w = shape
+        return np.empty((r, h, w, c), dtype).transpose(0, 3, 1, 2)
+
+    def dtype_of(self, array: Any) -> Any:
+        return array.dtype
+
+    def indexed_boxes(self, boxes: Sequence[Any]) -> np.ndarray:
+        """A list of (L_i, 4) arrays, one per image, as (R, 5) rows with the image's index."""
+        rows = [np.empty((0, 5), np.float32)]
+        for i, item in enumerate(boxes):
+            item = self.take(item, f"boxes[{i}]", "float32")
+            _require_four_columns(item.shape, i)
+            rows.append(np.concatenate([np.full((len(item), 1), i, np.float32), item], axis=1))
+        return np.concatenate(rows)
+
+    def give(self, result: np.ndarray) -> Any:
+        return result
+
+    def _as_numpy(self, array: Any, name: str) -> np.ndarray:
+        if isinstance(array, np.ndarray):
+            return array
+        if hasattr(array, "__dlpack__") and not _is_tensor(array):
+            return np.from_dlpack(array)
+        raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host memory) "
+                        f"like the first argument, got {type(array).__name__}")
+
+
+class HostDlpackArrays(NumpyArrays):
+    """Another library's arrays in host memory: computed on as NumPy, given back in their own kind."""
+
+    def __init__(self, example: Any) -> None:
+        namespace = getattr(example, "__array_namespace__", None)
+        self._from_dlpack = getattr(namespace(), "from_dlpack", None) if namespace else None
+
+    def give(self, result: np.ndarray) -> Any:
+        return result if self._from_dlpack is None else self._from_dlpack(result)
+
+
+class DeviceDlpackArrays:
+    """A GPU array library with the array API (CuPy). Work is queued on the legacy default stream."""
+
+    stream = 1
+
+    def __init__(self, example: Any) -> None:
+        self._xp = example.__array_namespace__()
+
+    def take(self, array: Any, name: str, cast: str | None = None) -> Any:
+        del name
+        kinds = {"float32": "real floating", "int64": "integral"}
+        if cast is not None and self._xp.isdtype(array.dtype, kinds[cast]):
+            array = self._xp.astype(array, getattr(self._xp, cast), copy=False)
+        return self._xp.asarray(array, order="C") if hasattr(array, "flags") else array
+
+    def take_map(self, array: Any, name: str) -> Any:
+        return self.take(array, name)
+
+    def take_like(self, array: Any, like: Any, name: str) -> Any:
+        del like
+        return self.take(array, name)
+
+    def is_channels_last(self, array: Any) -> bool:
+        del array
+        return False
+
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
+        return self._xp.empty(tuple(shape), dtype=self._dtype(dtype), device=like.device)
+
+    empty_map = empty
+
+    def dtype_of(self, array: Any) -> Any:
+        return array.dtype
+
+    def indexed_boxes(self, boxes: Sequence[Any]) -> Any:
+        xp = self._xp
+        rows = []
+        for i, item in enumerate(boxes):
+            item = self.take(item, f"boxes[{i}]", "float32")
+            _require_four_columns(item.shape, i)
+            index = xp.full((item.shape[0], 1), i, dtype=xp.float32, device=item.device)
+            rows.append(xp.concat([index, item], axis=1))
+        return xp.concat(rows)
+
+    def give(self, result: Any) -> Any:
+        return result
+
+    def _dtype(self, dtype: Any) -> Any:
+        return getattr(self._xp, dtype) if isinstance(dtype, str) else dtype
+
+
+class TorchArrays:
+    """Torch tensors; work is queued on the current stream of the first argument's device."""
+
+    def __init__(self, example: Any) -> None:
+        self._torch = sys.modules["torch"]
+        self.stream = 0
+        if example.is_cuda:
+            self.stream = self._torch.cuda.current_stream(example.device).cuda_stream
+
+    def take(self, array: Any, name: str, cast: str | None = None) -> Any:
+        tensor = self._tensor(array, name)
+        if cast == "float32" and tensor.is_floating_point():
+            tensor = tensor.float()
+        elif cast == "int64" and not tensor.is_floating_point():
+            tensor = tensor.long()
+        return tensor.contiguous()
+
+    def take_map(self, array: Any, name: str) -> Any:
+        tensor = self._tensor(array, name)
+        return tensor if self.is_channels_last(tensor) else tensor.contiguous()
+
+    def take_like(self, array: Any, like: Any, name: str) -> Any:
+        tensor = self._tensor(array, name)
+        if not self.is_channels_last(like):
+            return tensor.contiguous()
+        return tensor.contiguous(memory_format=self._torch.channels_last)
+
+    def is_channels_last(self, tensor: Any) -> bool:
+        return (
+            tensor.dim() == 4
+            and not tensor.is_contiguous()
+            and tensor.is_contiguous(memory_format=self._torch.channels_last)
+        )
+
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
+        return self._torch.empty(tuple(shape), dtype=self._dtype(dtype), device=like.device)
+
+    def empty_map(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
+        layout = self._torch.contiguous_format
+        if self.is_channels_last(like):
+            layout = self._torch.channels_last
+        return self._torch.empty(
+            tuple(shape), dtype=self._dtype(dtype), device=like.device, memory_format=layout
+        )
+
+    def dtype_of(self, array: Any) -> Any:
+        return array.dtype
+
+    def indexed_boxes(self, boxes: Sequence[Any]) -> Any:
+        rows = []
+        for i, item in enumerate(boxes):
+            item = self.take(item, f"boxes[{i}]", "float32")
+            _require_four_columns(item.shape, i)
+            rows.append(self._torch.cat([item.new_full((item.shape[0], 1), i), item], dim=1))
+        return self._torch.cat(rows) if rows else self._torch.empty((0, 5))
+
+    def give(self, result: Any) -> Any:
+        return result
+
+    def _tensor(self, array: Any, name: str) -> Any:
+        if not isinstance(array, self._torch.Tensor):
+            raise TypeError(
+                f"{name} must be a torch.Tensor like the first argument, got {type(array).__name__}"
+            )
+        return array.detach()
+
+    def _dtype(self, dtype: Any) -> Any:
+        return getattr(self._torch, dtype) if isinstance(dtype, str) else dtype
+
+
+Arrays = NumpyArrays | DeviceDlpackArrays | TorchArrays
+_NUMPY = NumpyArrays()
+
+
+def arrays_of(example: Any, name: str) -> Arrays:
+    """The adaptor for arrays of the kind of `example`.
+
+    Raises TypeError, naming the argument, when it is no array.
+    """
+    if _is_tensor(example):
+        return TorchArrays(example)
+    if isinstance(example, np.ndarray):
+        return _NUMPY
+    if not hasattr(example, "__dlpack_device__"):
+        raise TypeError(f"{name} must be an array (torch, NumPy or any other with DLPack), "
+                        f"got {type(example).__name__}")
+    if example.__dlpack_device__()[0] in _CPU_DEVICE_TYPES:
+        return HostDlpackArrays(example)
+    return DeviceDlpackArrays(example)
+
+
+def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
+    """The array's shape; ValueError, naming the argument, unless it has `rank` dimensions."""
+    shape = tuple(array.shape)
+    if len(shape) != rank:
+        raise ValueError(f"{name} must have {rank} dimensions, got shape {shape}")
+    return shape
+
+
+def _is_tensor(array: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _require_four_columns(shape: Sequence[int], i: int) -> None:
+    if len(shape) != 2 or shape[1] != 4:
+        raise ValueError(f"boxes[{i}] must be (L, 4) rows of [x1, y1, x2, y2], got {tuple(shape)}")

@@ -1,0 +1,89 @@
+"""Box regression targets, their inverse, and clipping (R-CNN's parametrisation)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastrcnn_engine import _core
+from fastrcnn_engine.ops._arrays import arrays_of, shape_of
+
+# A box grows at most this much in one step (in log space): exp() of an untrained network overflows.
+MAX_LOG_RATIO = math.log(1000 / 16)
+
+
+def encode_boxes(reference_boxes: Any, proposals: Any) -> Any:
+    """What to add to each proposal to get its reference box: (dx, dy, dw, dh).
+
+    dx = (centre difference) / proposal width, dw = log(width ratio), with widths x2 - x1. No gradient.
+
+    Args:
+        reference_boxes: (R, 4), the box each proposal should become.
+        proposals: (R, 4), the same dtype, float32 or float64.
+
+    Returns:
+        (R, 4) deltas, not normalised.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, or (host memory) a box that is not finite or
+            has no area, naming the row. On a GPU such a row becomes infinite or NaN instead.
+
+    Source: paper section 2.3 ("the parameterization given in R-CNN"); widths of the original code.
+    """
+    arrays = arrays_of(proposals, "proposals")
+    proposals = arrays.take(proposals, "proposals")
+    targets = arrays.take(reference_boxes, "reference_boxes")
+    shape = shape_of(proposals, 2, "proposals")
+    out = arrays.empty((shape[0], 4), arrays.dtype_of(proposals), proposals)
+    _core.encode_boxes(targets, proposals, out, arrays.stream)
+    return arrays.give(out)
+
+
+def decode_boxes(deltas: Any, boxes: Any, *, max_log_ratio: float = MAX_LOG_RATIO) -> Any:
+    """Applies per-class deltas to boxes; the inverse of `encode_boxes`. No gradient.
+
+    Args:
+        deltas: (R, 4 * G) un-normalised (dx, dy, dw, dh) for each of G classes (1 for agnostic).
+        boxes: (R, 4), the same dtype.
+        max_log_ratio: dw and dh are held at this before exp().
+
+    Returns:
+        (R, 4 * G) boxes, not clipped.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+
+    Source: as `encode_boxes`; the hold on dw, dh from later detectors.
+    """
+    arrays = arrays_of(deltas, "deltas")
+    deltas = arrays.take(deltas, "deltas")
+    boxes = arrays.take(boxes, "boxes")
+    out = arrays.empty(shape_of(deltas, 2, "deltas"), arrays.dtype_of(deltas), deltas)
+    _core.decode_boxes(deltas, boxes, float(max_log_ratio), out, arrays.stream)
+    return arrays.give(out)
+
+
+def clip_boxes_to_image(boxes: Any, size: tuple[int, int], *, inclusive: bool = False) -> Any:
+    """Moves all four sides into the image. Signature of `torchvision.ops.clip_boxes_to_image`.
+
+    Args:
+        boxes: (..., 4), float32 or float64.
+        size: (height, width) in pixels.
+        inclusive: corners name pixels of the box (VOC): the largest x is width - 1, else width.
+
+    Returns:
+        (..., 4). NaN stays NaN.
+
+    Raises:
+        ValueError: a last dimension other than 4, a size that is not positive.
+    """
+    arrays = arrays_of(boxes, "boxes")
+    boxes = arrays.take(boxes, "boxes")
+    shape = tuple(boxes.shape)
+    if not shape or shape[-1] != 4:
+        raise ValueError(f"boxes must be (..., 4) rows of [x1, y1, x2, y2], got shape {shape}")
+    rows = boxes.reshape((math.prod(shape[:-1]), 4))
+    out = arrays.empty(rows.shape, arrays.dtype_of(rows), rows)
+    height, width = size
+    _core.clip_boxes(rows, float(height), float(width), inclusive, out, arrays.stream)
+    return arrays.give(out.reshape(shape))

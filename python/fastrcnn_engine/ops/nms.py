@@ -1,0 +1,84 @@
+"""Overlap of boxes and greedy non-maximum suppression, plain or per class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastrcnn_engine import _core
+from fastrcnn_engine.ops._arrays import arrays_of, shape_of
+
+
+def box_iou(boxes1: Any, boxes2: Any, *, inclusive: bool = False) -> Any:
+    """Intersection over union of every pair. Signature of `torchvision.ops.box_iou`.
+
+    Args:
+        boxes1: (A, 4), float32 or float64.
+        boxes2: (B, 4), the same dtype.
+        inclusive: corners name pixels of the box (VOC): widths are x2 - x1 + 1, else x2 - x1.
+
+    Returns:
+        (A, B). Two boxes without area give NaN. No gradient.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
+    """
+    arrays = arrays_of(boxes1, "boxes1")
+    boxes1 = arrays.take(boxes1, "boxes1")
+    boxes2 = arrays.take(boxes2, "boxes2")
+    rows, columns = shape_of(boxes1, 2, "boxes1")[0], shape_of(boxes2, 2, "boxes2")[0]
+    out = arrays.empty((rows, columns), arrays.dtype_of(boxes1), boxes1)
+    _core.box_iou(boxes1, boxes2, inclusive, out, arrays.stream)
+    return arrays.give(out)
+
+
+def nms(boxes: Any, scores: Any, iou_threshold: float, *, inclusive: bool = False) -> Any:
+    """Keeps the best of every cluster of boxes. Signature of `torchvision.ops.nms`.
+
+    Boxes are visited by falling score, then rising index; a box goes when one kept before it
+    overlaps it by more than the threshold (a float32, strict). NaN scores are never kept. The same
+    boxes are kept on CPU and GPU.
+
+    Args:
+        boxes: (B, 4), float32 or float64.
+        scores: (B,), the same dtype.
+        iou_threshold: in [0, 1].
+        inclusive: as in `box_iou`.
+
+    Returns:
+        int64 indices of the kept boxes by falling score.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, a threshold outside [0, 1].
+
+    Source: paper section 3; the order of equal scores is ours.
+    """
+    return _suppress(boxes, scores, None, iou_threshold, inclusive)
+
+
+def batched_nms(
+    boxes: Any, scores: Any, idxs: Any, iou_threshold: float, *, inclusive: bool = False
+) -> Any:
+    """`nms` within every class at once. Signature of `torchvision.ops.batched_nms`.
+
+    Classes are kept apart by comparing their numbers, not by moving boxes, so that coordinates keep
+    their precision.
+
+    Args:
+        boxes, scores, iou_threshold, inclusive: as `nms`.
+        idxs: (B,) integers, the class of each box; any values.
+
+    Returns:
+        int64 indices of the kept boxes of all classes by falling score.
+    """
+    return _suppress(boxes, scores, idxs, iou_threshold, inclusive)
+
+
+def _suppress(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:
+    arrays = arrays_of(boxes, "boxes")
+    boxes = arrays.take(boxes, "boxes")
+    scores = arrays.take(scores, "scores")
+    if idxs is not None:
+        idxs = arrays.take(idxs, "idxs", "int64")
+    keep = arrays.empty((shape_of(boxes, 2, "boxes")[0],), "int64", boxes)
+    kept = _core.nms(boxes, scores, idxs, float(iou_threshold), inclusive, keep, arrays.stream)
+    return arrays.give(keep[:kept])

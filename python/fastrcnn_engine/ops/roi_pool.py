@@ -1,0 +1,159 @@
+"""RoI max pooling: every region of interest as a fixed grid of maxima (paper section 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastrcnn_engine import _core
+from fastrcnn_engine.ops._arrays import Arrays, arrays_of, shape_of
+
+
+def roi_pool(
+    input: Any,
+    boxes: Any,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    *,
+    out: Any = None,
+) -> Any:
+    """Max-pools every RoI into a PH x PW grid. Signature of `torchvision.ops.roi_pool`.
+
+    A RoI's corners are scaled to the map and rounded (halves away from zero), both ends inclusive.
+    Bin p covers floor(p * size / P) to ceil((p + 1) * size / P), clipped to the map; an empty bin
+    gives 0. Differentiable in `input` for torch tensors; the gradient goes to the first maximum of
+    each bin in row-major order and is the same, bit for bit, on every run.
+
+    Args:
+        input: features (N, C, H, W), float32 or float64, NCHW or channels-last; the result has the
+            same memory layout.
+        boxes: (R, 5) rows of [batch index, x1, y1, x2, y2] in image pixels, or a list of N arrays
+            (L_i, 4). Coordinates are used as float32 whatever the type of the features.
+        output_size: (PH, PW), or one number for both.
+        spatial_scale: map cells per image pixel, 1/16 for the paper's networks.
+        out: optional (R, C, PH, PW) array to write into and return; not with gradients.
+
+    Returns:
+        (R, C, PH, PW), the kind and dtype of `input`.
+
+    Raises:
+        ValueError: a shape, dtype, device or layout that does not fit, or (host memory) a batch
+            index outside [0, N), naming the row. On a GPU such a RoI gives zeros instead.
+        TypeError: an argument that is no array.
+
+    Source: paper section 2.1; rounding as in the original Caffe layer.
+    """
+    size = _pair(output_size)
+    arrays = arrays_of(input, "input")
+    boxes = _rows(arrays, boxes)
+    if getattr(input, "requires_grad", False):
+        from fastrcnn_engine.ops import autograd
+
+        if autograd.is_enabled():
+            if out is not None:
+                raise ValueError("out cannot be used when input requires a gradient")
+            return autograd.RoIPoolFunction.apply(input, boxes, size, spatial_scale)
+    output, _ = _forward(arrays, input, boxes, size, spatial_scale, out, None, want_argmax=False)
+    return output
+
+
+def roi_pool_with_argmax(
+    input: Any,
+    boxes: Any,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    *,
+    out: Any = None,
+    argmax_out: Any = None,
+) -> tuple[Any, Any]:
+    """`roi_pool` and where each maximum came from. Outside autograd; see `roi_pool_backward`.
+
+    Returns:
+        (output, argmax), both (R, C, PH, PW). argmax is int32: h * W + w of the maximum within its
+        plane, -1 for an empty bin.
+
+    Arguments, errors and source: as `roi_pool`; `argmax_out` is an int32 array to write into. A map
+    of more than 2^31 - 1 cells raises ValueError.
+    """
+    arrays = arrays_of(input, "input")
+    boxes = _rows(arrays, boxes)
+    size = _pair(output_size)
+    return _forward(arrays, input, boxes, size, spatial_scale, out, argmax_out, want_argmax=True)
+
+
+def roi_pool_backward(
+    grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int]
+) -> Any:
+    """Gradient of `roi_pool` in its input: each output's gradient goes to its argmax cell.
+
+    Sums run in ascending order of (RoI, bin), so the result never changes from run to run.
+
+    Args:
+        grad_output: (R, C, PH, PW), float32 or float64.
+        argmax: (R, C, PH, PW) int32 of `roi_pool_with_argmax`. -1, or anything outside the map,
+            passes nothing.
+        boxes: the (R, 5) RoIs of the forward pass; only the batch index is read.
+        input_shape: (N, C, H, W) of the forward pass.
+
+    Returns:
+        (N, C, H, W) in the kind and dtype of grad_output and the memory layout of argmax.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, a batch index outside [0, N).
+
+    Source: paper section 2.3, equation 4.
+    """
+    arrays = arrays_of(argmax, "argmax")
+    argmax = arrays.take_map(argmax, "argmax")
+    grad_output = arrays.take_like(grad_output, argmax, "grad_output")
+    boxes = arrays.take(boxes, "boxes", "float32")
+    if len(input_shape) != 4:
+        raise ValueError(f"input_shape must be (N, C, H, W), got {tuple(input_shape)}")
+    dtype = arrays.dtype_of(grad_output)
+    grad_input = arrays.empty_map(input_shape, dtype, argmax)
+    _core.roi_pool_backward(grad_output, argmax, boxes, grad_input, arrays.stream)
+    return arrays.give(grad_input)
+
+
+def _forward(
+    arrays: Arrays,
+    input: Any,
+    boxes: Any,
+    size: tuple[int, int],
+    spatial_scale: float,
+    out: Any,
+    argmax_out: Any,
+    want_argmax: bool,
+) -> tuple[Any, Any]:
+    features = arrays.take_map(input, "input")
+    _, channels, _, _ = shape_of(features, 4, "input")
+    shape = (boxes.shape[0], channels, *size)
+    output = out
+    if output is None:
+        output = arrays.empty_map(shape, arrays.dtype_of(features), features)
+    argmax = argmax_out
+    if argmax is None and want_argmax:
+        argmax = arrays.empty_map(shape, "int32", features)
+    for given, name in ((out, "out"), (argmax_out, "argmax_out")):
+        if given is not None and tuple(given.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
+    _core.roi_pool_forward(features, boxes, float(spatial_scale), output, argmax, arrays.stream)
+    return (
+        output if out is not None else arrays.give(output),
+        argmax if argmax_out is not None or argmax is None else arrays.give(argmax),
+    )
+
+
+def _rows(arrays: Arrays, boxes: Any) -> Any:
+    if isinstance(boxes, (list, tuple)):
+        return arrays.indexed_boxes(boxes)
+    return arrays.take(boxes, "boxes", "float32")
+
+
+def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+        raise ValueError(
+            f"output_size must be a positive int or a pair of them, got {output_size!r}"
+        )
+    return size

@@ -1,0 +1,103 @@
+"""The box loss of the multi-task loss (paper equations 1 to 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastrcnn_engine import _core
+from fastrcnn_engine.ops._arrays import Arrays, arrays_of, shape_of
+
+
+def smooth_l1(
+    deltas: Any,
+    targets: Any,
+    labels: Any = None,
+    *,
+    weights: Any = None,
+    beta: float = 1.0,
+    normalizer: float | None = None,
+) -> Any:
+    """Weighted smooth L1, class-specific without building targets as wide as the predictions.
+
+    loss = 1 / normalizer * sum over r, d of
+           weights[r, d] * smooth_l1(deltas[r, D * labels[r] + d] - targets[r, d])
+
+    Differentiable in `deltas` for torch tensors. The sum runs in float64 in a fixed order.
+
+    Args:
+        deltas: (R, D * (K + 1)) predictions, float32 or float64; (R, D) without labels.
+        targets: (R, D), the same dtype; D is 4 for boxes.
+        labels: (R,) integers in 0..K. A row uses the columns of its label; label 0 (background)
+            contributes nothing. None: every row counts.
+        weights: (R, D) factors, None for 1.
+        beta: where the square turns into a line, >= 0; the paper's 1 is the default.
+        normalizer: what the sum is divided by; default R, foreground and background alike, as the
+            original does.
+
+    Returns:
+        A scalar (NumPy: a 0-d array). 0 when there are no rows.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, a negative beta, or (host memory) a label
+            outside 0..K, naming the row.
+
+    Source: paper section 2.3, equations 1 to 3; division by the number of RoIs from the original code.
+    """
+    if getattr(deltas, "requires_grad", False):
+        from fastrcnn_engine.ops import autograd
+
+        if autograd.is_enabled():
+            return autograd.SmoothL1Function.apply(
+                deltas, targets, labels, weights, beta, normalizer
+            )
+    arrays = arrays_of(deltas, "deltas")
+    operands = _take(arrays, deltas, targets, labels, weights)
+    loss = arrays.empty((1,), arrays.dtype_of(operands[0]), operands[0])
+    divisor = _divisor(operands[0], normalizer)
+    _core.smooth_l1_forward(*operands, float(beta), divisor, loss, arrays.stream)
+    return arrays.give(loss.reshape(()))
+
+
+def smooth_l1_backward(
+    grad_loss: Any,
+    deltas: Any,
+    targets: Any,
+    labels: Any = None,
+    *,
+    weights: Any = None,
+    beta: float = 1.0,
+    normalizer: float | None = None,
+) -> Any:
+    """Gradient of `smooth_l1` in its deltas, times `grad_loss` (one number, the dtype of deltas).
+
+    Returns:
+        (R, D * (K + 1)), zero outside each row's own columns.
+
+    Arguments, errors and source: as `smooth_l1`.
+    """
+    arrays = arrays_of(deltas, "deltas")
+    operands = _take(arrays, deltas, targets, labels, weights)
+    upstream = arrays.take(grad_loss, "grad_loss").reshape((1,))
+    gradient = arrays.empty(operands[0].shape, arrays.dtype_of(operands[0]), operands[0])
+    divisor = _divisor(operands[0], normalizer)
+    _core.smooth_l1_backward(
+        *operands, float(beta), divisor, upstream, gradient, arrays.stream
+    )
+    return arrays.give(gradient)
+
+
+def _take(
+    arrays: Arrays, deltas: Any, targets: Any, labels: Any, weights: Any
+) -> tuple[Any, Any, Any, Any]:
+    return (
+        arrays.take(deltas, "deltas"),
+        arrays.take(targets, "targets"),
+        None if labels is None else arrays.take(labels, "labels", "int64"),
+        None if weights is None else arrays.take(weights, "weights"),
+    )
+
+
+def _divisor(deltas: Any, normalizer: float | None) -> float:
+    if normalizer is not None:
+        return float(normalizer)
+    return float(max(shape_of(deltas, 2, "deltas")[0], 1))
