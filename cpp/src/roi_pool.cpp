@@ -124,10 +124,15 @@ void pool_bin(const T* __restrict cells, int64_t cell_stride, int64_t width, Bin
   for (int64_t row = y.begin; row < y.end; ++row) {
     for (int64_t cell = row * width + x.begin; cell < row * width + x.end; ++cell) {
       const T* __restrict candidates = cells + cell * cell_stride;
+      const auto here = static_cast<int32_t>(cell);
       for (int l = 0; l < Lanes; ++l) {
-        const bool greater = candidates[l] > value[l];  // false for NaN
-        value[l] = greater ? candidates[l] : value[l];
-        if constexpr (WithArgmax) index[l] = greater ? static_cast<int32_t>(cell) : index[l];
+        // Selects without a branch, the second by mask: what the compiler turns into vector code.
+        const T candidate = candidates[l], best = value[l];
+        value[l] = candidate > best ? candidate : best;  // false for NaN
+        if constexpr (WithArgmax) {
+          const int32_t greater = -static_cast<int32_t>(candidate > best);
+          index[l] ^= (index[l] ^ here) & greater;
+        }
       }
     }
   }

@@ -1,0 +1,26 @@
+# The two commands of the README. Each sets up everything it needs in .venv: python3, a C++20 compiler
+# and make are enough.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/
+SOURCES := $(shell find cpp cuda bindings cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
+
+.PHONY: demo test clean
+
+## Draws a small data set, trains on it, evaluates, and writes runs/demo/report.html (minutes on a CPU).
+demo: $(VENV)/.installed
+	$(RUN)fastrcnn-engine demo
+
+## Everything the package promises, checked.
+test: $(VENV)/.installed
+	$(RUN)python -m pytest
+
+# Editable: changes in Python count at once, changes in C++ rebuild here.
+$(VENV)/.installed: $(SOURCES)
+	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --upgrade pip
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[train,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build runs
