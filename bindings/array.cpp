@@ -1,10 +1,13 @@
 #include "array.h"
 
+#include <bit>
 #include <unordered_map>
 
 namespace fastrcnn_engine::bindings {
 
 namespace {
+
+constexpr uint8_t kSwapped = 255;  // no DLPack code: matches no type, and is named in the message
 
 constexpr const char* kCapsule = "dltensor";
 constexpr const char* kVersionedCapsule = "dltensor_versioned";
@@ -24,8 +27,12 @@ bool is_dense_in(const std::vector<int64_t>& shape, const std::vector<int64_t>& 
 }
 
 DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
-  const char kind = format.empty() ? 'B' : format.back();
   const auto bits = static_cast<uint8_t>(8 * itemsize);
+  const char kind = format.empty() ? 'B' : format.back();
+  const bool swapped = std::endian::native == std::endian::little
+                           ? format.starts_with('>') || format.starts_with('!')
+                           : format.starts_with('<');
+  if (swapped) return {kSwapped, bits, 1};
   if (std::string("efdg").find(kind) != std::string::npos) return {dlpack::kFloat, bits, 1};
   if (std::string("bhilqn").find(kind) != std::string::npos) return {dlpack::kInt, bits, 1};
   return {dlpack::kUInt, bits, 1};
@@ -54,6 +61,7 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
 
 std::string dtype_name(DLDataType dtype) {
   const char* kind = "dtype ";
+  if (dtype.code == kSwapped) kind = "byte-swapped ";
   if (dtype.code == dlpack::kFloat) kind = "float";
   if (dtype.code == dlpack::kInt) kind = "int";
   if (dtype.code == dlpack::kUInt) kind = "uint";
@@ -69,6 +77,9 @@ Array::Array(py::handle object, const char* name, Access access, uintptr_t strea
   require(device_.device_type == dlpack::kCPU || device_.device_type == dlpack::kCUDA ||
               device_.device_type == dlpack::kCUDAHost,
           name_, " must be in CPU or CUDA memory, got DLPack device type ", device_.device_type);
+  const auto item = static_cast<uintptr_t>(dtype_.bits / 8);
+  require(item == 0 || reinterpret_cast<uintptr_t>(data_) % item == 0, name_,
+          " must be aligned to its elements; make a copy first");
 }
 
 void Array::adopt(const DLTensor& tensor) {

@@ -15,7 +15,7 @@ void check(const SmoothL1<T>& call) {
   require(width > 0, "targets must be (R, D) with D > 0, got (", rows, ", ", width, ")");
   require(call.deltas.shape[0] == rows, "deltas and targets must have the same number of rows, got ",
           call.deltas.shape[0], " and ", rows);
-  if (call.labels == nullptr)
+  if (call.labels == nullptr && rows > 0)  // no rows, no memory: labels may then be null too
     require(call.deltas.shape[1] == width, "without labels deltas must be (R, ", width, "), got (",
             call.deltas.shape[0], ", ", call.deltas.shape[1], ")");
   else

@@ -27,23 +27,23 @@ class NumpyArrays:
         result = self._as_numpy(array, name)
         if cast is not None and result.dtype.kind == np.dtype(cast).kind:
             result = result.astype(cast, copy=False)
-        return np.require(result, requirements=["C"])
+        return np.require(result, requirements=["C", "A"])
 
     def take_map(self, array: Any, name: str) -> np.ndarray:
         """A (N, C, H, W) array, left alone when dense in NCHW or channels-last order."""
         result = self._as_numpy(array, name)
         if self.is_channels_last(result):
             return result
-        return np.require(result, requirements=["C"])
+        return np.require(result, requirements=["C", "A"])
 
     def take_like(self, array: Any, like: Any, name: str) -> np.ndarray:
         """A (N, C, H, W) array in the memory layout of `like`."""
         result = self._as_numpy(array, name)
         if not self.is_channels_last(like):
-            return np.require(result, requirements=["C"])
+            return np.require(result, requirements=["C", "A"])
         if result.ndim != 4:
             raise ValueError(f"{name} must have 4 dimensions, got shape {result.shape}")
-        rows = np.require(result.transpose(0, 2, 3, 1), requirements=["C"])
+        rows = np.require(result.transpose(0, 2, 3, 1), requirements=["C", "A"])
         return rows.transpose(0, 3, 1, 2)
 
     def is_channels_last(self, array: np.ndarray) -> bool:
@@ -51,6 +51,7 @@ class NumpyArrays:
             array.ndim == 4
             and not array.flags.c_contiguous
             and array.transpose(0, 2, 3, 1).flags.c_contiguous
+            and array.flags.aligned
         )
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> np.ndarray:
@@ -80,8 +81,9 @@ class NumpyArrays:
         return result
 
     def _as_numpy(self, array: Any, name: str) -> np.ndarray:
-        if isinstance(array, np.ndarray):
-            return array
+        if isinstance(array, (np.ndarray, np.generic)):
+            array = np.asarray(array)
+            return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
         if hasattr(array, "__dlpack__") and not _is_tensor(array):
             return np.from_dlpack(array)
         raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host memory) "

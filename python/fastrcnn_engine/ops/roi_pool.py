@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,9 +152,14 @@ def _rows(arrays: Arrays, boxes: Any) -> Any:
 
 
 def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
-    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
-        raise ValueError(
-            f"output_size must be a positive int or a pair of them, got {output_size!r}"
-        )
-    return size
+    try:
+        if hasattr(output_size, "__index__"):
+            size = (operator.index(output_size),) * 2
+        else:
+            height, width = output_size
+            size = (operator.index(height), operator.index(width))
+        if min(size) > 0:
+            return size
+    except (TypeError, ValueError):
+        pass  # the same message as for a size that is not positive
+    raise ValueError(f"output_size must be a positive int or a pair of them, got {output_size!r}")
