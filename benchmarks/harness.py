@@ -1,0 +1,162 @@
+"""What every benchmark shares: peers, interleaved timing, the table, the result file."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import gc
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import fastrcnn_engine
+
+OURS = "fastrcnn_engine"  # begins every row of ours
+FLOOR = "floor"
+RESULTS = Path(__file__).parent / "results"
+console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=150)  # a log is not 80 columns wide
+
+
+@dataclass
+class Row:
+    """One timed call. Rows with the same `job` give the same results in the same kind of memory."""
+
+    who: str
+    job: str
+    run: Callable[[], Any]
+
+
+def load_peers(kinds: Sequence[type], threads: int) -> tuple[list, dict[str, str]]:
+    """The peers that can be used here, and what to do about each of the others."""
+    peers, missing = [], {}
+    for kind in kinds:
+        try:
+            peers.append(kind(threads))
+            console.print(f"peer {kind.name} {peers[-1].version}")
+        except Exception as error:  # broken is as good as absent, and is named
+            missing[kind.name] = f"{type(error).__name__}: {error}. To add it: {kind.install}"
+            console.print(f"peer {kind.name} [yellow]left out[/yellow], {missing[kind.name]}")
+    return peers, missing
+
+
+def wall_clock(run: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    time.sleep(0.01)  # lets the threads of the library before stop spinning
+    start = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    del result  # freeing it is not part of the time
+    return seconds
+
+
+def cuda_clock(run: Callable[[], Any], calls: int) -> float:
+    """Seconds per call, by events around `calls` of them."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(20_000_000)  # about 10 ms, in which the host queues the calls ahead
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def interleave(rows: Sequence[Row], rounds: int, clock: Callable = wall_clock) -> list[dict]:
+    """Times every row once a round, in rotating order, so that a busy machine hurts all alike.
+
+    Returns a record a row: who, job, best_ms, median_ms, of_floor (the multiple of the same job's
+    floor) and the speedup over each peer. Ratios are best against best.
+    """
+    for row in rows:
+        clock(row.run)  # warm-up
+    seconds: list[list[float]] = [[] for _ in rows]
+    gc.collect()
+    gc.disable()
+    for turn in range(rounds):
+        for i in range(len(rows)):
+            k = (i + turn) % len(rows)
+            seconds[k].append(clock(rows[k].run))
+    gc.enable()
+    records = [
+        {"who": row.who, "job": row.job, "best_ms": min(s) * 1e3, "median_ms": median(s) * 1e3}
+        for row, s in zip(rows, seconds, strict=True)
+    ]
+    floors = {r["job"]: r["best_ms"] for r in records if r["who"] == FLOOR}
+    peers = {r["who"]: r["best_ms"] for r in records if not r["who"].startswith((OURS, FLOOR))}
+    for r in records:
+        r["of_floor"] = r["best_ms"] / floors[r["job"]]
+        r["speedup"] = {who: best / r["best_ms"] for who, best in peers.items()}
+    return records
+
+
+def write_once(tensor: torch.Tensor) -> None:
+    """Fills a dense tensor as fast as this machine can."""
+    if tensor.is_cuda or torch.get_num_threads() > 1:
+        tensor.fill_(0)
+    else:  # past the caches, which fill_ does not
+        ctypes.memset(tensor.data_ptr(), 0, tensor.nbytes)
+
+
+def show(records: list[dict], caption: str) -> None:
+    """Prints the records of one section, fastest first, the floor last."""
+    peers = list(records[0]["speedup"])
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for heading in ("who", "job"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("best ms", "median ms", "of floor", *peers):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for r in sorted(records, key=lambda r: (r["who"] == FLOOR, r["best_ms"])):
+        style = "bold" if r["who"].startswith(OURS) else "dim" if r["who"] == FLOOR else ""
+        cells = [f"{r['best_ms']:.3f}", f"{r['median_ms']:.3f}", f"{r['of_floor']:.1f}x"]
+        cells += ["" if r["who"] == FLOOR else f"{r['speedup'][peer]:.2f}x" for peer in peers]
+        table.add_row(r["who"], r["job"], *cells, style=style)
+    console.print(table)
+
+
+def document(name: str, threads: int, rounds: int, peers: list, missing: dict) -> dict:
+    """The head of a result file: machine, versions, date, commit. `results` is for the records."""
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        console.print(f"[yellow]The machine is busy (load {load:.1f}): trust no time below.")
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "benchmark": name,
+        "date": datetime.date.today().isoformat(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "threads": threads,
+        "rounds": rounds,
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": round(load, 2),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "engine": fastrcnn_engine.build_info(),
+        "versions": versions | {peer.name: peer.version for peer in peers},
+        "left_out": missing,
+        "checks": [],
+        "results": [],
+    }
+
+
+def save(result: dict, path: Path) -> None:
+    """Writes a result file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"wrote {path}")

@@ -1,0 +1,126 @@
+// What every launcher needs: checked calls, the device of the stream, launches, grid-stride loops,
+// temporary memory in stream order.
+//
+// Kernels are started with cudaLaunchKernelEx, not with <<< >>>: it returns the error of this very
+// launch, and it is plain C++, so g++ compiles the same files for tests/emulation.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "fastrcnn_engine/error.h"
+#include "fastrcnn_engine/stream.h"
+
+namespace fastrcnn_engine::cuda {
+
+// Throws DeviceError unless `status` is success. The runtime also remembers the error; it is
+// cleared, so that nobody's next check reports ours.
+inline void expect_success(cudaError_t status, const std::string& call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw DeviceError(call + ": " + cudaGetErrorString(status));
+}
+
+// Makes the stream's device current, and the caller's again at the end of the scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(const Stream& stream) {
+    expect_success(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (previous_ == stream.device()) return;
+    expect_success(cudaSetDevice(stream.device()),
+                   "cudaSetDevice(" + std::to_string(stream.device()) + ")");
+    changed_ = true;
+  }
+  ~DeviceGuard() {
+    if (changed_ && cudaSetDevice(previous_) != cudaSuccess) cudaGetLastError();
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+// `count` elements of uninitialised device memory that live in stream order: work queued before the
+// destructor runs may still use them.
+template <typename T>
+class TemporaryBuffer {
+ public:
+  TemporaryBuffer(int64_t count, const Stream& stream) : stream_(stream) {
+    if (count <= 0) return;
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    void* memory = nullptr;
+    expect_success(cudaMallocAsync(&memory, bytes, stream.handle()),
+                   "cudaMallocAsync of " + std::to_string(bytes) + " bytes");
+    data_ = static_cast<T*>(memory);
+  }
+  ~TemporaryBuffer() {
+    if (data_ != nullptr && cudaFreeAsync(data_, stream_.handle()) != cudaSuccess)
+      cudaGetLastError();
+  }
+  TemporaryBuffer(const TemporaryBuffer&) = delete;
+  TemporaryBuffer& operator=(const TemporaryBuffer&) = delete;
+
+  T* data() const { return data_; }
+
+ private:
+  Stream stream_;
+  T* data_ = nullptr;
+};
+
+template <typename T>
+void fill_bytes(T* data, int byte, int64_t count, const Stream& stream) {
+  if (count <= 0) return;
+  expect_success(
+      cudaMemsetAsync(data, byte, static_cast<size_t>(count) * sizeof(T), stream.handle()),
+      "cudaMemsetAsync");
+}
+
+// Waits for the stream and returns the number at `value` in device memory.
+inline int64_t fetch(const int64_t* value, const Stream& stream) {
+  int64_t result = 0;
+  expect_success(cudaMemcpyAsync(&result, value, sizeof result, cudaMemcpyDeviceToHost,
+                                 stream.handle()),
+                 "cudaMemcpyAsync");
+  expect_success(cudaStreamSynchronize(stream.handle()), "cudaStreamSynchronize");
+  return result;
+}
+
+constexpr int kThreads = 256;
+// Far more blocks than any device runs at a time; the grid-stride loops do the rest.
+constexpr int64_t kMaxBlocks = 65535;
+
+// Starts `kernel` with min(blocks, kMaxBlocks) blocks of kThreads: kernels loop over what they own.
+template <typename... Parameters, typename... Arguments>
+void launch_blocks(const char* name, void (*kernel)(Parameters...), int64_t blocks,
+                   const Stream& stream, const Arguments&... arguments) {
+  if (blocks <= 0) return;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, kMaxBlocks)));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream.handle();
+  expect_success(cudaLaunchKernelEx(&config, kernel, arguments...),
+                 std::string("launch of ") + name);
+}
+
+// The same with a thread per element. Zero elements launch nothing.
+template <typename... Parameters, typename... Arguments>
+void launch_threads(const char* name, void (*kernel)(Parameters...), int64_t elements,
+                    const Stream& stream, const Arguments&... arguments) {
+  const int64_t blocks = elements / kThreads + (elements % kThreads != 0);
+  launch_blocks(name, kernel, blocks, stream, arguments...);
+}
+
+// for (int64_t i = first_element(); i < count; i += element_stride())
+__device__ inline int64_t first_element() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ inline int64_t element_stride() {
+  return static_cast<int64_t>(gridDim.x) * blockDim.x;
+}
+
+}  // namespace fastrcnn_engine::cuda

@@ -1,0 +1,104 @@
+// One block sums the loss, in the order the contract fixes; one thread per element of the gradient.
+#include "fastrcnn_engine/smooth_l1.h"
+
+#include "fastrcnn_engine/semantics/smooth_l1.h"
+#include "launch.cuh"
+
+namespace fastrcnn_engine::cuda {
+namespace {
+
+// First of the D columns of deltas that row `r` uses, -1 where the row counts nothing.
+template <typename T>
+__device__ int64_t first_column(const SmoothL1<T>& call, int64_t r) {
+  if (call.labels == nullptr) return 0;
+  const int64_t width = call.targets.shape[1], label = call.labels[r];
+  return label > 0 && label < call.deltas.shape[1] / width ? label * width : -1;
+}
+
+template <typename T>
+__device__ T weight_at(const SmoothL1<T>& call, int64_t r, int64_t d) {
+  return call.weights == nullptr ? T(1) : call.weights[r * call.targets.shape[1] + d];
+}
+
+// deltas - targets of row `r`, component `d`.
+template <typename T>
+__device__ T difference_at(const SmoothL1<T>& call, int64_t r, int64_t column, int64_t d) {
+  return call.deltas.data[r * call.deltas.shape[1] + column + d] -
+         call.targets.data[r * call.targets.shape[1] + d];
+}
+
+// 256 lanes take the rows in turn and are then folded in halves: the order cpu:: follows too.
+static_assert(kThreads == 256, "the number of lanes is part of the result");
+
+template <typename T>
+__global__ void forward_kernel(SmoothL1<T> call, T* loss) {
+  __shared__ double lanes[kThreads];
+  const int lane = static_cast<int>(threadIdx.x);
+  const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
+  const T beta = static_cast<T>(call.beta);
+  double sum = 0;
+  for (int64_t r = lane; r < rows; r += kThreads) {
+    const int64_t column = first_column(call, r);
+    if (column < 0) continue;
+    double row = 0;
+    for (int64_t d = 0; d < width; ++d) {
+      const T difference = difference_at(call, r, column, d);
+      row += static_cast<double>(weight_at(call, r, d) * semantics::smooth_l1(difference, beta));
+    }
+    sum += row;
+  }
+  lanes[lane] = sum;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (lane < half) lanes[lane] += lanes[lane + half];
+  }
+  if (lane == 0) *loss = static_cast<T>(lanes[0] / call.normalizer);
+}
+
+template <typename T>
+__global__ void backward_kernel(SmoothL1<T> call, const T* grad_loss, T* grad_deltas) {
+  const int64_t columns = call.deltas.shape[1], count = call.deltas.size();
+  const T beta = static_cast<T>(call.beta);
+  const T scale = *grad_loss / static_cast<T>(call.normalizer);
+  for (int64_t i = first_element(); i < count; i += element_stride()) {
+    const int64_t r = i / columns, column = first_column(call, r), d = i % columns - column;
+    T gradient = 0;
+    if (column >= 0 && d >= 0 && d < call.targets.shape[1]) {
+      const T slope = semantics::smooth_l1_slope(difference_at(call, r, column, d), beta);
+      gradient = weight_at(call, r, d) * slope * scale;
+    }
+    grad_deltas[i] = gradient;
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void smooth_l1_forward(const SmoothL1<T>& call, T* loss, const Stream& stream) {
+  check(call);
+  const DeviceGuard guard(stream);
+  // No rows is no reason to return: the loss is then 0 and has to be written.
+  launch_blocks("smooth_l1_forward", forward_kernel<T>, 1, stream, call, loss);
+}
+
+template <typename T>
+void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas,
+                        const Stream& stream) {
+  check(call);
+  require(grad_deltas.shape[0] == call.deltas.shape[0] &&
+              grad_deltas.shape[1] == call.deltas.shape[1],
+          "grad_deltas must have the shape of deltas");
+  if (grad_deltas.size() == 0) return;
+  const DeviceGuard guard(stream);
+  launch_threads("smooth_l1_backward", backward_kernel<T>, grad_deltas.size(), stream, call,
+                 grad_loss, grad_deltas.data);
+}
+
+template void smooth_l1_forward(const SmoothL1<float>&, float*, const Stream&);
+template void smooth_l1_forward(const SmoothL1<double>&, double*, const Stream&);
+template void smooth_l1_backward(const SmoothL1<float>&, const float*, View<float, 2>,
+                                 const Stream&);
+template void smooth_l1_backward(const SmoothL1<double>&, const double*, View<double, 2>,
+                                 const Stream&);
+
+}  // namespace fastrcnn_engine::cuda

@@ -1,0 +1,250 @@
+"""The command line: `fastrcnn-engine COMMAND --help` documents each command.
+
+Only what a command line needs is imported here. A command imports its tools when it runs, so that
+help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Metric = Literal["area", "11point"]
+Mode = Literal["fast", "quality", "fine"]
+
+# One line for each command; its class or module holds the rest.
+COMMANDS = {
+    "demo": "The whole of Fast R-CNN in minutes, on images it draws itself; needs no download.",
+    "proposals": "Compute region proposals of a data set, once, into a file.",
+    "train": "Train a detector on a VOC directory, and test it.",
+    "eval": "Average precision of a trained detector on a split.",
+    "detect": "Detect objects on image files: JSON and drawn pictures.",
+    "env": "Versions and hardware, for a bug report.",
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """Selective search (Uijlings et al., IJCV 2013), by OpenCV's contrib modules."""
+
+    mode: Mode = "fine"
+    """fast (as in the paper) and quality are OpenCV's settings; fine finds small objects better."""
+    short_side: int | None = 200
+    """Larger images are shrunk to this short side for the search; None: as they are, slowly."""
+    min_size: int = 16
+    """Boxes narrower or lower than this are left out, in pixels of the original image."""
+    workers: int | None = None
+    """Images searched at once; None is one for each core."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """From class scores to detections (paper, section 3)."""
+
+    score_threshold: float = 0.05
+    """Detections with at most this score are dropped (py-faster-rcnn; the original: none)."""
+    nms_threshold: float = 0.3
+    """Of two boxes of a class with more IoU than this, the weaker is dropped (R-CNN, code)."""
+    max_detections: int = 100
+    """The most in one image (py-faster-rcnn; the original: 100 a class before suppression)."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Draw a data set, compute proposals, train, and test on images that were not trained on.
+
+    Everything goes to one folder: the data set in VOC layout, proposals, checkpoint, log,
+    metrics.json and report.html, which opens in any browser without a network. Takes at most six
+    minutes on two CPU cores. The same seed gives the same mAP on the same machine.
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder for all results. What an earlier demo left there is replaced."""
+    seed: int = 3
+    """Seed of the images, of the weights and of the sampling (original code: 3)."""
+    train_images: int = 200
+    """Images to train on."""
+    test_images: int = 60
+    """Images to test on. None of them is trained on."""
+    iterations: int = 600
+    """Training iterations of two images each (paper 4.1: 40 000 for VOC)."""
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.demo(self, command)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Compute the region proposals of a split by selective search, on all cores.
+
+    Fast R-CNN takes its proposals from outside; each image is searched once, here. The file is an
+    uncompressed .npz with one float32 array (P, 4) for each image id: x1, y1, x2, y2 in pixels of
+    the image, 0-based, both ends inclusive. Run it again after an interruption: images that are in
+    the file are not searched again. Ends with the share of objects the proposals cover, a bound on
+    any detector that uses them.
+    """
+
+    data: Path
+    """VOC directory: JPEGImages, Annotations, ImageSets/Main."""
+    split: tuple[str, ...] = ("trainval",)
+    """One or more lists of ImageSets/Main, e.g. --split train test."""
+    out: Path | None = None
+    """The file to write; None is proposals.npz in the VOC directory."""
+    search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.proposals(self)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Detect on a split and compute the average precision of PASCAL VOC, by area and by 11 points.
+
+    A match needs IoU >= 0.5 with the best object of its class, areas count both end pixels, one
+    object is found once, difficult objects are ignored, classes without objects are "n/a". Writes
+    report.html, metrics.json and detections.json.
+    """
+
+    run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """Folder of a training run; its checkpoint, data and proposals are used."""
+    checkpoint: Path | None = None
+    """A checkpoint file, in place of --run."""
+    data: Path | None = None
+    """VOC directory; None is the one the detector was trained on."""
+    split: str = "test"
+    """List of ImageSets/Main to test on."""
+    proposals: Path | None = None
+    """Proposal file; None searches the images as for the training and keeps the result."""
+    metric: Metric = "area"
+    """Which AP is the headline: area (VOC10 and later) or 11point (VOC07, the paper's tables)."""
+    iou_threshold: float = 0.5
+    """IoU a match needs (VOC: 0.5)."""
+    out: Path | None = None
+    """Folder for the results; None is eval-SPLIT in the folder of the run."""
+    device: str = "cpu"
+    """A torch device: cpu, cuda, cuda:1."""
+    detection: Detection = field(default_factory=Detection)
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.evaluate(self, command)
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Detect objects on image files.
+
+    Proposals are made on the fly, as they were for the training. Writes one picture for each image
+    with the boxes drawn in, and detections.json with class, score and box.
+    """
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, or folders of images."""
+    checkpoint: Path = Path("runs/train/checkpoint.pt")
+    """A checkpoint file, or the folder of a training run."""
+    out: Path = Path("runs/detect")
+    """Folder for the pictures and detections.json."""
+    score: float = 0.5
+    """Detections with at most this score are left out."""
+    device: str = "cpu"
+    """A torch device: cpu, cuda, cuda:1."""
+    mode: Mode | None = None
+    """Mode of the selective search; None is that of the training."""
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.detect(self)
+
+
+@dataclass(frozen=True)
+class Env:
+    """Versions, build and hardware. Paste it into a bug report."""
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine.report.environment import environment
+
+        for group, facts in environment().items():
+            print(f"{group}:")
+            for name, value in facts.items():
+                shown = ("yes" if value else "no") if isinstance(value, bool) else value
+                print(f"  {name}: {shown}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 a failure that is not the user's, 2 a user's mistake."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("FRCNN_DEBUG", "0") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_help()
+        sys.exit(0 if arguments else 2)
+    name, *rest = arguments
+    if name == "--version":
+        from fastrcnn_engine import __version__
+
+        print(__version__)
+        return
+    try:
+        if name not in COMMANDS:
+            raise ValueError(f"{name!r} is not a command; there are {', '.join(COMMANDS)}")
+        chosen = tyro.cli(_command_class(name), prog=f"fastrcnn-engine {name}", args=rest)
+        chosen.run(shlex.join(["fastrcnn-engine", *arguments]))
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if debug:
+            raise
+        message = str(error) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError):
+            message += "; pip install 'fastrcnn_engine[train]' brings what the commands need"
+        print(f"fastrcnn-engine {name}: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"fastrcnn-engine {name}: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _command_class(name: str) -> type:
+    if name == "train":  # its settings are those of the training loop, which needs torch
+        from fastrcnn_engine.commands import Train
+
+        return Train
+    return {"demo": Demo, "proposals": Proposals, "eval": Eval, "detect": Detect, "env": Env}[name]
+
+
+def _print_help() -> None:
+    console = Console(highlight=False)
+    console.print("Fast R-CNN: train and use an object detector on precomputed proposals.\n")
+    console.print("[bold]usage:[/] fastrcnn-engine COMMAND [OPTIONS]\n")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    for name, summary in COMMANDS.items():
+        table.add_row(f"[bold]{name}[/]", summary)
+    console.print(table)
+    console.print(
+        "\nfastrcnn-engine COMMAND --help explains every option, its default and its source.\n"
+        "--version prints the version; --debug shows where an error came from.\n"
+    )
+    console.print("[bold]examples:[/]")
+    for example in (
+        "fastrcnn-engine demo",
+        "fastrcnn-engine train --data VOC2007 --network tiny --split train --test-split test",
+        "fastrcnn-engine eval --run runs/train --split val --metric 11point",
+        "fastrcnn-engine detect street.jpg --checkpoint runs/train --out found",
+    ):
+        console.print(f"  {escape(example)}", soft_wrap=True)

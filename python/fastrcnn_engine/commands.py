@@ -1,0 +1,296 @@
+"""What each command does. Imported by the command line once a command has been chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.data.demo_set import write_demo_set
+from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
+from fastrcnn_engine.data.voc import VOCDataset, load_voc
+from fastrcnn_engine.evaluation.voc import VOCResult
+from fastrcnn_engine.pipeline import (
+    RECALL_THRESHOLDS,
+    Run,
+    detect_files,
+    evaluate_and_report,
+    expand_folders,
+    search_datasets,
+    write_json,
+)
+from fastrcnn_engine.report.environment import versions
+from fastrcnn_engine.training import TrainConfig, load_checkpoint, load_network
+from fastrcnn_engine.training import train as run_training
+
+CACHE = "proposals.npz"
+
+
+@dataclass(frozen=True)
+class Train(TrainConfig):
+    """Train Fast R-CNN in one stage (paper, section 2.3), and test it if a test split is named.
+
+    Sources of the defaults: "paper" is Fast R-CNN, section 2.3 unless named; "code" is the
+    author's released code where the paper is silent. The folder of the run gets checkpoint.pt,
+    log.jsonl, config.json and, without --proposals, proposals.npz; with --test-split also
+    report.html, metrics.json and detections.json. A run that was stopped goes on with --resume as
+    if nothing had happened.
+    """
+
+    proposals: Path | None = None
+    """Proposal file (.npz) with every image; None computes one into the folder of the run."""
+    output: Annotated[Path, tyro.conf.arg(name="out")] = Path("runs/train")
+    """Folder of the run."""
+    test_split: str | None = None
+    """List of ImageSets/Main to test on after the training; None does not test."""
+    metric: cli.Metric = "area"
+    """Headline AP of the test: area (VOC10 and later) or 11point (VOC07, the paper's tables)."""
+    search: cli.Search = field(default_factory=cli.Search)
+    detection: cli.Detection = field(default_factory=cli.Detection)
+
+    def run(self, command: str) -> None:
+        train(self, command)
+
+
+def demo(options: cli.Demo, command: str) -> None:
+    """See cli.Demo."""
+    console = Console(highlight=False)
+    out, data = options.out, options.out / "data"
+    for name in (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html"):
+        (out / name).unlink(missing_ok=True)  # ids are the same for every seed, images are not
+    run = Run("Fast R-CNN on drawn images", out, command, options.seed)
+    with run.timed("drawing the images"):
+        write_demo_set(
+            data, seed=options.seed, train=options.train_images, test=options.test_images
+        )
+    training_set, test_set = load_voc(data, "train"), load_voc(data, "test")
+    # The images are small and clear: a coarse search finds their objects in a sixth of the time.
+    search = cli.Search(short_side=120)
+    with run.timed("proposals"):
+        store = search_datasets([training_set, test_set], out / CACHE, dataclasses.asdict(search))
+    config = TrainConfig(
+        data=data,
+        proposals=out / CACHE,
+        output=out,
+        split="train",
+        network="tiny",
+        seed=options.seed,
+        iterations=options.iterations,
+        short_side=240,  # their own size
+    )
+    _train_and_test(run, config, store, test_set, cli.Detection(), "area", console)
+
+
+def proposals(options: cli.Proposals) -> None:
+    """See cli.Proposals."""
+    console = Console(highlight=False)
+    datasets = [load_voc(options.data, split) for split in options.split]
+    out = options.out or options.data / CACHE
+    store = search_datasets(datasets, out, dataclasses.asdict(options.search))
+    recalls = [f"recall at IoU {threshold:g}" for threshold in RECALL_THRESHOLDS]
+    table = Table("split", "images", "boxes an image", *recalls)
+    for dataset in datasets:
+        facts = proposal_recall(dataset.records, store, RECALL_THRESHOLDS)
+        shares = [_number(facts["recall"][threshold]) for threshold in RECALL_THRESHOLDS]
+        boxes = f"{facts['mean_boxes']:.0f}"
+        table.add_row(dataset.split, str(len(dataset.records)), boxes, *shares)
+    console.print(table)
+    console.print(f"proposals: {out}", soft_wrap=True)
+
+
+def train(options: Train, command: str) -> None:
+    """See Train."""
+    console = Console(highlight=False)
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    config = TrainConfig(**{name: getattr(options, name) for name in names}).resolved()
+    _check_folder(config)
+    run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
+    datasets = [load_voc(config.data, config.split, config.classes)]
+    if options.test_split is not None:
+        datasets.append(load_voc(config.data, options.test_split, datasets[0].classes))
+    with run.timed("proposals"):
+        if config.proposals is None:
+            cache = config.output / CACHE
+            store = search_datasets(datasets, cache, dataclasses.asdict(options.search))
+            config = dataclasses.replace(config, proposals=cache)
+        else:
+            store = ProposalStore(config.proposals)
+    test_set = datasets[1] if len(datasets) > 1 else None
+    _train_and_test(run, config, store, test_set, options.detection, options.metric, console)
+
+
+def evaluate(options: cli.Eval, command: str) -> None:
+    """See cli.Eval."""
+    if (options.run_dir is None) == (options.checkpoint is None):
+        raise ValueError("give either --run or --checkpoint")
+    checkpoint = _checkpoint_file(options.run_dir or options.checkpoint)
+    trained = load_checkpoint(checkpoint).get("config", {})
+    if options.data is None and "data" not in trained:
+        raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
+    model = load_network(checkpoint, device=_checked_device(options.device))
+    data = Path(options.data or trained["data"])
+    dataset = load_voc(data, options.split, model.classes)
+    home = checkpoint.parent
+    # Ids of two data sets may be the same: proposals of one must never serve for the other.
+    foreign = data.resolve() != Path(trained.get("data", "")).resolve()
+    name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
+    run = Run(
+        title=f"Fast R-CNN on {dataset.root.name}",
+        out=options.out or home / name,
+        command=command,
+        seed=trained.get("seed"),
+        settings={"Training": trained},
+    )
+    with run.timed("proposals"):
+        used = None if foreign else _trained_on(trained)
+        if options.proposals is not None:
+            store = ProposalStore(options.proposals)
+        elif used is not None and all(r.image_id in used for r in dataset.records):
+            store = used
+        else:
+            cache = (run.out if foreign else home) / CACHE
+            store = search_datasets([dataset], cache, _search_of_training(home, trained))
+    result = evaluate_and_report(
+        run, model, dataset, store,
+        detection=dataclasses.asdict(options.detection),
+        metric=options.metric,
+        iou_threshold=options.iou_threshold,
+        log=home / "log.jsonl",
+    )  # fmt: skip
+    _print_result(Console(highlight=False), run, result)
+
+
+def detect(options: cli.Detect) -> None:
+    """See cli.Detect."""
+    console = Console(highlight=False)
+    images = expand_folders(options.images)
+    checkpoint = _checkpoint_file(options.checkpoint)
+    trained = load_checkpoint(checkpoint).get("config", {})
+    model = load_network(checkpoint, device=_checked_device(options.device))
+    search = _search_of_training(checkpoint.parent, trained)
+    if options.mode is not None:
+        search["mode"] = options.mode
+    results = detect_files(
+        model, images, options.out, search=search, detection={"score_threshold": options.score}
+    )
+    table = Table("image", "detections", "drawn")
+    for path, drawn, found in results:
+        names = [model.classes[label - 1] for label in found.labels.tolist()]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+        table.add_row(str(path), counts or "none", str(drawn))
+    console.print(table)
+    console.print(f"boxes: {options.out / 'detections.json'}", soft_wrap=True)
+
+
+def _train_and_test(
+    run: Run,
+    config: TrainConfig,
+    store: ProposalStore,
+    test_set: VOCDataset | None,
+    detection: cli.Detection,
+    metric: cli.Metric,
+    console: Console,
+) -> None:
+    config = config.resolved()
+    settings = config.to_dict()
+    content = {
+        "training": settings, "search": store.settings, "command": run.command,
+        "versions": versions(),
+    }  # fmt: skip
+    write_json(run.out / "config.json", content)
+    with run.timed("training"):
+        trained = run_training(config)
+    for change in trained.layers:
+        console.print(f"{change.layer}: {change.action}, {change.detail}", soft_wrap=True)
+    _print_notes(console, "boxes dropped or clipped", trained.problems)
+    _print_notes(console, "images without a usable RoI, not trained on", trained.unusable)
+    console.print(f"checkpoint: {trained.checkpoint}", soft_wrap=True)
+    if test_set is None:
+        return
+    run.settings["Training"] = settings
+    result = evaluate_and_report(
+        run, trained.model, test_set, store,
+        detection=dataclasses.asdict(detection), metric=metric, log=trained.log,
+    )  # fmt: skip
+    _print_result(console, run, result)
+
+
+def _check_folder(config: TrainConfig) -> None:
+    """A new run must not overwrite one, nor use proposals that belong to other images."""
+    out = config.output
+    if not config.resume and (out / "checkpoint.pt").exists():
+        raise ValueError(
+            f"--out: {out} holds the checkpoint of a run already; --resume goes on with it, "
+            "another --out starts a new one"
+        )
+    if (out / "config.json").is_file():
+        before = json.loads((out / "config.json").read_text(encoding="utf-8"))["training"]["data"]
+        if Path(before).resolve() != config.data.resolve():
+            raise ValueError(
+                f"--out: {out} holds a run on {before}, --data is {config.data}; give another --out"
+            )
+
+
+def _checkpoint_file(path: Path) -> Path:
+    return path / "checkpoint.pt" if path.is_dir() else path
+
+
+def _checked_device(device: str) -> str:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch finds no CUDA device")
+    return device
+
+
+def _trained_on(trained: dict[str, Any]) -> ProposalStore | None:
+    path = trained.get("proposals")
+    return ProposalStore(path) if path is not None and Path(path).is_file() else None
+
+
+def _search_of_training(home: Path, trained: dict[str, Any]) -> dict[str, Any]:
+    """How the proposals of the training were made, as their file tells; else the defaults."""
+    own = ProposalStore(home / CACHE) if (home / CACHE).is_file() else None
+    for store in (own, _trained_on(trained)):
+        if store is not None and store.settings is not None:
+            return {k: store.settings[k] for k in ("mode", "short_side", "min_size")}
+    defaults = dataclasses.asdict(cli.Search())
+    del defaults["workers"]
+    return defaults
+
+
+def _print_result(console: Console, run: Run, result: VOCResult) -> None:
+    table = Table(title=f"{run.title}: AP at IoU {result.iou_threshold:g}", title_justify="left")
+    table.add_column("class")
+    for name in ("AP, area", "AP, 11 points", "objects", "detections", "right"):
+        table.add_column(name, justify="right")
+    for one in result.per_class:
+        counts = (str(one.npos), str(one.ndet), str(one.tp))
+        table.add_row(one.name, _number(one.ap_area), _number(one.ap_11point), *counts)
+    table.add_section()
+    means = (_number(result.mean_ap_of("area")), _number(result.mean_ap_of("11point")))
+    table.add_row("[bold]mean[/]", *means, "", "", "")
+    console.print(table)
+    total = sum(run.seconds.values())
+    console.print(f"mAP ({result.metric}): [bold]{_number(result.mean_ap)}[/]   {total:.0f} s")
+    console.print(f"figures: {run.out / 'metrics.json'}", soft_wrap=True)
+    console.print(f"report: {run.out / 'report.html'}", soft_wrap=True)
+
+
+def _print_notes(console: Console, what: str, notes: list[str]) -> None:
+    if notes:
+        console.print(f"[yellow]{len(notes)} {what}:[/]")
+        for note in notes[:5]:
+            console.print(f"  {note}", soft_wrap=True, markup=False)
+        if len(notes) > 5:
+            console.print(f"  and {len(notes) - 5} more")
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

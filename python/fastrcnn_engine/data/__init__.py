@@ -1,0 +1,1 @@
+"""Images, annotations and proposals, from files to arrays."""

@@ -1,0 +1,164 @@
+"""From an image file to the network's input (spec section 3)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+BoxArray = TypeVar("BoxArray", np.ndarray, torch.Tensor)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network wants done to its images. It belongs to the weights and is saved with them.
+
+    `mean` and `std` are on the scale 0..255, in the order of `channel_order`. The defaults are
+    those of the original (spec section 3): BGR, Caffe's ImageNet means, no division, short side 600
+    unless the long side would pass 1000.
+    """
+
+    channel_order: str = "BGR"
+    mean: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    short_side: int = 600
+    max_side: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.channel_order not in ("BGR", "RGB"):
+            raise ValueError(f"channel_order must be 'BGR' or 'RGB', got {self.channel_order!r}")
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if len(values) != 3 or not np.isfinite(values).all():
+                raise ValueError(f"{name} must be three finite numbers, got {values}")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
+        if not 0 < self.short_side <= self.max_side:
+            raise ValueError(
+                "short_side must be above 0 and not above max_side, got "
+                f"short_side={self.short_side}, max_side={self.max_side}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, fit for a checkpoint or JSON."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`. Raises ValueError when a key is missing or unknown."""
+        expected = set(cls.__dataclass_fields__)
+        if set(values) != expected:
+            raise ValueError(
+                f"preprocessing must have the keys {sorted(expected)}, got {sorted(values)}"
+            )
+        return cls(**values)
+
+    def scale(self, height: int, width: int) -> float:
+        """The factor s from image pixels to input pixels for an image of that size."""
+        short, long = min(height, width), max(height, width)
+        factor = self.short_side / short
+        if round(factor * long) > self.max_side:
+            factor = self.max_side / long
+        return factor
+
+
+def load_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads an image file as (H, W, 3) uint8 RGB, as it is stored (an EXIF rotation is not
+    applied).
+
+    Grey and palette images become RGB, an alpha channel is left out, 16-bit grey keeps its upper
+    byte. Raises FileNotFoundError, and ValueError for a file that is no image or whose range is not
+    known.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError(
+                    f"{path}: {image.mode!r} pixels (32 bits) have no known range; "
+                    "save the image with 8 or 16 bits a channel"
+                )
+            if image.mode == "P":
+                image = image.convert("RGBA")  # a palette may hold transparency
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: not readable as an image: {error}") from None
+
+
+def prepare_image(
+    image: np.ndarray, preprocessing: Preprocessing, *, flip: bool = False
+) -> tuple[torch.Tensor, float]:
+    """Makes the network input of one image, (H, W, 3) uint8 RGB, mirrored left to right if `flip`.
+
+    Returns the (3, h, w) float32 tensor and the factor s that takes image coordinates to input
+    coordinates. In the order of spec section 3: subtract the mean (and divide by std), then resize
+    bilinearly by s, h = round(H s) and w = round(W s) with halves to even, half-pixel centres, no
+    anti-aliasing; the same as cv2.resize with fx = fy = s and INTER_LINEAR.
+
+    Raises ValueError for another shape or dtype.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] == 0 or image.shape[1] == 0:
+        raise ValueError(f"image must be (H, W, 3) with H, W above 0, got shape {image.shape}")
+    if image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 (RGB, 0..255), got {image.dtype}")
+    height, width = image.shape[:2]
+    if flip:
+        image = image[:, ::-1]
+    if preprocessing.channel_order == "BGR":
+        image = image[:, :, ::-1]
+    factor = preprocessing.scale(height, width)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).float()  # (H, W, 3)
+    pixels -= torch.tensor(preprocessing.mean)
+    if preprocessing.std != (1.0, 1.0, 1.0):
+        pixels /= torch.tensor(preprocessing.std)
+    planes = pixels.permute(2, 0, 1)  # (3, H, W), channels last in memory: resized 4 times faster
+    if factor == 1.0:
+        return planes.contiguous(), factor
+    # The operator below interpolate(): it takes both the size and the factor. From the size alone
+    # the factor would be (rounded size) / H, and every sample would sit a little beside the
+    # original's. It copies an axis whose size stays the same, though the factor is not 1: ask for
+    # one line more there and leave it out.
+    size = [max(round(n * factor), 1) for n in (height, width)]
+    asked = [n + (n == old) for n, old in zip(size, (height, width), strict=True)]
+    resized = torch.ops.aten.upsample_bilinear2d(planes[None], asked, False, factor, factor)[0]
+    return resized[:, : size[0], : size[1]].contiguous(), factor
+
+
+def batch_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stacks (3, h_i, w_i) tensors into (N, 3, H, W), the largest h and w, zeros right and
+    below."""
+    if not images:
+        raise ValueError("images is empty; a batch needs at least one image")
+    if any(image.ndim != 3 or image.shape[0] != images[0].shape[0] for image in images):
+        raise ValueError(f"images must all be (C, h, w), got {[tuple(i.shape) for i in images]}")
+    height = max(image.shape[1] for image in images)
+    width = max(image.shape[2] for image in images)
+    batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return batch
+
+
+def flip_boxes(boxes: BoxArray, width: int) -> BoxArray:
+    """Boxes (R, 4) of the image mirrored left to right: x1' = W - 1 - x2, x2' = W - 1 - x1
+    (inclusive).
+
+    NumPy arrays and tensors alike; the input is not changed.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes must be (R, 4), got shape {tuple(boxes.shape)}")
+    flipped = boxes[:, [2, 1, 0, 3]]
+    flipped[:, [0, 2]] = width - 1 - flipped[:, [0, 2]]
+    return flipped

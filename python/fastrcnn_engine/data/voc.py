@@ -1,0 +1,252 @@
+"""Reads a data set in the layout of PASCAL VOC: JPEGImages, Annotations, ImageSets/Main.
+
+The files come from many hands, so nothing is repaired in silence: a box that cannot be used is
+dropped and reported with its file and object number, and a file that cannot be understood stops the
+reading.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image and its objects. Boxes are 0-based pixel indices with both ends inclusive."""
+
+    image_id: str
+    image_path: Path
+    width: int
+    height: int
+    boxes: np.ndarray  # (G, 4) float32, x1 y1 x2 y2
+    labels: np.ndarray  # (G,) int64, 1..K
+    difficult: np.ndarray  # (G,) bool
+
+
+@dataclass(frozen=True, eq=False)
+class VOCDataset:
+    """The records of one split. `classes[k - 1]` is the name of label k; there is no background
+    entry."""
+
+    classes: tuple[str, ...]
+    records: list[ImageRecord]
+    problems: list[str]  # one line for each box that was dropped or clipped, and each odd size
+    root: Path
+    split: str
+
+
+def load_voc(
+    root: str | os.PathLike[str], split: str, classes: Sequence[str] | None = None
+) -> VOCDataset:
+    """Reads the images named in `ImageSets/Main/<split>.txt` under `root`, with their objects.
+
+    Coordinates are 1-based in the files and 0-based here (spec section 4). A box of no width or
+    height, with a coordinate that is no number, or wholly outside the image is dropped; one that is
+    partly outside is clipped; both are told in `problems`. The image's own size rules where the
+    annotation states another. An image without objects is a record with G = 0.
+
+    `classes` None: all names found in all annotation files of the folder, sorted, so that every
+    split of a data set gets the same numbers.
+
+    Raises FileNotFoundError for a missing folder, split, annotation or image, and ValueError for a
+    file that cannot be read, a class that is not in `classes`, or an image named twice.
+    """
+    root = Path(root)
+    ids = _read_split(root, split)
+    annotation_dir, image_dir = root / "Annotations", root / "JPEGImages"
+    for folder in (annotation_dir, image_dir):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; a VOC data set has one")
+
+    trees: dict[str, ElementTree.Element] = {}
+    if classes is None:
+        for path in sorted(annotation_dir.glob("*.xml")):
+            trees[path.stem] = _parse(path)
+        names = {
+            _class_name(obj, annotation_dir / f"{image_id}.xml", number)
+            for image_id, tree in trees.items()
+            for number, obj in enumerate(tree.findall("object"), start=1)
+        }
+        classes = sorted(names)
+        if not classes:
+            raise ValueError(
+                f"{annotation_dir}: no annotation file names an object, so no class is known"
+            )
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be a list of names, got the single text {classes!r}")
+    classes = tuple(classes)
+    if not classes or len(set(classes)) != len(classes):
+        raise ValueError(
+            f"classes must be a list of different names, at least one; got {list(classes)}"
+        )
+    label_of = {name: label for label, name in enumerate(classes, start=1)}
+
+    image_names = {entry.name for entry in os.scandir(image_dir)}
+    problems: list[str] = []
+    records = []
+    for image_id in ids:
+        path = annotation_dir / f"{image_id}.xml"
+        if image_id not in trees:
+            trees[image_id] = _parse(path)
+        image_path = _find_image(image_dir, image_names, image_id, trees[image_id])
+        records.append(
+            _read_record(image_id, image_path, trees[image_id], path, label_of, problems)
+        )
+    return VOCDataset(classes, records, problems, root, split)
+
+
+def _read_split(root: Path, split: str) -> list[str]:
+    folder = root / "ImageSets" / "Main"
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        found = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
+        raise FileNotFoundError(f"{path}: no such file; splits found beside it: {found}")
+    ids: list[str] = []
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) > 1:
+            raise ValueError(
+                f"{path}, line {number}: expected one image id, got {line.strip()!r}; "
+                "the files of single classes (id and 1 or -1) are no splits"
+            )
+        if words[0] in line_of:
+            raise ValueError(
+                f"{path}, line {number}: image {words[0]!r} stands already in "
+                f"line {line_of[words[0]]}; name each image once"
+            )
+        line_of[words[0]] = number
+        ids.append(words[0])
+    if not ids:
+        raise ValueError(f"{path}: names no image")
+    return ids
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: no such file; every image of a split needs an annotation "
+            "(one without objects if nothing is in it)"
+        ) from None
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: not readable as XML: {error}") from None
+
+
+def _find_image(folder: Path, names: set[str], image_id: str, tree: ElementTree.Element) -> Path:
+    # The id comes first: annotation tools leave stale names in `filename`, VOC itself goes by the
+    # id.
+    candidates = [image_id + suffix for suffix in IMAGE_SUFFIXES]
+    candidates += [image_id + suffix.upper() for suffix in IMAGE_SUFFIXES]
+    stated = (tree.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
+    if stated:
+        candidates.append(stated)
+    for name in candidates:
+        if name in names:
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder}: no image for id {image_id!r}; looked for {', '.join(candidates)}"
+    )
+
+
+def _class_name(obj: ElementTree.Element, path: Path, number: int) -> str:
+    name = (obj.findtext("name") or "").strip()
+    if not name:
+        raise ValueError(f"{path}, object {number}: has no name")
+    return name
+
+
+def _read_record(
+    image_id: str,
+    image_path: Path,
+    tree: ElementTree.Element,
+    path: Path,
+    label_of: dict[str, int],
+    problems: list[str],
+) -> ImageRecord:
+    width, height = _image_size(image_path, tree, path, problems)
+    boxes, labels, difficult = [], [], []
+    for number, obj in enumerate(tree.findall("object"), start=1):
+        name = _class_name(obj, path, number)
+        if name not in label_of:
+            raise ValueError(
+                f"{path}, object {number}: class {name!r} is not one of "
+                f"{', '.join(label_of)}; add it to the classes or take the object out"
+            )
+        where = f"{path}, object {number} ({name})"
+        box = _read_box(obj, width, height, where, problems)
+        if box is None:
+            continue
+        boxes.append(box)
+        labels.append(label_of[name])
+        difficult.append(_read_difficult(obj, where))
+    return ImageRecord(
+        image_id,
+        image_path,
+        width,
+        height,
+        np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        np.array(labels, dtype=np.int64),
+        np.array(difficult, dtype=bool),
+    )
+
+
+def _image_size(
+    image_path: Path, tree: ElementTree.Element, path: Path, problems: list[str]
+) -> tuple[int, int]:
+    try:
+        with Image.open(image_path) as image:  # reads the header only
+            width, height = image.size
+    except OSError as error:
+        raise ValueError(f"{image_path}: not readable as an image: {error}") from None
+    stated = tree.findtext("size/width"), tree.findtext("size/height")
+    if None not in stated and tuple(text.strip() for text in stated) != (str(width), str(height)):
+        problems.append(
+            f"{path}: states size {stated[0].strip()}x{stated[1].strip()}, the image has "
+            f"{width}x{height}; the image's size is used"
+        )
+    return width, height
+
+
+def _read_box(
+    obj: ElementTree.Element, width: int, height: int, where: str, problems: list[str]
+) -> tuple[float, float, float, float] | None:
+    texts = [obj.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        x1, y1, x2, y2 = (float(text) - 1 for text in texts)
+    except (TypeError, ValueError):
+        x1 = y1 = x2 = y2 = math.nan
+    shown = f"box {' '.join(str(text).strip() for text in texts)} (xmin ymin xmax ymax)"
+    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)):
+        problems.append(f"{where}: dropped, a coordinate is missing or no number: {shown}")
+        return None
+    if x2 <= x1 or y2 <= y1:
+        problems.append(f"{where}: dropped, no width or no height: {shown}")
+        return None
+    clipped = max(x1, 0.0), max(y1, 0.0), min(x2, width - 1.0), min(y2, height - 1.0)
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        problems.append(f"{where}: dropped, outside the image of {width}x{height}: {shown}")
+        return None
+    if clipped != (x1, y1, x2, y2):
+        problems.append(f"{where}: clipped to the image of {width}x{height}: {shown}")
+    return clipped
+
+
+def _read_difficult(obj: ElementTree.Element, where: str) -> bool:
+    text = (obj.findtext("difficult") or "0").strip()
+    if text not in ("0", "1"):
+        raise ValueError(f"{where}: difficult must be 0 or 1, got {text!r}")
+    return text == "1"

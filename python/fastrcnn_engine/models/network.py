@@ -1,0 +1,137 @@
+"""The Fast R-CNN network: a convolutional backbone, RoI max pooling, two sibling output layers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.ops import roi_pool
+
+
+class FullyConnectedHead(nn.Sequential):
+    """Two hidden layers, fc6 and fc7, with ReLU and dropout: (R, C, P, P) -> (R, hidden).
+
+    Flattening is channel, then row, then column, the order of Caffe and of torchvision's VGG16.
+    """
+
+    def __init__(self, channels: int, pooled_size: int, hidden: int, *, dropout: float = 0.5):
+        super().__init__(
+            OrderedDict(
+                flatten=nn.Flatten(),
+                fc6=nn.Linear(channels * pooled_size**2, hidden),
+                relu6=nn.ReLU(inplace=True),
+                drop6=nn.Dropout(dropout),
+                fc7=nn.Linear(hidden, hidden),
+                relu7=nn.ReLU(inplace=True),
+                drop7=nn.Dropout(dropout),
+            )
+        )
+
+
+class FastRCNN(nn.Module):
+    """Fast R-CNN (paper, figure 1) around any backbone.
+
+    Args:
+        backbone: module (N, 3, H, W) -> (N, C, H/stride, W/stride).
+        stride: input pixels per cell of the backbone's map; RoI pooling uses the scale 1/stride.
+        head: module (R, C, P, P) -> (R, F) that runs on every pooled RoI.
+        head_features: F.
+        classes: names of the K foreground classes; label 0 is the background, label k is
+            ``classes[k - 1]``.
+        pooled_size: P, the side of the pooled window (paper: 7 for VGG16).
+        preprocessing: how images must be prepared; it travels with the weights.
+        frozen: names of submodules that are never trained, e.g. ``("backbone.conv1_1",)``. Their
+            parameters require no gradient and they stay in evaluation mode.
+        name: what ``build_network`` calls this network; anything for your own.
+
+    Raises:
+        ValueError: no class, or a frozen name that is not a submodule.
+
+    The box deltas the network puts out are normalised per class (spec section 6). ``delta_mean``
+    and ``delta_std`` undo that; they are buffers, set by training, and are never folded into the
+    weights: a folded checkpoint cannot be resumed.
+    """
+
+    delta_mean: torch.Tensor
+    delta_std: torch.Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        stride: int,
+        head: nn.Module,
+        head_features: int,
+        classes: Sequence[str],
+        pooled_size: int = 7,
+        preprocessing: Preprocessing | None = None,
+        frozen: Sequence[str] = (),
+        name: str = "custom",
+    ):
+        super().__init__()
+        if not classes:
+            raise ValueError("classes is empty: a detector needs at least one foreground class")
+        outputs = len(classes) + 1
+        self.name = name
+        self.classes = tuple(classes)
+        self.stride = stride
+        self.pooled_size = pooled_size
+        self.preprocessing = preprocessing or Preprocessing()
+        self.backbone = backbone
+        self.head = head
+        self.cls_score = nn.Linear(head_features, outputs)
+        self.bbox_pred = nn.Linear(head_features, 4 * outputs)
+        self.register_buffer("delta_mean", torch.zeros(4 * outputs))
+        self.register_buffer("delta_std", torch.ones(4 * outputs))
+        # Paper 2.3: zero-mean Gaussians of 0.01 and 0.001, biases 0.
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        self.frozen = tuple(frozen)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        modules = dict(self.named_modules())
+        for name in self.frozen:
+            if name not in modules:
+                raise ValueError(f"frozen names {name!r}, which is not a submodule of the network")
+            modules[name].requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FastRCNN:
+        """As ``nn.Module.train``; frozen modules stay in evaluation mode (batch statistics)."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def pool(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Pool each RoI's window: features (N, C, h, w), rois (R, 5) -> (R, C, P, P)."""
+        return roi_pool(features, rois, self.pooled_size, 1.0 / self.stride)
+
+    def classify(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the head: pooled (R, C, P, P) -> logits (R, K+1), normalised deltas (R, 4(K+1))."""
+        hidden = self.head(pooled)
+        return self.cls_score(hidden), self.bbox_pred(hidden)
+
+    def forward(
+        self, images: torch.Tensor, rois: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score every RoI and predict its box deltas for every class.
+
+        Args:
+            images: (N, 3, H, W) float32, prepared by ``self.preprocessing``.
+            rois: (R, 5) float32 rows of (image index, x1, y1, x2, y2) in pixels of ``images``.
+
+        Returns:
+            logits (R, K+1), column 0 the background, and deltas (R, 4(K+1)), normalised: class c
+            owns columns 4c .. 4c+3. ``unnormalise`` turns them into what ``decode_boxes`` takes.
+        """
+        return self.classify(self.pool(self.backbone(images), rois))
+
+    def unnormalise(self, deltas: torch.Tensor) -> torch.Tensor:
+        """Undo the per-class normalisation of deltas (R, 4(K+1))."""
+        return deltas * self.delta_std + self.delta_mean

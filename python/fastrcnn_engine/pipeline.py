@@ -1,0 +1,252 @@
+"""The steps the commands share: proposals for data sets, detection over a set, results as files."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.proposals import (
+    ProposalStore,
+    compute_proposals,
+    proposal_recall,
+    selective_search,
+)
+from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, VOCDataset
+from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
+from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.ops import Detections
+from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
+from fastrcnn_engine.report.environment import versions
+from fastrcnn_engine.report.gallery import at_score, make_gallery
+from fastrcnn_engine.report.html import Report, write_report
+
+BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
+RECALL_THRESHOLDS = (0.5, 0.7)
+
+
+@dataclass
+class Run:
+    """What is known about a run besides its results; everything lands in its report.
+
+    seconds fills up as the stages go by (see timed).
+    """
+
+    title: str
+    out: Path
+    command: str
+    seed: int | None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the wall-clock time of the block to `seconds[stage]`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def search_datasets(
+    datasets: Sequence[VOCDataset], path: Path, search: Mapping[str, Any]
+) -> ProposalStore:
+    """Proposals of all images of the data sets, kept in `path`; those in the file already stay.
+
+    search: keyword arguments of compute_proposals.
+    """
+    items = {r.image_id: r.image_path for dataset in datasets for r in dataset.records}
+    return compute_proposals(items.items(), path, **search)
+
+
+def detect_dataset(
+    model: FastRCNN, dataset: VOCDataset, store: ProposalStore, detection: Mapping[str, Any]
+) -> dict[str, Detections]:
+    """Detections of every image, by image id, under a progress bar.
+
+    detection: keyword arguments of detect_image.
+    """
+    found = {}
+    for record in track(dataset.records, "detection"):
+        image = load_image(record.image_path)
+        found[record.image_id] = detect_image(model, image, store[record.image_id], **detection)
+    return found
+
+
+def evaluate_and_report(
+    run: Run,
+    model: FastRCNN,
+    dataset: VOCDataset,
+    store: ProposalStore,
+    *,
+    detection: Mapping[str, Any],
+    metric: str = "area",
+    iou_threshold: float = 0.5,
+    log: Path | None = None,
+    drawn_score: float = 0.5,
+) -> VOCResult:
+    """Detects, evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
+
+    log: a log.jsonl for the loss curves. drawn_score: detections below it are not drawn.
+    """
+    with run.timed("detection"):
+        found = detect_dataset(model, dataset, store, detection)
+    with run.timed("evaluation and pictures"):
+        result = evaluate_voc(
+            dataset.records, dataset.classes, found, iou_threshold=iou_threshold, metric=metric
+        )
+        recall = proposal_recall(dataset.records, store, RECALL_THRESHOLDS)
+        gallery = make_gallery(
+            dataset.records, dataset.classes, found, score=drawn_score, iou_threshold=iou_threshold
+        )
+        run.out.mkdir(parents=True, exist_ok=True)
+        # A sheet with all classes in their colours, for a README or a slide.
+        sheet = [record for record in dataset.records if len(record.boxes)][:9]
+        if sheet:
+            kept = {r.image_id: at_score(found[r.image_id], drawn_score) for r in sheet}
+            pictures = [draw_detections(r.image_path, kept[r.image_id], dataset) for r in sheet]
+            Image.fromarray(picture_grid(pictures)).save(run.out / "detections.jpg", quality=90)
+    run.settings["Proposals"] = {
+        **(store.settings or {"file": str(store.path)}),
+        "boxes per image": round(recall["mean_boxes"], 1),
+    }
+    run.settings["Detection"] = dict(detection)
+    run.settings["Evaluation"] = {
+        "data": str(dataset.root),
+        "split": dataset.split,
+        "metric": metric,
+        "iou_threshold": iou_threshold,
+    }
+    used = versions()
+    write_json(
+        run.out / "metrics.json",
+        {
+            **result.to_dict(),
+            "proposals": recall,
+            "seconds": {**run.seconds, "total": sum(run.seconds.values())},
+            "seed": run.seed,
+            "settings": run.settings,
+            "command": run.command,
+            "versions": used,
+        },
+    )
+    write_json(run.out / "detections.json", detections_as_json(found, dataset.classes))
+    write_report(
+        run.out / "report.html",
+        Report(
+            title=run.title,
+            result=result,
+            gallery=gallery,
+            facts={
+                "data": f"{dataset.root.name}, {dataset.split}",
+                "network": model.name,
+                "seed": run.seed,
+            },
+            seconds=run.seconds,
+            log=read_log(log) if log is not None else (),
+            settings=run.settings,
+            proposal_recall=recall["recall"],
+            command=run.command,
+            versions=used,
+            notes=dataset.problems,
+        ),
+    )
+    return result
+
+
+def draw_detections(path: Path, found: Any, dataset: VOCDataset) -> np.ndarray:
+    """The detections of one image in the colours of their classes, 480 pixels wide."""
+    return draw_marks(load_image(path), detection_marks(found, dataset.classes), width=480)
+
+
+def detections_as_json(found: Mapping[str, Detections], classes: Sequence[str]) -> dict[str, Any]:
+    """Detections by image id as plain values; scores keep full precision."""
+    images = {
+        image_id: [
+            {"class": classes[label - 1], "score": score, "box": box}
+            for box, score, label in zip(
+                one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True
+            )
+        ]
+        for image_id, one in found.items()
+    }
+    return {"classes": list(classes), "box_format": BOX_FORMAT, "images": images}
+
+
+def detect_files(
+    model: FastRCNN,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    search: Mapping[str, Any],
+    detection: Mapping[str, Any],
+) -> list[tuple[Path, Path, Detections]]:
+    """Detects on image files, with proposals made on the fly.
+
+    Writes one drawn picture per image and detections.json, both into `out`. Returns (image, drawn
+    picture, detections) of each. A path that leads nowhere stops it before the first search.
+    """
+    if not images:
+        raise ValueError("images: name at least one image file")
+    for path in images:
+        if not path.is_file():
+            raise FileNotFoundError(f"images: {path}: no such file")
+    out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for path in track(images, "detection"):
+        image = load_image(path)
+        found = detect_image(model, image, selective_search(image, **search), **detection)
+        drawn = _free_name(out, path.stem, {r[1] for r in results})
+        picture = draw_marks(image, detection_marks(found, model.classes))
+        Image.fromarray(picture).save(drawn, quality=92)
+        results.append((path, drawn, found))
+    content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
+    write_json(out / "detections.json", content)
+    return results
+
+
+def expand_folders(paths: Sequence[Path]) -> list[Path]:
+    """Image files, with every folder replaced by the images in it, by name."""
+    files = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
+            files += inside
+        else:
+            files.append(path)
+    return files
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a training log, one JSON object a line; none if there is no such file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
+    # Two images of one name from different folders must not overwrite each other.
+    name, number = folder / f"{stem}.jpg", 2
+    while name in taken:
+        name, number = folder / f"{stem}-{number}.jpg", number + 1
+    return name

@@ -1,0 +1,1 @@
+"""What a person looks at after a run: drawn boxes, curves, the report. No display is needed."""

@@ -1,0 +1,109 @@
+"""Picks the test images worth looking at and draws the verdicts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.evaluation.voc import (
+    FALSE_POSITIVE,
+    TRUE_POSITIVE,
+    ImageMatch,
+    VOCResult,
+    evaluate_voc,
+)
+from fastrcnn_engine.report.draw import draw_marks, verdict_marks
+
+if TYPE_CHECKING:
+    from fastrcnn_engine.data.voc import ImageRecord
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The detections at or above a score, in their old order."""
+
+    boxes: np.ndarray  # (M, 4)
+    scores: np.ndarray  # (M,)
+    labels: np.ndarray  # (M,) int64, 1..K
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of the gallery: (h, w, 3) uint8 with its verdicts drawn, and their counts."""
+
+    image_id: str
+    picture: np.ndarray
+    right: int
+    wrong: int
+    missed: int
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The best and the worst images, and the evaluation of what is drawn on them."""
+
+    score: float
+    result: VOCResult
+    best: tuple[Shown, ...]
+    worst: tuple[Shown, ...]
+
+
+def at_score(detections: Any, score: float) -> Kept:
+    """Only the detections with at least that score."""
+    scores = np.asarray(detections.scores)
+    keep = scores >= score
+    boxes, labels = np.asarray(detections.boxes), np.asarray(detections.labels)
+    return Kept(boxes[keep], scores[keep], labels[keep])
+
+
+def make_gallery(
+    records: Sequence[ImageRecord],
+    classes: Sequence[str],
+    detections: Mapping[str, Any],
+    *,
+    score: float = 0.5,
+    iou_threshold: float = 0.5,
+    count: int = 6,
+    width: int = 640,
+) -> Gallery:
+    """Draws the `count` best and `count` worst images with the detections of at least `score`.
+
+    Images are ranked by F1 = 2 right / (2 right + wrong + missed), ties by more objects found and
+    then by their order; an image without objects and detections has F1 1. No image is shown twice:
+    a small set is split in halves. `width` is the width of the pictures in pixels.
+    """
+    kept = {image_id: at_score(found, score) for image_id, found in detections.items()}
+    result = evaluate_voc(records, classes, kept, iou_threshold=iou_threshold)
+
+    def rank(record: ImageRecord) -> tuple[float, int]:
+        right, wrong, missed = verdict_counts(record, result.matches[record.image_id])
+        total = 2 * right + wrong + missed
+        return (2 * right / total if total else 1.0, right)
+
+    ranked = sorted(records, key=rank, reverse=True)
+    best = min(count, (len(ranked) + 1) // 2)
+    worst = min(count, len(ranked) - best)
+
+    def show(record: ImageRecord) -> Shown:
+        match = result.matches[record.image_id]
+        marks = verdict_marks(record, kept[record.image_id], match, classes)
+        picture = draw_marks(load_image(record.image_path), marks, width=width)
+        return Shown(record.image_id, picture, *verdict_counts(record, match))
+
+    return Gallery(
+        score=score,
+        result=result,
+        best=tuple(show(record) for record in ranked[:best]),
+        worst=tuple(show(record) for record in ranked[::-1][:worst]),
+    )
+
+
+def verdict_counts(record: ImageRecord, match: ImageMatch) -> tuple[int, int, int]:
+    """(right, wrong, missed) of one image; difficult objects count in none of them."""
+    right = int((match.status == TRUE_POSITIVE).sum())
+    wrong = int((match.status == FALSE_POSITIVE).sum())
+    return right, wrong, int((~match.found & ~record.difficult).sum())

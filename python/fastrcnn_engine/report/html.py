@@ -1,0 +1,321 @@
+"""The report of a run: one HTML file that holds its pictures, needs no network and no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastrcnn_engine.evaluation.voc import ClassResult, VOCResult
+from fastrcnn_engine.report.draw import class_colour
+from fastrcnn_engine.report.gallery import Gallery, Shown
+from fastrcnn_engine.report.plots import curves_svg, precision_recall_svg
+from fastrcnn_engine.report.style import CSS
+
+_METRIC_NAMES = {"area": "area under the curve", "11point": "VOC07, 11 points"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a report shows. Empty fields leave their section out.
+
+    facts: small print under the title, name -> value, such as the data set and the network.
+    seconds: stage -> wall-clock seconds, in the order of the run.
+    log: rows of the training log with iteration, loss, loss_cls, loss_box.
+    settings: group -> (name -> value).
+    proposal_recall: IoU threshold -> share of the objects that some proposal covers.
+    command: the line that repeats the run. versions: name -> version. notes: warnings.
+    """
+
+    title: str
+    result: VOCResult
+    gallery: Gallery
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    log: Sequence[Mapping[str, Any]] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    proposal_recall: Mapping[float, float] = field(default_factory=dict)
+    command: str = ""
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def write_report(path: str | os.PathLike[str], report: Report) -> Path:
+    """Writes the report to `path` (its folder is made) and returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_report(report), encoding="utf-8")
+    return path
+
+
+def render_report(report: Report) -> str:
+    """The whole page as text."""
+    sections = [
+        _headline(report),
+        _notes(report.notes),
+        _class_table(report.result, report.gallery),
+        _precision_recall(report.result, report.gallery.score),
+        _training(report.log),
+        _pictures(report.gallery),
+        _timing(report.seconds),
+        _settings(report.settings),
+        _reproduce(report.command, report.versions),
+    ]
+    body = "\n".join(section for section in sections if section)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(report.title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _headline(report: Report) -> str:
+    result = report.result
+    facts = "".join(
+        f"<li>{escape(name)} <b>{escape(_shown(value))}</b></li>"
+        for name, value in report.facts.items()
+    )
+    objects = sum(c.npos for c in result.per_class)
+    counted = report.gallery.result.per_class
+    right, wrong = sum(c.tp for c in counted), sum(c.fp for c in counted)
+    cards = [
+        (f"{result.images}", "test images"),
+        (f"{objects}", "objects to find"),
+        (_percent(_ratio(right, objects)), f"found at score {report.gallery.score:g}"),
+        (_percent(_ratio(right, right + wrong)), "of those boxes right"),
+    ]
+    for threshold, recall in report.proposal_recall.items():
+        cards.append((_percent(recall), f"of objects proposed at IoU {threshold:g}"))
+    if report.seconds:
+        cards.append((_duration(sum(report.seconds.values())), "for the whole run"))
+    small = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for v, k in cards)
+    return f"""<header>
+<p class="brand">fastrcnn_engine</p>
+<h1>{escape(report.title)}</h1>
+<ul class="facts">{facts}</ul>
+<div class="headline">
+<div class="score"><b>{_number(result.mean_ap)}</b>
+<span>mAP at IoU {result.iou_threshold:g}<br>{_METRIC_NAMES[result.metric]}</span></div>
+<div class="cards">{small}</div>
+</div>
+</header>"""
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    shown = "".join(f"<li>{escape(note)}</li>" for note in notes[:20])
+    if len(notes) > 20:
+        shown += f"<li>and {len(notes) - 20} more</li>"
+    return (
+        f'<section class="notes"><details open><summary>Notes ({len(notes)})</summary>'
+        f"<ul>{shown}</ul></details></section>"
+    )
+
+
+def _class_table(result: VOCResult, gallery: Gallery) -> str:
+    metric, other = ("area", "11point") if result.metric == "area" else ("11point", "area")
+    names = {"area": "AP, area", "11point": "AP, 11 points"}
+    rows = "".join(
+        _class_row(label, one, at, metric, other)
+        for label, (one, at) in enumerate(
+            zip(result.per_class, gallery.result.per_class, strict=True), start=1
+        )
+    )
+    mean = _cells(
+        _number(result.mean_ap_of(other)),
+        sum(c.npos for c in result.per_class),
+        sum(c.ndet for c in result.per_class),
+        "",
+        "",
+    )
+    return f"""<section>
+<h2>Classes</h2>
+<div class="scroll"><table class="classes">
+<thead><tr><th>class</th><th class="bar"></th><th>{names[metric]}</th><th>{names[other]}</th>
+<th>objects</th><th>detections</th><th>precision</th><th>recall</th></tr></thead>
+<tbody>{rows}</tbody>
+<tfoot><tr><td>mean</td><td class="bar"></td><td><b>{_number(result.mean_ap)}</b></td>{mean}</tr>
+</tfoot></table></div>
+<p class="hint">Detections counts all of them, however low their score. Precision and recall are
+those at a score of {gallery.score:g} and above, the ones drawn in the pictures. “n/a”: no test
+image holds an object of the class, so it does not enter the mean. Difficult objects do not
+count.</p>
+</section>"""
+
+
+def _class_row(label: int, one: ClassResult, at: ClassResult, metric: str, other: str) -> str:
+    ap = one.ap(metric)
+    bar = f'<i style="width:{100 * (ap or 0):.1f}%;background:{_colour(label)}"></i>'
+    cells = _cells(
+        _number(one.ap(other)),
+        one.npos,
+        one.ndet,
+        _number(_ratio(at.tp, at.tp + at.fp)),
+        _number(_ratio(at.tp, at.npos)),
+    )
+    return (
+        f'<tr><td><i class="dot" style="background:{_colour(label)}"></i>{escape(one.name)}</td>'
+        f'<td class="bar">{bar}</td><td><b>{_number(ap)}</b></td>{cells}</tr>'
+    )
+
+
+def _precision_recall(result: VOCResult, score: float) -> str:
+    figures = "".join(
+        f"<figure><figcaption><b>{escape(one.name)}</b><span>AP {_number(one.ap(result.metric))}"
+        f"</span></figcaption>"
+        f"{_svg(precision_recall_svg(one, label, score=score), f'precision-recall, {one.name}')}"
+        f"</figure>"
+        for label, one in enumerate(result.per_class, start=1)
+    )
+    return f"""<section>
+<h2>Precision and recall</h2>
+<div class="grid small">{figures}</div>
+<p class="hint">The dot is the score {score:g}. The shaded area is the AP by area.</p>
+</section>"""
+
+
+def _training(log: Sequence[Mapping[str, Any]]) -> str:
+    if not any(row.get("loss") is not None for row in log):
+        return ""
+    total = _svg(curves_svg(log, {"loss": "total"}), "training loss")
+    parts = _svg(
+        curves_svg(log, {"loss_cls": "classification", "loss_box": "boxes"}), "parts of the loss"
+    )
+    return f"""<section>
+<h2>Training</h2>
+<div class="grid large"><figure><figcaption><b>Loss</b></figcaption>{total}</figure>
+<figure><figcaption><b>Its two parts</b></figcaption>{parts}</figure></div>
+</section>"""
+
+
+def _pictures(gallery: Gallery) -> str:
+    def figures(shown: Sequence[Shown]) -> str:
+        return "".join(
+            f"<figure>{_jpeg(one.picture, one.image_id)}<figcaption><b>{escape(one.image_id)}</b>"
+            f"<span>{_tally(one)}</span></figcaption></figure>"
+            for one in shown
+        )
+
+    worst = ""
+    if gallery.worst:
+        worst = f'<h3>Worst</h3>\n<div class="grid pictures">{figures(gallery.worst)}</div>'
+    return f"""<section>
+<h2>Pictures</h2>
+<ul class="legend"><li><i class="right"></i>right</li><li><i class="wrong"></i>wrong</li>
+<li><i class="missed"></i>missed</li><li><i class="truth"></i>ground truth</li></ul>
+<p class="hint">Detections with a score of at least {gallery.score:g}. Test images are ranked by the
+share that is right of all boxes and objects.</p>
+<h3>Best</h3>
+<div class="grid pictures">{figures(gallery.best)}</div>
+{worst}
+</section>"""
+
+
+def _tally(one: Shown) -> str:
+    words = [f'<em class="right">{one.right} right</em>'] if one.right else []
+    words += [f'<em class="wrong">{one.wrong} wrong</em>'] if one.wrong else []
+    words += [f'<em class="missed">{one.missed} missed</em>'] if one.missed else []
+    return " ".join(words) or "nothing to find, nothing found"
+
+
+def _timing(seconds: Mapping[str, float]) -> str:
+    if not seconds:
+        return ""
+    longest = max(seconds.values()) or 1.0
+    rows = "".join(
+        f'<tr><td>{escape(stage)}</td><td class="bar">'
+        f'<i style="width:{100 * s / longest:.1f}%"></i></td><td>{_duration(s)}</td></tr>'
+        for stage, s in seconds.items()
+    )
+    return f'<section><h2>Time</h2><table class="time"><tbody>{rows}</tbody></table></section>'
+
+
+def _settings(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    if not settings:
+        return ""
+    groups = "".join(
+        f"<div><h3>{escape(group)}</h3>{_pairs(values)}</div>" for group, values in settings.items()
+    )
+    return f'<section><h2>Settings</h2><div class="grid large plain">{groups}</div></section>'
+
+
+def _reproduce(command: str, versions: Mapping[str, Any]) -> str:
+    if not command and not versions:
+        return ""
+    shown = f"<pre><code>{escape(command)}</code></pre>" if command else ""
+    return f"<section><h2>How to reproduce</h2>{shown}{_pairs(versions)}</section>"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<dt>{escape(str(name))}</dt><dd>{escape(_shown(value))}</dd>"
+        for name, value in values.items()
+    )
+    return f"<dl>{rows}</dl>"
+
+
+def _cells(*values: Any) -> str:
+    return "".join(f"<td>{value}</td>" for value in values)
+
+
+def _colour(label: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*class_colour(label))
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.0f} %"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_shown(one) for one in value)
+    return str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _jpeg(picture: np.ndarray, name: str) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=88)
+    return _embedded("image/jpeg", buffer.getvalue(), name)
+
+
+def _svg(text: str, name: str) -> str:
+    # As an image, not as elements of the page: the ids of two plots cannot clash.
+    return _embedded("image/svg+xml", text.encode(), name)
+
+
+def _embedded(kind: str, content: bytes, name: str) -> str:
+    data = base64.b64encode(content).decode("ascii")
+    return f'<img alt="{escape(name, quote=True)}" src="data:{kind};base64,{data}">'

@@ -1,0 +1,9 @@
+"""Training: settings, RoI sampling, regression targets, checkpoints, the loop."""
+
+from __future__ import annotations
+
+from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network
+from fastrcnn_engine.training.config import RECIPES, TrainConfig
+from fastrcnn_engine.training.loop import TrainResult, train
+
+__all__ = ["RECIPES", "TrainConfig", "TrainResult", "load_checkpoint", "load_network", "train"]

@@ -1,0 +1,107 @@
+"""Checkpoints: tensors and plain Python values only, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.models import FastRCNN, build_network
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, model: FastRCNN, **state: Any) -> None:
+    """Write the model, what is needed to rebuild it, and ``state`` to ``path``.
+
+    The file is written beside ``path`` and then renamed, so a crash never leaves half a file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format": FORMAT,
+        "network": {
+            "name": model.name,
+            "classes": list(model.classes),
+            "preprocessing": model.preprocessing.to_dict(),
+        },
+        "model": model.state_dict(),
+        **state,
+    }
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, with ``weights_only=True``: the file cannot run code.
+
+    Raises:
+        ValueError: no such file, or not a checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not a checkpoint of this package (format {FORMAT} expected); "
+            "bare state dicts of pre-trained networks go to the weights option"
+        )
+    return content
+
+
+def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
+    """Rebuild a trained network from a checkpoint, in evaluation mode.
+
+    Raises:
+        ValueError: unreadable file, or a network of your own: build it yourself and give it
+            ``load_checkpoint(path)["model"]``.
+    """
+    content = load_checkpoint(path)
+    network = content["network"]
+    model = build_network(
+        network["name"],
+        network["classes"],
+        preprocessing=Preprocessing.from_dict(network["preprocessing"]),
+    )
+    load_weights(model, content, path)
+    return model.to(device).eval()
+
+
+def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
+    """Copy the weights and buffers of a checkpoint's content into ``model``.
+
+    Raises ValueError when they do not fit, naming the layers.
+    """
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit this network; it was written by another network or "
+            f"another version. {error}"
+        ) from error
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of torch's generators, the source of dropout."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put torch's generators back to a state from ``random_state``."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,155 @@
+"""Everything a training run can be told, each number with where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# Numbers that belong to a network rather than to the method. For vgg16 they are the paper's; for
+# tiny they were found on the validation split of BCCD and on the drawn demo set.
+RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16": {
+        "iterations": 40_000,
+        "learning_rate": 0.001,
+        "warmup": 0,
+        "background_low": 0.1,
+        "short_side": 600,
+        "max_side": 1000,
+    },
+    "tiny": {
+        "iterations": 3_000,
+        "learning_rate": 0.02,
+        "warmup": 100,
+        "background_low": 0.0,
+        "short_side": 480,
+        "max_side": 800,
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    "Paper" is Fast R-CNN, section 2.3 unless named; "code" is the author's released code where the
+    paper is silent. A field that is None takes the value of the network's recipe.
+    """
+
+    data: Path
+    """VOC directory: JPEGImages, Annotations, ImageSets/Main."""
+    proposals: Path
+    """Proposal file (.npz) holding every image of the split."""
+    output: Path = Path("runs/train")
+    """Directory for checkpoint.pt and log.jsonl."""
+    split: str = "trainval"
+    """Name of the list in ImageSets/Main to train on."""
+    classes: tuple[str, ...] | None = None
+    """Foreground classes in label order; None infers them from the annotations."""
+    network: Literal["vgg16", "tiny"] = "vgg16"
+    """vgg16 is the paper's model L; tiny trains from scratch on a CPU."""
+    weights: Path | None = None
+    """ImageNet weights for vgg16, a torchvision state dict file; None starts from random ones."""
+    weights_style: Literal["torchvision", "caffe"] = "torchvision"
+    """How images were prepared for those weights: RGB with torchvision's mean and deviation, or
+    Caffe's BGR minus the mean."""
+    device: str = "cpu"
+    """A torch device: cpu, cuda, cuda:1."""
+    seed: int = 3
+    """Seed of the weights, the image order, the RoI sampling and dropout (code: 3)."""
+    resume: bool = False
+    """Go on from output/checkpoint.pt."""
+
+    iterations: int | None = None
+    """Length of training (paper 4.1: 40 000 for vgg16 on VOC07; tiny: 3 000)."""
+    learning_rate: float | None = None
+    """Base learning rate (paper: 0.001; tiny: 0.02). Biases learn at twice the rate (code)."""
+    learning_rate_steps: tuple[int, ...] | None = None
+    """Iterations at which the rate drops; None is 3/4 of the run (paper: 30 000 of 40 000)."""
+    learning_rate_drop: float = 0.1
+    """Factor of each drop (paper)."""
+    warmup: int | None = None
+    """Iterations over which the rate rises linearly from 0 (paper: none; tiny: 100)."""
+    momentum: float = 0.9
+    """Momentum of SGD (paper)."""
+    weight_decay: float = 0.0005
+    """L2 decay of weights (paper); biases have none (code)."""
+
+    images_per_batch: int = 2
+    """N, images in a batch (paper)."""
+    rois_per_batch: int = 128
+    """R, RoIs in a batch, R/N from each image (paper)."""
+    foreground_fraction: float = 0.25
+    """Share of R/N that is foreground when there is enough of it (paper)."""
+    foreground_iou: float = 0.5
+    """A RoI with at least this IoU with an object is foreground (paper)."""
+    background_low: float | None = None
+    """A RoI whose best IoU lies in [low, foreground_iou) is background (paper: 0.1; tiny: 0)."""
+    flip: bool = True
+    """Add every image mirrored left to right (paper)."""
+    short_side: int | None = None
+    """Images are scaled to this short side, in pixels (paper 5.2: 600; tiny: 480)."""
+    max_side: int | None = None
+    """... unless the long side would pass this (paper 5.2: 1000; tiny: 800)."""
+
+    log_every: int = 20
+    """Iterations between lines of the log (code)."""
+    checkpoint_every: int = 1000
+    """Iterations between checkpoints; the last iteration always writes one."""
+    cache_megabytes: int = 2048
+    """Decoded images are kept in memory up to this; the rest are decoded each time."""
+
+    def resolved(self) -> TrainConfig:
+        """The same settings with every recipe value filled in, checked.
+
+        Raises:
+            ValueError: unknown network, or a number out of its range.
+        """
+        if self.network not in RECIPES:
+            raise ValueError(f"network is {self.network!r}; known are {', '.join(RECIPES)}")
+        recipe = {k: v for k, v in RECIPES[self.network].items() if getattr(self, k) is None}
+        config = dataclasses.replace(self, **recipe)
+        if config.learning_rate_steps is None:
+            steps = (config.iterations * 3 // 4,)
+            config = dataclasses.replace(config, learning_rate_steps=steps)
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        def need(good: bool, field: str, rule: str) -> None:
+            if not good:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
+
+        for field in ("iterations", "images_per_batch", "rois_per_batch", "log_every",
+                      "checkpoint_every", "short_side", "max_side"):  # fmt: skip
+            need(getattr(self, field) >= 1, field, "at least 1")
+        need(self.learning_rate > 0, "learning_rate", "positive")
+        need(0 < self.foreground_fraction <= 1, "foreground_fraction", "in (0, 1]")
+        need(0 < self.foreground_iou <= 1, "foreground_iou", "in (0, 1]")
+        need(
+            0 <= self.background_low < self.foreground_iou,
+            "background_low",
+            "at least 0 and below foreground_iou",
+        )
+        need(
+            self.rois_per_batch % self.images_per_batch == 0,
+            "rois_per_batch",
+            f"a multiple of images_per_batch ({self.images_per_batch})",
+        )
+
+    def learning_rate_at(self, iteration: int) -> float:
+        """The base learning rate of iteration 0, 1, 2, ... of a resolved config."""
+        drops = sum(iteration >= step for step in self.learning_rate_steps)
+        rate = self.learning_rate * self.learning_rate_drop**drops
+        return rate * min(1.0, (iteration + 1) / (self.warmup + 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, for checkpoints and logs."""
+        plain = dataclasses.asdict(self)
+        for key, value in plain.items():
+            if isinstance(value, Path):
+                plain[key] = str(value)
+            elif isinstance(value, tuple):
+                plain[key] = list(value)
+        return plain

@@ -1,0 +1,156 @@
+"""Which RoIs a batch is made of: hierarchical sampling (paper 2.3; spec sections 4 and 5).
+
+Everything random here is a function of (seed, iteration) alone. So the state of the sampler *is*
+the iteration number: a resumed run draws what the uninterrupted one would have drawn, and batches
+may be prepared ahead of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastrcnn_engine.data.images import flip_boxes
+from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.data.voc import ImageRecord
+from fastrcnn_engine.ops import box_iou
+from fastrcnn_engine.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class RoiEntry:
+    """One training image with its labelled RoIs: ground truth first, then the proposals.
+
+    ``boxes`` (G+P, 4) float32 and ``matched`` (G+P, 4) float32, the object each box overlaps most,
+    are in pixels of the original image. ``foreground`` and ``background`` are row numbers.
+    """
+
+    record: ImageRecord
+    boxes: np.ndarray
+    labels: np.ndarray
+    matched: np.ndarray
+    foreground: np.ndarray
+    background: np.ndarray
+
+
+def build_entry(
+    record: ImageRecord, proposals: np.ndarray, *, foreground_iou: float, background_low: float
+) -> RoiEntry:
+    """Label the ground truth and the proposals (P, 4) of one image.
+
+    The best object decides (the first on ties). IoU at least ``foreground_iou`` is foreground;
+    IoU in [``background_low``, ``foreground_iou``) is background; the rest is not used. Both
+    comparisons are made in float32. Objects marked difficult count like any other, as in the
+    author's code. In an image without objects the lower bound, a rule for picking hard examples
+    near objects, has no meaning: every proposal is background. Proposals of no width or height
+    (x2 <= x1: one pixel or less) are not used: regression divides by that width.
+    """
+    proposals = np.asarray(proposals, dtype=np.float32).reshape(-1, 4)
+    proposals = proposals[(proposals[:, 2:] > proposals[:, :2]).all(axis=1)]
+    objects = len(record.boxes)
+    boxes = np.concatenate([record.boxes, proposals]).astype(np.float32)
+    if objects == 0:
+        rows = np.arange(len(boxes))
+        none = np.empty(0, dtype=np.int64)
+        zeros = np.zeros(len(boxes), dtype=np.int64)
+        return RoiEntry(record, boxes, zeros, boxes, none, rows)
+    iou = np.asarray(box_iou(boxes, record.boxes, inclusive=True))
+    best = iou.argmax(axis=1)
+    overlap = iou[np.arange(len(boxes)), best]
+    # A ground-truth row is its own object, also where two objects share one box.
+    best[:objects] = np.arange(objects)
+    overlap[:objects] = 1.0
+    is_foreground = overlap >= np.float32(foreground_iou)
+    is_background = ~is_foreground & (overlap >= np.float32(background_low))
+    return RoiEntry(
+        record,
+        boxes,
+        np.where(is_foreground, record.labels[best], 0).astype(np.int64),
+        record.boxes[best],
+        np.flatnonzero(is_foreground),
+        np.flatnonzero(is_background),
+    )
+
+
+def build_roidb(
+    records: list[ImageRecord], proposals: ProposalStore, config: TrainConfig
+) -> tuple[list[RoiEntry], list[str]]:
+    """Entries of all images, and the ids of images left out because no RoI of theirs is usable.
+
+    Raises:
+        ValueError: an image has no proposals in the file (named), or nothing is left to train on.
+    """
+    entries, unusable = [], []
+    for record in records:
+        entry = build_entry(
+            record,
+            proposals[record.image_id],
+            foreground_iou=config.foreground_iou,
+            background_low=config.background_low,
+        )
+        if len(entry.foreground) + len(entry.background):
+            entries.append(entry)
+        else:
+            unusable.append(record.image_id)
+    if not any(len(entry.foreground) for entry in entries):
+        raise ValueError(
+            f"none of the {len(records)} images has an object to train on; "
+            "check the split and the class names"
+        )
+    return entries, unusable
+
+
+def images_of_batch(iteration: int, entries: int, config: TrainConfig) -> list[tuple[int, bool]]:
+    """(entry index, flipped) of each image of a batch.
+
+    With ``config.flip`` every image is there twice, once mirrored, as two independent entries
+    (the paper's probability of one half). The stream of images is one random permutation after
+    another, each image once in each. (The author's code drops the last batch of a permutation.)
+    """
+    length = entries * (2 if config.flip else 1)
+    chosen = []
+    start = iteration * config.images_per_batch
+    for position in range(start, start + config.images_per_batch):
+        epoch, place = divmod(position, length)
+        order = np.random.default_rng([config.seed, 0, epoch]).permutation(length)
+        index = int(order[place])
+        chosen.append((index % entries, index >= entries))
+    return chosen
+
+
+def sample_rows(entry: RoiEntry, rng: np.random.Generator, config: TrainConfig) -> np.ndarray:
+    """Draw the RoIs of one image without replacement: row numbers, foreground rows first.
+
+    At most ``round(fraction * R/N)`` foreground rows, halves rounded to even (Python's and
+    NumPy's round). Background fills up to R/N. What is missing is not replaced: the batch is then
+    smaller, and the losses divide by its real size (spec section 5).
+    """
+    per_image = config.rois_per_batch // config.images_per_batch
+    wanted = min(round(config.foreground_fraction * per_image), len(entry.foreground))
+    foreground = rng.choice(entry.foreground, wanted, replace=False)
+    wanted = min(per_image - wanted, len(entry.background))
+    background = rng.choice(entry.background, wanted, replace=False)
+    return np.concatenate([foreground, background])
+
+
+def sample_batch(
+    iteration: int, entries: list[RoiEntry], config: TrainConfig
+) -> list[tuple[RoiEntry, bool, np.ndarray]]:
+    """(entry, flipped, drawn rows) of each image of batch 0, 1, 2, ..."""
+    rng = np.random.default_rng([config.seed, 1, iteration])
+    return [
+        (entries[index], flipped, sample_rows(entries[index], rng, config))
+        for index, flipped in images_of_batch(iteration, len(entries), config)
+    ]
+
+
+def drawn_boxes(
+    entry: RoiEntry, flipped: bool, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (r, 4), labels (r,) and matched objects (r, 4) of drawn rows, mirrored if asked."""
+    boxes, matched = entry.boxes[rows], entry.matched[rows]
+    if flipped:
+        width = entry.record.width
+        boxes, matched = flip_boxes(boxes, width), flip_boxes(matched, width)
+    return boxes, entry.labels[rows], matched

@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from fastrcnn_engine.data import proposals
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.proposals import (
+    MODES,
+    ProposalStore,
+    compute_proposals,
+    proposal_recall,
+    read_voc_mat,
+    selective_search,
+    write_proposals,
+)
+from fastrcnn_engine.data.voc import ImageRecord
+
+from .voc_files import VOC_DEMO
+
+needs_voc_demo = pytest.mark.skipif(
+    not VOC_DEMO.is_dir(), reason="the VOC photos are not on this machine"
+)
+
+
+def scene(height=90, width=120, seed=0):
+    """Three filled boxes on noise; returns the image and the boxes."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(90, 110, (height, width, 3)).astype(np.uint8)
+    boxes = np.array([[10, 12, 39, 50], [60, 20, 99, 49], [48, 60, 80, 85]], np.float32)
+    colours = [(230, 40, 30), (20, 60, 220), (240, 230, 30)]
+    for (x1, y1, x2, y2), colour in zip(boxes.astype(int), colours, strict=True):
+        image[y1 : y2 + 1, x1 : x2 + 1] = colour
+    return image, boxes
+
+
+def best_iou(objects, candidates):
+    low = np.maximum(objects[:, None, :2], candidates[:, :2])
+    high = np.minimum(objects[:, None, 2:], candidates[:, 2:])
+    inter = np.prod(np.clip(high - low + 1, 0, None), axis=2)
+    areas = [np.prod(b[:, 2:] - b[:, :2] + 1, axis=1) for b in (objects, candidates)]
+    return (inter / (areas[0][:, None] + areas[1] - inter)).max(axis=1)
+
+
+def save_scenes(folder, count=6):
+    items = []
+    for i in range(count):
+        path = folder / f"{i}.png"
+        Image.fromarray(scene(seed=i)[0]).save(path)
+        items.append((f"image {i}", path))
+    return items
+
+
+# --------------------------------------------------------------------------------- selective_search
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("short_side", [None, 90, 60])
+def test_boxes_frame_the_objects_in_pixels_of_the_image(mode, short_side):
+    image, objects = scene()
+    boxes = selective_search(image, mode=mode, short_side=short_side)
+    assert boxes.dtype == np.float32 and boxes.ndim == 2 and boxes.shape[1] == 4
+    if short_side == 60:
+        assert best_iou(objects, boxes).min() > 0.9
+    else:  # plain boxes are found to the pixel: an error of one in either end would show
+        assert best_iou(objects, boxes).min() == 1.0
+
+
+@pytest.mark.parametrize("short_side", [None, 31, 47])
+def test_boxes_are_whole_pixels_inside_the_image_and_come_once(short_side):
+    image, _ = scene(height=95, width=143)
+    boxes = selective_search(image, short_side=short_side, min_size=5)
+    x1, y1, x2, y2 = boxes.T
+    assert (boxes == np.round(boxes)).all()
+    assert x1.min() == 0 and y1.min() == 0 and x2.max() == 142 and y2.max() == 94
+    assert (x2 - x1 + 1).min() >= 5 and (y2 - y1 + 1).min() >= 5
+    assert len(np.unique(boxes, axis=0)) == len(boxes)
+
+
+def test_min_size_counts_pixels_of_the_image_not_of_the_shrunk_one():
+    image, objects = scene()
+    boxes = selective_search(image, short_side=60, min_size=35)
+    assert (boxes[:, 2:] - boxes[:, :2] + 1).min() >= 35
+    assert best_iou(objects, boxes)[0] < 0.9  # 30 pixels wide
+    loose = selective_search(image, short_side=60, min_size=1)
+    kept = (loose[:, 2:] - loose[:, :2] + 1).min(axis=1) >= 35
+    np.testing.assert_array_equal(boxes, loose[kept])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_image_gives_the_same_array(mode):
+    # OpenCV returns the boxes in an order drawn with C's rand(): never the same twice in a process.
+    image, _ = scene()
+    first = selective_search(image, mode=mode)
+    for _ in range(2):
+        np.testing.assert_array_equal(selective_search(image, mode=mode), first)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (12, 12)])
+def test_tiny_and_flat_images_do_not_crash(size):
+    for mode in MODES:
+        boxes = selective_search(np.full((*size, 3), 7, np.uint8), mode=mode, min_size=1)
+        assert boxes.tolist() == [[0, 0, size[1] - 1, size[0] - 1]]
+        assert selective_search(np.zeros((*size, 3), np.uint8), mode=mode, min_size=20).shape == (
+            0,
+            4,
+        )
+
+
+@pytest.mark.parametrize(
+    "image, options, message",
+    [
+        (np.zeros((9, 9, 3), np.uint8), {"mode": "best"}, "mode must be one of fast.*'best'"),
+        (np.zeros((9, 9), np.uint8), {}, r"\(9, 9\)"),
+        (np.zeros((9, 9, 3), np.float32), {}, "float32"),
+        (np.zeros((9, 0, 3), np.uint8), {}, r"\(9, 0, 3\)"),
+        (np.zeros((9, 9, 3), np.uint8), {"short_side": 0}, "short_side"),
+    ],
+)
+def test_wrong_arguments_are_named(image, options, message):
+    with pytest.raises(ValueError, match=message):
+        selective_search(image, **options)
+
+
+def test_a_missing_opencv_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match="pip install opencv-contrib-python-headless"):
+        selective_search(scene()[0])
+    monkeypatch.setitem(sys.modules, "cv2", type(sys)("cv2"))  # OpenCV without contrib
+    with pytest.raises(ImportError, match="no contrib.*opencv-contrib-python-headless"):
+        selective_search(scene()[0])
+
+
+# ----------------------------------------------------------------------------------------- the file
+
+
+def some_boxes(count, seed=0):
+    low = np.random.default_rng(seed).uniform(0, 50, (count, 2))
+    return np.concatenate([low, low + 10], axis=1).astype(np.float32)
+
+
+def test_what_was_written_is_read(tmp_path):
+    path = tmp_path / "new folder" / "proposals.npz"
+    items = {"a": some_boxes(5), "with space/and slash": some_boxes(3, 1), "file": some_boxes(0)}
+    items["Ünïcode"] = some_boxes(1, 2)
+    write_proposals(path, items.items(), settings={"mode": "fast", "short_side": None})
+    store = ProposalStore(path)
+    assert len(store) == 4 and list(store) == list(store.keys()) == list(items)
+    assert "a" in store and "b" not in store
+    assert store.settings == {"mode": "fast", "short_side": None}
+    with np.load(path) as plain:  # it is a common .npz file
+        for image_id, boxes in items.items():
+            np.testing.assert_array_equal(store[image_id], boxes)
+            assert store[image_id].dtype == np.float32 and store[image_id].shape == boxes.shape
+            np.testing.assert_array_equal(plain[image_id], boxes)
+    assert [p.name for p in path.parent.iterdir()] == ["proposals.npz"]
+
+
+def test_arrays_are_aligned_read_only_views_of_the_mapped_file(tmp_path):
+    path = tmp_path / "proposals.npz"
+    write_proposals(path, [(f"{'x' * n}", some_boxes(n, n)) for n in range(1, 40)])
+    store = ProposalStore(path)
+    buffer = np.frombuffer(store._bytes, np.uint8)
+    for image_id in store:
+        array = store[image_id]
+        assert np.shares_memory(array, buffer)
+        assert not array.flags.writeable and array.flags.aligned
+        assert (array.ctypes.data - buffer.ctypes.data) % 64 == 0
+
+
+def test_files_of_numpy_are_read_too(tmp_path):
+    np.savez(tmp_path / "plain.npz", a=some_boxes(4))
+    store = ProposalStore(tmp_path / "plain.npz")
+    np.testing.assert_array_equal(store["a"], some_boxes(4))
+    assert store.settings is None
+
+
+def test_equal_contents_are_equal_files(tmp_path):
+    for name in ("one", "two"):
+        write_proposals(tmp_path / name, [("a", some_boxes(9))], settings={"b": 1, "a": 2})
+        time.sleep(0.01)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_store_travels_to_other_processes(tmp_path):
+    write_proposals(tmp_path / "p.npz", [("a", some_boxes(4))])
+    store = pickle.loads(pickle.dumps(ProposalStore(tmp_path / "p.npz")))
+    np.testing.assert_array_equal(store["a"], some_boxes(4))
+
+
+def test_a_missing_image_is_named_with_the_file(tmp_path):
+    write_proposals(tmp_path / "p.npz", [("a", some_boxes(4))])
+    with pytest.raises(ValueError, match=r"p\.npz: no proposals for image 'b'.*1 images"):
+        ProposalStore(tmp_path / "p.npz")["b"]
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz.*fastrcnn-engine proposals"):
+        ProposalStore(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.npz: not an \.npz"):
+        ProposalStore(tmp_path / "text.npz")
+    np.savez_compressed(tmp_path / "packed.npz", a=some_boxes(4))
+    with pytest.raises(ValueError, match=r"a\.npy is compressed"):
+        ProposalStore(tmp_path / "packed.npz")
+    with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
+        archive.writestr("a.npy", "no array at all")
+    with pytest.raises(ValueError, match=r"a\.npy is no array"):
+        ProposalStore(tmp_path / "zip.npz")["a"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 5), np.float32),
+        np.zeros(4, np.float32),
+        np.zeros((3, 4), np.float64),
+        np.asfortranarray(np.zeros((3, 4), np.float32)),
+        np.zeros((3, 4), ">f4"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path, array):
+    np.savez(tmp_path / "p.npz", a=array)
+    with pytest.raises(ValueError, match=r"p\.npz: proposals of 'a' must be \(P, 4\) float32"):
+        ProposalStore(tmp_path / "p.npz")["a"]
+
+
+@pytest.mark.parametrize(
+    "items, message",
+    [
+        ([("a", some_boxes(1)), ("a", some_boxes(1))], "'a' come twice"),
+        ([("a", np.zeros((2, 5)))], r"\(P, 4\), got \(2, 5\)"),
+        ([("a", [[0, 0, 5, 5], [0, 0, np.nan, 5]])], "'a', row 1: expected finite"),
+        ([("a", [[6, 0, 5, 5]])], "row 0: expected finite x1 <= x2"),
+    ],
+)
+def test_bad_items_leave_the_old_file_alone(tmp_path, items, message):
+    path = tmp_path / "p.npz"
+    write_proposals(path, [("old", some_boxes(2))])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        write_proposals(path, items)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
+
+
+# -------------------------------------------------------------------------------------- many images
+
+
+def test_all_images_are_searched_and_the_number_of_workers_does_not_matter(tmp_path):
+    items = save_scenes(tmp_path)
+    for workers in (1, 3):
+        store = compute_proposals(
+            items, tmp_path / f"{workers}.npz", workers=workers, progress=False
+        )
+    assert list(store) == [image_id for image_id, _ in items]
+    assert store.settings["mode"] == "fine"
+    for image_id, path in items:
+        np.testing.assert_array_equal(store[image_id], selective_search(load_image(path)))
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "3.npz").read_bytes()
+
+
+def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):
+    items = save_scenes(tmp_path)
+    out = tmp_path / "p.npz"
+    compute_proposals(items[1:4], out, progress=False)
+    store = ProposalStore(out)
+    first = {image_id: store[image_id].copy() for image_id in store}
+    searched = []
+
+    def counted(image, **options):
+        searched.append(image)
+        return selective_search(image, **options)
+
+    monkeypatch.setattr(proposals, "selective_search", counted)
+    store = compute_proposals(items[:3], out, progress=False)
+    assert len(searched) == 1
+    assert sorted(store) == [f"image {i}" for i in range(4)]  # none is lost
+    for image_id, boxes in first.items():
+        np.testing.assert_array_equal(store[image_id], boxes)
+    before = out.stat().st_mtime_ns
+    compute_proposals(items[:4], out, progress=False)
+    assert len(searched) == 1 and out.stat().st_mtime_ns == before
+
+
+def test_an_image_that_changed_is_searched_again(tmp_path):
+    items = save_scenes(tmp_path, 3)
+    out = tmp_path / "p.npz"
+    compute_proposals(items, out, progress=False)
+    Image.fromarray(scene(70, 150, seed=9)[0]).save(items[1][1])  # same name, another picture
+    store = compute_proposals(items, out, progress=False)
+    assert len(store) == 3
+    for image_id, path in items:
+        np.testing.assert_array_equal(store[image_id], selective_search(load_image(path)))
+
+
+def test_proposals_of_other_settings_are_never_mixed(tmp_path):
+    items = save_scenes(tmp_path, 2)
+    out = tmp_path / "p.npz"
+    compute_proposals(items[:1], out, mode="fast", progress=False)
+    before = out.read_bytes()
+    for options in (
+        {"mode": "fine"},
+        {"mode": "fast", "short_side": 99},
+        {"mode": "fast", "min_size": 1},
+    ):
+        with pytest.raises(ValueError, match=r"p\.npz: holds proposals made with .*'fast'"):
+            compute_proposals(items, out, progress=False, **options)
+    assert out.read_bytes() == before
+
+
+def test_an_error_names_the_image_and_keeps_what_is_done(tmp_path):
+    items = save_scenes(tmp_path, 4)
+    items[2][1].write_bytes(b"no image")
+    out = tmp_path / "p.npz"
+    with pytest.raises(ValueError, match=r"2\.png: not readable"):
+        compute_proposals(items, out, workers=1, progress=False)
+    store = ProposalStore(out)
+    assert "image 0" in store and "image 1" in store and "image 2" not in store
+    with pytest.raises(ValueError, match="'image 0' comes twice"):
+        compute_proposals([items[0], items[0]], out, progress=False)
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from fastrcnn_engine.data import proposals
+
+searches = []
+selective_search = proposals.selective_search
+
+def search_then_interrupt(image, **options):
+    searches.append(1)
+    boxes = selective_search(image, **options)
+    if len(searches) == 10:
+        os.kill(os.getpid(), signal.SIGINT)
+    return boxes
+
+proposals.selective_search = search_then_interrupt
+folder = Path(sys.argv[1])
+items = [(str(i), folder / f"{i % 6}.png") for i in range(1000)]
+proposals.compute_proposals(items, folder / "p.npz", workers=2)
+"""
+
+
+def test_ctrl_c_stops_soon_and_keeps_what_is_done(tmp_path):
+    save_scenes(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode != 0 and "KeyboardInterrupt" in run.stderr
+    store = ProposalStore(tmp_path / "p.npz")
+    assert 10 <= len(store) < 100
+    np.testing.assert_array_equal(store["0"], selective_search(load_image(tmp_path / "0.png")))
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_the_search_lets_other_threads_run():
+    """Threads fill the cores only because OpenCV frees Python's lock; this would show if it did
+    not."""
+    image, _ = scene(240, 320)
+    ticks, stop = 0, threading.Event()
+
+    def tick():
+        nonlocal ticks
+        while not stop.is_set():
+            ticks += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    before, start = ticks, time.monotonic()
+    selective_search(image)
+    seconds, during = time.monotonic() - start, ticks - before
+    stop.set()
+    thread.join()
+    assert during > 20 * seconds  # some 900 a second; none at all while the lock is held
+
+
+# ------------------------------------------------------------------------------ published proposals
+
+
+def test_set_files_are_one_based_and_row_first(tmp_path):
+    cell = np.empty((1, 3), object)
+    cell[0, 0] = np.array([[1, 2, 11, 22], [5, 6, 7, 8]], np.uint16)  # y1 x1 y2 x2
+    cell[0, 1] = np.zeros((0, 0))
+    cell[0, 2] = np.array([[1.0, 1.0, 375.0, 500.0]])
+    scipy.io.savemat(
+        tmp_path / "set.mat", {"boxes": cell, "images": np.array(["a", "b", "c"], object)}
+    )
+    first, second, third = read_voc_mat(tmp_path / "set.mat", "set")
+    assert first.dtype == np.float32 and first.tolist() == [[1, 0, 21, 10], [5, 4, 7, 6]]
+    assert second.shape == (0, 4) and second.dtype == np.float32
+    assert third.tolist() == [[0, 0, 499, 374]]
+
+
+def test_image_files_are_zero_based_and_column_first(tmp_path):
+    scipy.io.savemat(tmp_path / "image.mat", {"boxes": np.array([[0, 1, 20, 10]], np.uint16)})
+    (boxes,) = read_voc_mat(tmp_path / "image.mat", "image")
+    assert boxes.dtype == np.float32 and boxes.tolist() == [[0, 1, 20, 10]]
+
+
+def test_mat_files_of_another_kind_are_named(tmp_path):
+    scipy.io.savemat(tmp_path / "image.mat", {"boxes": np.array([[0, 1, 20, 10]], np.uint16)})
+    with pytest.raises(ValueError, match=r"image\.mat.*'set'.*one array"):
+        read_voc_mat(tmp_path / "image.mat", "set")
+    cell = np.empty((1, 2), object)
+    cell[0, 0] = cell[0, 1] = np.array([[0, 1, 20, 10]], np.uint16)  # zero-based in a set file
+    scipy.io.savemat(tmp_path / "set.mat", {"boxes": cell})
+    with pytest.raises(ValueError, match=r"set\.mat.*'image'.*a cell"):
+        read_voc_mat(tmp_path / "set.mat", "image")
+    with pytest.raises(ValueError, match=r"set\.mat, image 1: boxes with .* below 0"):
+        read_voc_mat(tmp_path / "set.mat", "set")
+    scipy.io.savemat(tmp_path / "other.mat", {"crates": np.zeros((3, 5))})
+    with pytest.raises(ValueError, match=r"other\.mat: has no variable `boxes`.*crates"):
+        read_voc_mat(tmp_path / "other.mat", "image")
+    scipy.io.savemat(tmp_path / "five.mat", {"boxes": np.zeros((3, 5))})
+    with pytest.raises(ValueError, match=r"five\.mat.*\(3, 5\)"):
+        read_voc_mat(tmp_path / "five.mat", "image")
+    (tmp_path / "text.mat").write_text("hello " * 40)
+    with pytest.raises(ValueError, match=r"text\.mat: not readable"):
+        read_voc_mat(tmp_path / "text.mat", "set")
+    with pytest.raises(FileNotFoundError, match=r"none\.mat"):
+        read_voc_mat(tmp_path / "none.mat", "set")
+    with pytest.raises(ValueError, match="layout"):
+        read_voc_mat(tmp_path / "set.mat", "voc")
+
+
+@needs_voc_demo
+@pytest.mark.parametrize("name, count", [("000004", 2888), ("001551", 2057)])
+def test_original_boxes_of_two_photos_lie_inside_and_are_found_again(name, count):
+    (boxes,) = read_voc_mat(VOC_DEMO / f"{name}_boxes.mat", "image")
+    assert boxes.shape == (count, 4)
+    image = load_image(VOC_DEMO / f"{name}.jpg")
+    height, width = image.shape[:2]
+    assert boxes.min() >= 0 and boxes[:, 2].max() == width - 1 and boxes[:, 3].max() == height - 1
+    # Two programs, on other sizes of the image: most boxes agree, and not by chance.
+    ours = selective_search(image, short_side=160)
+    assert np.mean(best_iou(boxes, ours) >= 0.5) > 0.7
+    assert np.mean(best_iou(boxes[:, [1, 0, 3, 2]], ours) >= 0.5) < 0.5
+
+
+# ------------------------------------------------------------------------------------------- recall
+
+
+def record(image_id, boxes, labels, difficult=None):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    difficult = np.array(difficult or [False] * len(boxes), bool)
+    return ImageRecord(image_id, None, 100, 100, boxes, np.array(labels, np.int64), difficult)
+
+
+def test_recall_by_hand():
+    records = [
+        record("a", [[0, 0, 9, 9], [20, 20, 39, 39], [50, 50, 59, 59]], [1, 2, 1], [0, 0, 1]),
+        record("b", [[0, 0, 9, 9]], [2]),
+        record("c", [], []),
+    ]
+    store = {
+        "a": np.array([[0, 0, 9, 4], [20, 20, 39, 39], [70, 70, 80, 80]], np.float32),
+        "b": np.zeros((0, 4), np.float32),
+        "c": np.array([[0, 0, 5, 5]], np.float32),
+    }
+    result = proposal_recall(records, store, (0.5, 0.7))  # IoU: 0.5 exactly, 1, none; one difficult
+    assert result["images"] == 3 and result["objects"] == 3
+    assert result["mean_boxes"] == pytest.approx(4 / 3)
+    assert result["recall"] == {0.5: pytest.approx(2 / 3), 0.7: pytest.approx(1 / 3)}
+    assert result["recall_by_label"] == {1: {0.5: 1.0, 0.7: 0.0}, 2: {0.5: 0.5, 0.7: 0.5}}
+    assert proposal_recall(records[2:], store)["recall"] == {0.5: None, 0.7: None}
+    with pytest.raises(KeyError):
+        proposal_recall([record("d", [], [])], store)

@@ -1,0 +1,296 @@
+// The device behind cuda_runtime.h.
+#include <cuda_runtime.h>
+#include <sanitizer/common_interface_defs.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+struct CUstream_st {};
+
+namespace emulation {
+namespace {
+
+constexpr size_t kStackBytes = 128 * 1024;
+constexpr unsigned kWarp = 32;
+
+CUstream_st the_stream;
+std::deque<std::function<void()>> queued;
+std::set<void*> allocated;
+int current_device = 0;
+int calls_until_failure = 0;
+cudaError_t last_error = cudaSuccess;
+
+// A fiber runs thread after thread of the block until one of them waits at a barrier; then it is
+// parked with that thread, and another fiber goes on. Kernels without barriers need a single one.
+struct Fiber {
+  void* place[5];  // where it left off, for __builtin_longjmp
+  bool started = false;
+  void* fake = nullptr;  // the sanitizer's
+  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
+  uint3 thread;
+  std::source_location barrier;
+};
+
+class Block {
+ public:
+  void run(const std::vector<unsigned>& order, const std::function<void()>& thread) {
+    order_ = order;
+    thread_ = &thread;
+    next_ = finished_ = 0;
+    do {
+      const auto ready = std::exchange(parked_, {});
+      for (Fiber* fiber : ready) resume(fiber);
+      while (next_ < order_.size()) resume(idle());
+      check_barrier();
+    } while (!parked_.empty());
+  }
+
+  void park(std::source_location here) {
+    Fiber* self = running_;
+    self->barrier = here;
+    self->thread = threadIdx;
+    parked_.push_back(self);
+    leave();
+    threadIdx = self->thread;
+  }
+
+ private:
+  Fiber* idle() {
+    if (idle_.empty()) {
+      fibers_.push_back(std::make_unique<Fiber>());
+      idle_.push_back(fibers_.back().get());
+    }
+    Fiber* fiber = idle_.back();
+    idle_.pop_back();
+    return fiber;
+  }
+
+  static void enter();
+
+  void work() {
+    for (;;) {
+      while (next_ < order_.size()) {
+        threadIdx = {order_[next_++], 0, 0};
+        (*thread_)();
+        ++finished_;
+      }
+      idle_.push_back(running_);
+      leave();
+    }
+  }
+
+  // Stacks are changed by __builtin_setjmp and __builtin_longjmp, a few instructions where
+  // swapcontext makes system calls. Each change is announced to the sanitizer, or it would take the
+  // other stack for an overflow; what it would otherwise do at every jump is switched off.
+  void resume(Fiber* fiber) {
+    running_ = fiber;
+    __sanitizer_start_switch_fiber(&main_fake_, fiber->stack.get(), kStackBytes);
+    if (__builtin_setjmp(main_) == 0) go_to(fiber);
+    __sanitizer_finish_switch_fiber(main_fake_, nullptr, nullptr);
+  }
+
+  [[gnu::noinline, gnu::no_sanitize_address]] void go_to(Fiber* fiber) {
+    if (std::exchange(fiber->started, true)) __builtin_longjmp(fiber->place, 1);
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber->stack.get();
+    context.uc_stack.ss_size = kStackBytes;
+    makecontext(&context, &Block::enter, 0);
+    setcontext(&context);
+  }
+
+  [[gnu::noinline]] void leave() {
+    Fiber* self = running_;
+    __sanitizer_start_switch_fiber(&self->fake, main_stack_, main_stack_bytes_);
+    if (__builtin_setjmp(self->place) == 0) go_to_main();
+    __sanitizer_finish_switch_fiber(self->fake, &main_stack_, &main_stack_bytes_);
+  }
+
+  [[gnu::noinline, gnu::no_sanitize_address]] void go_to_main() { __builtin_longjmp(main_, 1); }
+
+  // All threads wait at the same barrier, or all are done.
+  void check_barrier() {
+    if (parked_.empty()) return;
+    const auto line = parked_[0]->barrier.line();
+    if (finished_ > 0)
+      throw Error("__syncthreads in line " + std::to_string(line) + ": " +
+                  std::to_string(parked_.size()) + " threads wait, " + std::to_string(finished_) +
+                  " have left the kernel");
+    for (const Fiber* fiber : parked_)
+      if (fiber->barrier.line() != line)
+        throw Error("threads of one block wait at the __syncthreads of lines " +
+                    std::to_string(line) + " and " + std::to_string(fiber->barrier.line()));
+  }
+
+  std::vector<unsigned> order_;  // of the threads
+  const std::function<void()>* thread_ = nullptr;
+  size_t next_ = 0, finished_ = 0;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Fiber*> idle_, parked_;
+  Fiber* running_ = nullptr;
+  void* main_[5];
+  void* main_fake_ = nullptr;
+  const void* main_stack_ = nullptr;
+  size_t main_stack_bytes_ = 0;
+};
+
+std::unique_ptr<Block> the_block;
+
+void Block::enter() {
+  __sanitizer_finish_switch_fiber(nullptr, &the_block->main_stack_, &the_block->main_stack_bytes_);
+  the_block->work();
+}
+
+std::vector<unsigned> ordered(unsigned count) {
+  std::vector<unsigned> order;
+  if (schedule == Schedule::odd_warps) {
+    for (unsigned parity : {1u, 0u})
+      for (unsigned i = 0; i < count; ++i)
+        if (i / kWarp % 2 == parity) order.push_back(i);
+  } else {
+    for (unsigned i = 0; i < count; ++i)
+      order.push_back(schedule == Schedule::reverse ? count - 1 - i : i);
+  }
+  return order;
+}
+
+void run_kernel(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
+  gridDim = config.gridDim;
+  blockDim = config.blockDim;
+  if (schedule == Schedule::few_blocks) gridDim.x = std::min(gridDim.x, 2u);
+  const std::vector<unsigned> threads = ordered(blockDim.x);
+  if (!the_block) the_block = std::make_unique<Block>();
+  try {
+    for (unsigned x : ordered(gridDim.x)) {
+      blockIdx = {x, 0, 0};
+      the_block->run(threads, thread);
+    }
+  } catch (const Error&) {
+    the_block.reset();  // with the threads that still wait
+    throw;
+  }
+}
+
+void run_queued() {
+  while (!queued.empty()) {
+    const auto work = std::move(queued.front());
+    queued.pop_front();
+    work();
+  }
+}
+
+// Every call of the runtime begins here.
+cudaError_t begin_call() {
+  if (calls_until_failure == 0 || --calls_until_failure > 0) return cudaSuccess;
+  calls_until_failure = 0;
+  return last_error = cudaErrorEmulated;
+}
+
+cudaError_t begin_stream_call(cudaStream_t stream) {
+  if (stream != &the_stream) throw Error("a call on another stream than the one given");
+  if (current_device != kDevice) throw Error("the device of the stream is not current");
+  return begin_call();
+}
+
+}  // namespace
+
+cudaStream_t stream() { return &the_stream; }
+
+bool fail_call(int nth) {
+  const bool failed = calls_until_failure == 0;
+  calls_until_failure = nth;
+  return failed;
+}
+
+void finish() {
+  calls_until_failure = 0;
+  run_queued();
+  const size_t left = allocated.size();
+  for (void* memory : std::exchange(allocated, {})) std::free(memory);
+  if (left > 0) throw Error(std::to_string(left) + " device allocations were never freed");
+  if (std::exchange(last_error, cudaSuccess) != cudaSuccess)
+    throw Error("an error was left for somebody else's cudaGetLastError");
+  if (std::exchange(current_device, 0) != 0) throw Error("the caller's device was not restored");
+}
+
+cudaError_t queue_kernel(const cudaLaunchConfig_t& config, std::function<void()> thread) {
+  const cudaError_t status = begin_stream_call(config.stream);
+  const dim3 &grid = config.gridDim, &block = config.blockDim;
+  if (grid.x == 0 || grid.x > 0x7fffffffu || block.x == 0 || block.x > 1024 || grid.y != 1 ||
+      grid.z != 1 || block.y != 1 || block.z != 1 || config.dynamicSmemBytes != 0)
+    throw Error("bad launch configuration");
+  if (status == cudaSuccess)
+    queued.push_back([config, thread = std::move(thread)] { run_kernel(config, thread); });
+  return status;
+}
+
+}  // namespace emulation
+
+using namespace emulation;
+
+void __syncthreads(std::source_location here) { the_block->park(here); }
+
+const char* cudaGetErrorString(cudaError_t) { return "emulated failure"; }
+
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return begin_call();
+}
+
+cudaError_t cudaSetDevice(int device) {
+  const cudaError_t status = begin_call();
+  // Failing to go back is the driver's fault, not the launcher's: the test goes on as if it had.
+  if (status == cudaSuccess || device == 0) current_device = device;
+  return status;
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 2;
+  return begin_call();
+}
+
+cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t stream) {
+  const cudaError_t status = begin_stream_call(stream);
+  if (status != cudaSuccess) return status;
+  *memory = std::malloc(bytes);
+  std::memset(*memory, 0xFF, bytes);
+  allocated.insert(*memory);
+  return status;
+}
+
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
+  queued.push_back([memory] {  // also where the call "fails": that leak is not the launcher's
+    if (allocated.erase(memory) == 0) throw Error("cudaFreeAsync of memory that is not allocated");
+    std::free(memory);
+  });
+  return begin_stream_call(stream);
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int byte, size_t bytes, cudaStream_t stream) {
+  const cudaError_t status = begin_stream_call(stream);
+  if (status == cudaSuccess) queued.push_back([=] { std::memset(memory, byte, bytes); });
+  return status;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  const cudaError_t status = begin_stream_call(stream);
+  if (status == cudaSuccess) queued.push_back([=] { std::memcpy(to, from, bytes); });
+  return status;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const cudaError_t status = begin_stream_call(stream);
+  run_queued();  // also where the call fails: the work is done or not, nobody may look
+  return status;
+}

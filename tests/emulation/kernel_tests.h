@@ -1,0 +1,127 @@
+// What the tests of the kernels share. Each compares the device with the CPU engine, bit by bit, in
+// every schedule.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fastrcnn_engine/stream.h"
+#include "fastrcnn_engine/tensor.h"
+
+// The tests, one or more in each test_*.cpp.
+void roi_pool_forward();
+void roi_pool_backward();
+void smooth_l1();
+void box_codec();
+void box_iou();
+void nms();
+void nms_at_threshold();
+void detections();
+void device_errors();
+void the_emulator_notices();
+
+using namespace fastrcnn_engine;
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// Counts, and says what failed.
+void expect(bool condition, const std::string& what);
+
+inline const Stream& stream() {
+  static const Stream the_stream(emulation::stream(), emulation::kDevice);
+  return the_stream;
+}
+
+// NaN equals NaN; everything else is compared as bits, so 0 differs from -0.
+template <typename T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i)
+    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0 && !(a[i] != a[i] && b[i] != b[i])) return false;
+  return true;
+}
+
+// Calls check(where) with every schedule set; `where` ends the messages.
+template <typename Check>
+void in_every_schedule(const Check& check) {
+  using emulation::Schedule;
+  for (const Schedule schedule :
+       {Schedule::forward, Schedule::reverse, Schedule::few_blocks, Schedule::odd_warps}) {
+    emulation::schedule = schedule;
+    check(" (schedule " + std::to_string(static_cast<int>(schedule)) + ")");
+  }
+  emulation::schedule = Schedule::forward;
+}
+
+// Numbers in steps of a quarter, so that ties and exact thresholds happen.
+class Random {
+ public:
+  int64_t integer(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
+  }
+  float quarters(int64_t low, int64_t high) { return integer(4 * low, 4 * high) / 4.0f; }
+  template <typename T>
+  std::vector<T> many(int64_t count, int64_t low, int64_t high) {
+    std::vector<T> values(count);
+    for (T& value : values) value = static_cast<T>(quarters(low, high));
+    return values;
+  }
+
+ private:
+  std::mt19937_64 engine_{20150430};
+};
+
+template <typename T>
+View<T, 2> rows_of(std::vector<T>& values, int64_t columns) {
+  return {values.data(), {static_cast<int64_t>(values.size()) / columns, columns}};
+}
+template <typename T>
+View<const T, 2> rows_of(const std::vector<T>& values, int64_t columns) {
+  return {values.data(), {static_cast<int64_t>(values.size()) / columns, columns}};
+}
+template <typename T>
+View<T, 1> list_of(std::vector<T>& values) {
+  return {values.data(), {static_cast<int64_t>(values.size())}};
+}
+
+// Small boxes close together, some reversed, without area or not finite.
+template <typename T>
+std::vector<T> crowded_boxes(int64_t count, Random& random) {
+  std::vector<T> boxes;
+  for (int64_t i = 0; i < count; ++i) {
+    const float x = random.quarters(0, 6), y = random.quarters(0, 6);
+    const float w = random.quarters(0, 4), h = random.quarters(0, 4);
+    std::array<float, 4> box{x, y, x + w, y + h};
+    const int64_t kind = random.integer(0, 29);
+    if (kind == 0) box = {x, y, x - w, y - h};
+    if (kind == 1) box = {x, y, x, y};
+    if (kind == 2) box[random.integer(0, 3)] = kNan;
+    if (kind == 3) box[random.integer(0, 3)] = kInf;
+    if (kind == 4) box = {0, 0, 3e38f, 3e38f};
+    boxes.insert(boxes.end(), box.begin(), box.end());
+  }
+  return boxes;
+}
+
+// Scores in few steps, so that many tie; some NaN or infinite.
+template <typename T>
+std::vector<T> tied_scores(int64_t count, Random& random) {
+  auto scores = random.many<T>(count, 0, 3);
+  for (T& score : scores) {
+    const int64_t kind = random.integer(0, 29);
+    if (kind == 0) score = kNan;
+    if (kind == 1) score = kInf;
+    if (kind == 2) score = -kInf;
+    if (kind == 3) score = T(-0.0);
+  }
+  return scores;
+}

@@ -1,0 +1,154 @@
+// Failing calls of the runtime, and what the emulator itself must notice.
+#include "fastrcnn_engine/build_info.h"
+#include "fastrcnn_engine/detections.h"
+#include "fastrcnn_engine/error.h"
+#include "fastrcnn_engine/nms.h"
+#include "kernel_tests.h"
+
+namespace {
+
+// Each call of the runtime fails once. The launcher throws, and leaves no memory, no changed device
+// and no error behind (finish says so). Calls of destructors may fail unheard. Returns how often it
+// threw.
+template <typename Launcher>
+int failing_calls(const Launcher& launcher) {
+  int thrown = 0;
+  for (int nth = 1;; ++nth) {
+    emulation::fail_call(nth);
+    try {
+      launcher();
+    } catch (const DeviceError& error) {
+      ++thrown;
+      expect(std::string(error.what()).find("emulated failure") != std::string::npos,
+             "the reason is given");
+    }
+    const bool happened = emulation::fail_call(0);
+    emulation::finish();
+    if (!happened) return thrown;
+  }
+}
+
+void diverging_kernel() {
+  if (threadIdx.x < 100) __syncthreads();
+}
+
+void two_barriers_kernel() {
+  if (threadIdx.x < 100)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+
+// Forgets the barrier of a fold.
+void racing_kernel(int* sum) {
+  static int lanes[64];
+  const int lane = static_cast<int>(threadIdx.x);
+  lanes[lane] = lane;
+  __syncthreads();
+  for (int half = 32; half > 0; half /= 2)
+    if (lane < half) lanes[lane] += lanes[lane + half];
+  if (lane == 0) *sum = lanes[0];
+}
+
+cudaLaunchConfig_t block_of(unsigned threads) {
+  cudaLaunchConfig_t config;
+  config.blockDim = dim3(threads);
+  config.stream = emulation::stream();
+  return config;
+}
+
+// The work ends in an emulation::Error that says so.
+template <typename Work>
+void expect_report(const std::string& what, const Work& work) {
+  std::string report;
+  cudaSetDevice(emulation::kDevice);
+  try {
+    work();
+    cudaSetDevice(0);
+    emulation::finish();
+  } catch (const emulation::Error& error) {
+    report = error.what();
+  }
+  cudaSetDevice(0);
+  emulation::finish();
+  expect(report.find(what) != std::string::npos, what + ", got: " + report);
+}
+
+}  // namespace
+
+void device_errors() {
+  Random random;
+  const auto boxes = crowded_boxes<float>(20, random);
+  const auto scores = tied_scores<float>(40, random);
+  std::vector<float> iou(400), out_boxes(40), out_scores(10);
+  std::vector<int64_t> labels(10), rows(10);
+  const BoxIou<float> pairs{rows_of(boxes, 4), rows_of(boxes, 4), false, {iou.data(), {20, 20}}};
+  // cudaGetDevice, cudaSetDevice, one launch.
+  expect(failing_calls([&] { cuda::box_iou(pairs, stream()); }) == 3,
+         "box_iou reports every failure");
+
+  DetectBoxes<float> call;
+  call.proposals = rows_of(boxes, 4);
+  call.scores = rows_of(scores, 2);
+  call.image_height = call.image_width = 9;
+  call.nms_threshold = 0.3f;
+  call.boxes = rows_of(out_boxes, 4);
+  call.box_scores = list_of(out_scores);
+  call.labels = list_of(labels);
+  call.proposal_rows = list_of(rows);
+  // The two of the device, 7 buffers, 3 memsets, 5 launches, the copy and the wait.
+  expect(failing_calls([&] { cuda::detect_boxes(call, stream()); }) == 19,
+         "detect_boxes reports every failure");
+  expect(cuda::why_unavailable().empty(), "a device can be used");
+  emulation::fail_call(1);
+  expect(cuda::why_unavailable() == "emulated failure", "the reason is given");
+  emulation::finish();
+
+  DetectBoxes<float> bad = call;
+  bad.scores.shape[0] = 3;
+  bool rejected = false;
+  try {
+    cuda::detect_boxes(bad, stream());
+  } catch (const InvalidArgument&) {
+    rejected = true;
+  }
+  expect(rejected, "shapes are checked before the device is touched");
+  emulation::finish();
+}
+
+void the_emulator_notices() {
+  const auto config = block_of(128), too_large = block_of(2048);
+  expect_report("100 threads wait, 28 have left the kernel",
+                [&] { cudaLaunchKernelEx(&config, diverging_kernel); });
+  expect_report("threads of one block wait at the __syncthreads of lines",
+                [&] { cudaLaunchKernelEx(&config, two_barriers_kernel); });
+  expect_report("bad launch", [&] { cudaLaunchKernelEx(&too_large, diverging_kernel); });
+  expect_report("never freed", [] {
+    void* lost;
+    cudaMallocAsync(&lost, 8, emulation::stream());
+  });
+  expect_report("not current", [] {
+    cudaSetDevice(0);
+    cudaStreamSynchronize(emulation::stream());
+  });
+  expect_report("not restored", [] {
+    cudaSetDevice(0);
+    emulation::finish();
+    cudaSetDevice(emulation::kDevice);
+    emulation::finish();
+  });
+  expect_report("another stream", [] { cudaStreamSynchronize(nullptr); });
+
+  int wrong = 0;
+  const auto fold = block_of(64);
+  in_every_schedule([&](const std::string&) {
+    int sum = -1;
+    cudaSetDevice(emulation::kDevice);
+    cudaLaunchKernelEx(&fold, racing_kernel, &sum);
+    expect(sum == -1, "nothing runs before the stream is waited for");
+    cudaStreamSynchronize(emulation::stream());
+    cudaSetDevice(0);
+    wrong += sum != 63 * 64 / 2;
+  });
+  expect(wrong > 0, "a missing barrier shows in some schedule");
+}

@@ -1,0 +1,126 @@
+"""Detection in one image: de-duplication, chunks, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.evaluation import detect
+from fastrcnn_engine.evaluation.detect import detect_image, same_window
+from fastrcnn_engine.models import FastRCNN, FullyConnectedHead
+from fastrcnn_engine.ops import roi_pool
+
+IMAGE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    network = FastRCNN(
+        nn.Sequential(nn.Conv2d(3, 6, 16, stride=16, padding=8), nn.ReLU()),
+        stride=16,
+        head=FullyConnectedHead(6, 3, 24),
+        head_features=24,
+        classes=["a", "b"],
+        pooled_size=3,
+        preprocessing=Preprocessing(short_side=180, max_side=400, std=(60.0, 60.0, 60.0)),
+    )
+    # Scores and boxes that differ from RoI to RoI.
+    nn.init.normal_(network.cls_score.weight, std=3.0)
+    nn.init.normal_(network.bbox_pred.weight, std=1.0)
+    network.delta_std.fill_(0.1)
+    network.delta_mean.normal_(std=0.1)
+    return network.eval()
+
+
+def proposals(count: int = 400) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    corner = rng.uniform(0, [90, 60], (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(3, 40, (count, 2))], axis=1)
+    return boxes.clip(0, [119, 89, 119, 89]).astype(np.float32)
+
+
+def assert_same(one, two):
+    np.testing.assert_array_equal(one.rows, two.rows)
+    np.testing.assert_array_equal(one.labels, two.labels)
+    # The head multiplies the same rows in batches of another size; BLAS may add up differently.
+    np.testing.assert_allclose(one.scores, two.scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(one.boxes, two.boxes, rtol=0, atol=1e-4)
+
+
+def test_deduplication_changes_nothing_but_the_work(model, monkeypatch):
+    seen = []
+    classify = model.classify
+    monkeypatch.setattr(model, "classify", lambda x: seen.append(len(x)) or classify(x))
+    # A fifth of a map cell apart: most pairs round to one window.
+    boxes = np.concatenate([proposals(200), proposals(200) + np.float32(0.8)])
+    options = {"nms_threshold": 0.8, "max_detections": 1000}
+    merged = detect_image(model, IMAGE, boxes, **options)
+    plain = detect_image(model, IMAGE, boxes, deduplicate=False, **options)
+    assert_same(merged, plain)
+    assert len(merged.rows) > 50 and set(merged.labels) == {1, 2}
+    assert 200 <= seen[0] < 350 and seen[1] == 400
+
+
+def test_duplicates_keep_their_own_boxes(model):
+    # 18.0 and 18.2 on the map: one window, two boxes.
+    boxes = np.array([[10, 10, 60, 60], [10.1, 10.1, 60.1, 60.1]], dtype=np.float32)
+    found = detect_image(model, IMAGE, boxes, nms_threshold=1.0, score_threshold=0.0)
+    for label in (1, 2):
+        one, two = (found.boxes[(found.labels == label) & (found.rows == row)][0] for row in (0, 1))
+        assert (one != two).any() and abs(one - two).max() < 0.2
+
+
+def test_merged_rois_pool_the_same_cells_and_others_do_not():
+    rng = np.random.default_rng(2)
+    corner = rng.uniform(-20, 200, (600, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(-10, 60, (600, 2))], axis=1)
+    rois = torch.from_numpy(np.insert(boxes, 0, 0, axis=1).astype(np.float32))
+    first, inverse = same_window(rois, (12, 15), 3, 1 / 16)
+    assert 300 < len(first) < 550
+    torch.manual_seed(0)
+    # Random maps: RoIs with different windows have different bins, and so different maxima.
+    pooled = roi_pool(torch.randn(1, 64, 12, 15), rois, 3, 1 / 16).flatten(1)
+    assert torch.equal(pooled, pooled[first][inverse])
+    assert len(torch.unique(pooled, dim=0)) == len(first)
+
+
+def test_chunks_change_nothing(model, monkeypatch):
+    whole = detect_image(model, IMAGE, proposals())
+    monkeypatch.setattr(detect, "ROIS_PER_CHUNK", 7)
+    assert_same(whole, detect_image(model, IMAGE, proposals()))
+
+
+def test_boxes_are_in_pixels_of_the_original_image_and_inside(model):
+    found = detect_image(model, IMAGE, proposals())
+    assert found.boxes.dtype == np.float32 and isinstance(found.labels, np.ndarray)
+    assert (found.boxes >= 0).all() and (found.boxes <= [119, 89, 119, 89]).all()
+    assert found.boxes[:, 2].max() > 100  # not shrunk by the scale, which is 2
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_zero_deltas_return_the_proposals(model):
+    nn.init.zeros_(model.bbox_pred.weight)
+    model.delta_mean.zero_()
+    boxes = proposals(30)
+    found = detect_image(model, IMAGE, boxes)
+    np.testing.assert_allclose(found.boxes, boxes[found.rows], atol=1e-4)
+
+
+def test_no_proposals_no_detections(model):
+    found = detect_image(model, IMAGE, np.zeros((0, 4), dtype=np.float32))
+    assert found.boxes.shape == (0, 4) and len(found.scores) == 0
+
+
+def test_refusals(model):
+    with pytest.raises(ValueError, match=r"\(P, 4\), got \(3, 5\)"):
+        detect_image(model, IMAGE, np.zeros((3, 5)))
+    bad = proposals(5)
+    bad[3, 2] = np.nan
+    with pytest.raises(ValueError, match="proposal 3 is not finite"):
+        detect_image(model, IMAGE, bad)
+    with pytest.raises(ValueError, match="training mode"):
+        detect_image(model.train(), IMAGE, proposals(5))

@@ -1,0 +1,366 @@
+// Adversarial and random calls of every CPU operator, built with address and undefined-behaviour
+// sanitizers. Every buffer lies alone on the heap with exactly its size, so a read or write one
+// element outside aborts. What a call returns is checked where that needs no second implementation.
+//
+//   fuzz_engine SEED ROUNDS
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "fastrcnn_engine/box_codec.h"
+#include "fastrcnn_engine/detections.h"
+#include "fastrcnn_engine/error.h"
+#include "fastrcnn_engine/nms.h"
+#include "fastrcnn_engine/roi_pool.h"
+#include "fastrcnn_engine/smooth_l1.h"
+
+namespace {
+
+using namespace fastrcnn_engine;
+
+#define CHECK(condition)                                                               \
+  do {                                                                                 \
+    if (!(condition)) {                                                                \
+      std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);     \
+      std::abort();                                                                    \
+    }                                                                                  \
+  } while (false)
+
+// Exactly n elements: no spare capacity for an overrun to hide in.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t n) : size_(n), data_(static_cast<T*>(std::malloc(n * sizeof(T)))) {}
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  T* data() const { return data_; }
+  int64_t size() const { return size_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  int64_t size_;
+  T* data_;
+};
+
+class Dice {
+ public:
+  explicit Dice(uint64_t seed) : engine_(seed) {}
+
+  int64_t below(int64_t n) { return static_cast<int64_t>(engine_() % static_cast<uint64_t>(n)); }
+  int64_t between(int64_t low, int64_t high) { return low + below(high - low + 1); }
+  bool one_in(int64_t n) { return below(n) == 0; }
+
+  // Everyday numbers, halves, neighbours of the limits, and any bit pattern at all.
+  template <typename T>
+  T number() {
+    using Limits = std::numeric_limits<T>;
+    static const T special[] = {
+        T(0), T(-0.0), T(0.5), T(-0.5), T(1.5), T(-1), T(1e9), T(-1e9), T(2147483648.0),
+        T(-2147483649.0), T(9.3e18), T(-9.3e18), T(1e30), T(-1e30), Limits::infinity(),
+        -Limits::infinity(), Limits::quiet_NaN(), Limits::max(), Limits::lowest(), Limits::min(),
+        Limits::denorm_min(), std::nextafter(T(0.5), T(0)), T(8388609), T(4294967296.0)};
+    switch (below(6)) {
+      case 0: return special[below(std::size(special))];
+      case 1: return any_bits<T>();
+      case 2: return static_cast<T>(between(-24, 40)) / 2;
+      default: return static_cast<T>(between(-4000, 12000)) / T(256);
+    }
+  }
+
+  template <typename T>
+  void fill(const Buffer<T>& buffer) {
+    for (int64_t i = 0; i < buffer.size(); ++i) buffer[i] = number<T>();
+  }
+
+ private:
+  template <typename T>
+  T any_bits() {
+    const uint64_t bits = engine_();
+    T value;
+    std::memcpy(&value, &bits, sizeof(T));
+    return value;
+  }
+
+  std::mt19937_64 engine_;
+};
+
+// Runs the call; true if it went through, false if it was refused as the caller's fault. Any other
+// exception ends the program.
+template <typename Call>
+bool accepted(const Call& call) {
+  try {
+    call();
+    return true;
+  } catch (const InvalidArgument&) {
+    return false;
+  }
+}
+
+template <typename T>
+bool same(T a, T b) {
+  return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof(T)) == 0;
+}
+
+template <typename T>
+void roi_pool(Dice& dice) {
+  const int64_t n = dice.between(0, 3), h = dice.between(0, 12), w = dice.between(0, 12);
+  const int64_t c = dice.one_in(3) ? dice.between(30, 70) : dice.between(0, 5);
+  const int64_t ph = dice.between(1, dice.one_in(9) ? 40 : 8), pw = dice.between(1, 8);
+  const int64_t r = n == 0 ? 0 : dice.between(0, 6);
+  const Layout layout = dice.one_in(2) ? Layout::nchw : Layout::nhwc;
+
+  Buffer<T> features(n * c * h * w);
+  dice.fill(features);
+  Buffer<float> rois(r * 5);
+  dice.fill(rois);
+  bool valid_rows = true;
+  for (int64_t i = 0; i < r; ++i) {
+    if (!dice.one_in(20)) rois[5 * i] = static_cast<float>(dice.below(n * 4)) / 4;
+    valid_rows = valid_rows && rois[5 * i] > -1 && rois[5 * i] < static_cast<float>(n);
+  }
+  Buffer<T> output(r * c * ph * pw);
+  Buffer<int32_t> argmax(output.size());
+
+  RoiPoolForward<T> forward;
+  forward.features = {features.data(), n, c, h, w, layout};
+  forward.rois = {rois.data(), {r, 5}};
+  static const float scales[] = {1.0f, 0.0625f, 1e-30f, 1e30f, 0.7f};
+  forward.spatial_scale = scales[dice.below(std::size(scales))];
+  forward.output = {output.data(), r, c, ph, pw, layout};
+  const bool with_argmax = dice.one_in(2);
+  if (with_argmax) forward.argmax = {argmax.data(), r, c, ph, pw, layout};
+  CHECK(accepted([&] { cpu::roi_pool_forward(forward); }) == valid_rows);
+
+  if (valid_rows && with_argmax) {
+    for (int64_t i = 0; i < r; ++i)
+      for (int64_t k = 0; k < c; ++k)
+        for (int64_t bin = 0; bin < ph * pw; ++bin) {
+          const int64_t at = forward.output.offset(i, k, bin);
+          const int32_t cell = argmax[at];
+          CHECK(cell >= -1 && cell < h * w);
+          const auto image = static_cast<int64_t>(rois[5 * i]);
+          const T expected = cell < 0 ? T(0) : features[forward.features.offset(image, k, cell)];
+          CHECK(same(output[at], expected));
+        }
+  }
+
+  // The argmax of a backward comes from the caller, so it may hold anything.
+  if (!with_argmax || !valid_rows || dice.one_in(2))
+    for (int64_t i = 0; i < argmax.size(); ++i)
+      argmax[i] = dice.one_in(3) ? static_cast<int32_t>(dice.between(INT32_MIN, INT32_MAX))
+                                 : static_cast<int32_t>(dice.between(-2, h * w + 1));
+  Buffer<T> gradient(output.size()), grad_input(features.size());
+  dice.fill(gradient);
+  RoiPoolBackward<T> backward;
+  backward.grad_output = {gradient.data(), r, c, ph, pw, layout};
+  backward.argmax = {argmax.data(), r, c, ph, pw, layout};
+  backward.rois = forward.rois;
+  backward.grad_input = {grad_input.data(), n, c, h, w, layout};
+  const bool went = accepted([&] { cpu::roi_pool_backward(backward); });
+  // A bad row with nothing to add may pass.
+  if (valid_rows) CHECK(went);
+  if (output.size() > 0 && grad_input.size() > 0) CHECK(went == valid_rows);
+
+  // Shapes that contradict each other are refused before anything is touched.
+  if (r > 0) {
+    auto wrong = forward;
+    wrong.output.n = r + 1;
+    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
+    wrong = forward;
+    wrong.output.c = c + 1;
+    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
+    wrong = forward;
+    wrong.rois.shape[1] = 4;
+    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
+    auto wrong_back = backward;
+    wrong_back.argmax.w = pw + 1;
+    CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
+    wrong_back = backward;
+    wrong_back.grad_input.c = c + 1;
+    CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
+  }
+}
+
+// Boxes that mostly overlap, so that suppression has work.
+template <typename T>
+void fill_boxes(Dice& dice, const Buffer<T>& boxes) {
+  for (int64_t i = 0; i < boxes.size(); ++i)
+    boxes[i] = dice.one_in(8) ? dice.number<T>() : T(dice.between(0, 12) + (i % 4 >= 2 ? 8 : 0));
+}
+
+template <typename T>
+void nms(Dice& dice) {
+  const int64_t b = dice.one_in(10) ? dice.between(60, 140) : dice.between(0, 12);
+  Buffer<T> boxes(b * 4), scores(b);
+  fill_boxes(dice, boxes);
+  dice.fill(scores);
+  Buffer<int64_t> classes(b), keep(b);
+  for (int64_t i = 0; i < b; ++i)
+    classes[i] = dice.one_in(9) ? (dice.one_in(2) ? INT64_MIN : INT64_MAX) : dice.between(-1, 2);
+
+  Nms<T> call;
+  call.boxes = {boxes.data(), {b, 4}};
+  call.scores = {scores.data(), {b}};
+  call.class_ids = dice.one_in(2) ? classes.data() : nullptr;
+  call.iou_threshold = static_cast<float>(dice.between(0, 10)) / 10;
+  call.inclusive = dice.one_in(2);
+  call.keep = {keep.data(), {b}};
+  int64_t kept = -1;
+  CHECK(accepted([&] { kept = cpu::nms(call); }));
+  CHECK(kept >= 0 && kept <= b);
+  std::set<int64_t> seen;
+  for (int64_t i = 0; i < kept; ++i) {
+    CHECK(keep[i] >= 0 && keep[i] < b && seen.insert(keep[i]).second);
+    CHECK(!std::isnan(scores[keep[i]]));
+    if (i > 0) CHECK(scores[keep[i - 1]] >= scores[keep[i]]);
+  }
+  call.iou_threshold = dice.one_in(2) ? -0.1f : std::nanf("");
+  CHECK(!accepted([&] { cpu::nms(call); }));
+
+  const int64_t a = dice.between(0, 5);
+  Buffer<T> others(a * 4), iou(a * b);
+  dice.fill(others);
+  BoxIou<T> overlap;
+  overlap.boxes1 = {others.data(), {a, 4}};
+  overlap.boxes2 = call.boxes;
+  overlap.inclusive = call.inclusive;
+  overlap.iou = {iou.data(), {a, b}};
+  CHECK(accepted([&] { cpu::box_iou(overlap); }));
+}
+
+template <typename T>
+void box_codec(Dice& dice) {
+  const int64_t r = dice.between(0, 9), classes = dice.between(0, 5);
+  Buffer<T> proposals(r * 4), targets(r * 4), encoded(r * 4);
+  fill_boxes(dice, proposals);
+  fill_boxes(dice, targets);
+  EncodeBoxes<T> encode;
+  encode.proposals = {proposals.data(), {r, 4}};
+  encode.targets = {targets.data(), {r, 4}};
+  encode.deltas = {encoded.data(), {r, 4}};
+  if (accepted([&] { cpu::encode_boxes(encode); }))
+    for (int64_t i = 0; i < r * 4; ++i) {
+      CHECK(std::isfinite(proposals[i]) && std::isfinite(targets[i]));
+      if (i % 4 >= 2) CHECK(proposals[i] > proposals[i - 2] && targets[i] > targets[i - 2]);
+    }
+
+  Buffer<T> deltas(r * 4 * classes), decoded(deltas.size());
+  dice.fill(deltas);
+  DecodeBoxes<T> decode;
+  decode.proposals = encode.proposals;
+  decode.deltas = {deltas.data(), {r, 4 * classes}};
+  decode.max_log_ratio = 4.135;
+  decode.boxes = {decoded.data(), {r, 4 * classes}};
+  CHECK(accepted([&] { cpu::decode_boxes(decode); }));
+
+  Buffer<T> clipped(r * 4);
+  ClipBoxes<T> clip;
+  clip.boxes = encode.proposals;
+  clip.height = 7.5, clip.width = 9, clip.inclusive = dice.one_in(2);
+  clip.clipped = {clipped.data(), {r, 4}};
+  CHECK(accepted([&] { cpu::clip_boxes(clip); }));
+  for (int64_t i = 0; i < r * 4; ++i)
+    CHECK(std::isnan(clipped[i]) ? std::isnan(proposals[i]) : clipped[i] >= 0 && clipped[i] <= 9);
+
+  if (r > 0) {
+    decode.boxes.shape[0] = r - 1;
+    CHECK(!accepted([&] { cpu::decode_boxes(decode); }));
+    encode.targets.shape[0] = r - 1;
+    CHECK(!accepted([&] { cpu::encode_boxes(encode); }));
+  }
+}
+
+template <typename T>
+void smooth_l1(Dice& dice) {
+  const int64_t r = dice.between(0, 300), d = dice.between(1, 5), classes = dice.between(1, 4);
+  const bool by_class = dice.one_in(2);
+  Buffer<T> deltas(r * d * (by_class ? classes : 1)), targets(r * d), weights(r * d);
+  dice.fill(deltas);
+  dice.fill(targets);
+  dice.fill(weights);
+  Buffer<int64_t> labels(r);
+  bool valid = true;
+  const bool wild = dice.one_in(4);
+  for (int64_t i = 0; i < r; ++i) {
+    labels[i] = wild && dice.one_in(40) ? dice.between(-INT64_C(1) << 60, INT64_C(1) << 60)
+                                        : dice.below(classes);
+    valid = valid && labels[i] >= 0 && labels[i] < classes;
+  }
+  SmoothL1<T> call;
+  call.deltas = {deltas.data(), {r, d * (by_class ? classes : 1)}};
+  call.targets = {targets.data(), {r, d}};
+  call.labels = by_class && r > 0 ? labels.data() : nullptr;
+  call.weights = dice.one_in(2) ? weights.data() : nullptr;
+  call.beta = dice.one_in(3) ? 0.0 : 1.0;
+  call.normalizer = 3.0;
+  if (by_class && r == 0) call.deltas.shape[1] = d;  // no label array to point at
+  const bool fits = call.labels == nullptr || valid;
+
+  Buffer<T> loss(1), upstream(1), gradient(deltas.size());
+  upstream[0] = dice.number<T>();
+  CHECK(accepted([&] { cpu::smooth_l1_forward(call, loss.data()); }) == fits);
+  const View<T, 2> out{gradient.data(), {call.deltas.shape[0], call.deltas.shape[1]}};
+  CHECK(accepted([&] { cpu::smooth_l1_backward(call, upstream.data(), out); }) == fits);
+}
+
+template <typename T>
+void detections(Dice& dice) {
+  const int64_t r = dice.between(0, 30), columns = dice.between(1, 5), most = dice.between(0, 8);
+  Buffer<T> proposals(r * 4), scores(r * columns), deltas(r * 4 * columns);
+  fill_boxes(dice, proposals);
+  dice.fill(scores);
+  dice.fill(deltas);
+  Buffer<T> boxes(most * 4), box_scores(most);
+  Buffer<int64_t> labels(most), rows(most);
+  DetectBoxes<T> call;
+  call.proposals = {proposals.data(), {r, 4}};
+  call.scores = {scores.data(), {r, columns}};
+  if (dice.one_in(2)) call.deltas = {deltas.data(), {r, 4 * columns}};
+  call.image_height = 20, call.image_width = 18;
+  call.max_log_ratio = 4.135;
+  call.score_threshold = dice.one_in(3) ? -std::numeric_limits<double>::infinity() : 0.05;
+  call.nms_threshold = 0.3f;
+  call.inclusive = dice.one_in(2);
+  call.boxes = {boxes.data(), {most, 4}};
+  call.box_scores = {box_scores.data(), {most}};
+  call.labels = {labels.data(), {most}};
+  call.proposal_rows = {rows.data(), {most}};
+  int64_t found = -1;
+  CHECK(accepted([&] { found = cpu::detect_boxes(call); }));
+  CHECK(found >= 0 && found <= most);
+  for (int64_t m = 0; m < found; ++m) {
+    CHECK(labels[m] >= 1 && labels[m] < columns && rows[m] >= 0 && rows[m] < r);
+    CHECK(box_scores[m] == scores[rows[m] * columns + labels[m]]);
+    CHECK(box_scores[m] > static_cast<T>(call.score_threshold));
+    if (m > 0) CHECK(box_scores[m - 1] >= box_scores[m]);
+    for (int64_t k = 0; k < 4; ++k) CHECK(boxes[4 * m + k] >= 0 && boxes[4 * m + k] <= 20);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: %s SEED ROUNDS\n", argv[0]);
+    return 2;
+  }
+  const uint64_t seed = std::strtoull(argv[1], nullptr, 10);
+  const int64_t rounds = std::strtoll(argv[2], nullptr, 10);
+  Dice dice(seed);
+  for (int64_t i = 0; i < rounds; ++i) {
+    roi_pool<float>(dice), roi_pool<double>(dice);
+    nms<float>(dice), nms<double>(dice);
+    box_codec<float>(dice), box_codec<double>(dice);
+    smooth_l1<float>(dice), smooth_l1<double>(dice);
+    detections<float>(dice), detections<double>(dice);
+  }
+  std::printf("%lld rounds of every operator, seed %llu\n", static_cast<long long>(rounds),
+              static_cast<unsigned long long>(seed));
+  return 0;
+}

@@ -1,0 +1,79 @@
+"""The engine under address and undefined-behaviour sanitizers, fed with anything at all.
+
+No switch turns this off: the package is built from source, so the compiler is there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = [
+    "-std=c++20", "-O1", "-g1", "-ffp-contract=off", "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all",
+    "-D_GLIBCXX_ASSERTIONS", f"-I{ROOT / 'cpp/include'}", f"-I{ROOT / 'cpp/src'}",
+]  # fmt: skip
+# Leaks need ptrace, which containers often refuse; everything else stays on.
+ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=0"}
+
+
+def compile_sanitized(folder: Path, *sources: Path) -> Path:
+    """One program from the sources, objects built side by side."""
+
+    def to_object(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        command = [COMPILER, *FLAGS, "-c", str(source), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(to_object, sources))
+    program = folder / "program"
+    command = [COMPILER, *FLAGS, *map(str, objects), "-o", str(program), "-pthread"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory) -> Path:
+    # build_info.cpp holds strings from CMake and nothing to fuzz.
+    engine = [p for p in sorted((ROOT / "cpp/src").glob("*.cpp")) if p.stem != "build_info"]
+    assert len(engine) >= 5
+    driver = ROOT / "tests/fuzz/fuzz_engine.cpp"
+    return compile_sanitized(tmp_path_factory.mktemp("fuzz"), driver, *engine)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_input_stays_inside_its_buffers(fuzzer, seed):
+    rounds = 20000 if os.environ.get("FRCNN_FUZZ") == "thorough" else 1500
+    done = subprocess.run(
+        [str(fuzzer), str(seed), str(rounds)], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f"{rounds} rounds" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("int* p = new int[argc + 2]; return p[argc + 2];", "heap-buffer-overflow"),
+        ("return 2147483647 + argc;", "signed integer overflow"),
+        ("float f = 1e30f * argc; return (int)f;", "outside the range"),
+    ],
+)
+def test_the_build_notices_a_planted_error(tmp_path, body, says):
+    source = tmp_path / "planted.cpp"
+    source.write_text(f"int main(int argc, char**) {{ {body} }}\n")
+    done = subprocess.run(
+        [str(compile_sanitized(tmp_path, source))], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode != 0
+    assert says in done.stderr

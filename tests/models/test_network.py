@@ -1,0 +1,99 @@
+"""The network around a backbone of one's own, and ``tiny``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastrcnn_engine.models import FastRCNN, FullyConnectedHead, build_network
+from fastrcnn_engine.ops import roi_pool
+
+
+def own(**options) -> FastRCNN:
+    """A user's backbone: one strided convolution with batch normalisation. Any module will do."""
+    torch.manual_seed(0)
+    options = {"stride": 8, "classes": ["a", "b"], "pooled_size": 2, **options}
+    return FastRCNN(
+        nn.Sequential(nn.Conv2d(3, 5, 9, stride=8, padding=4), nn.BatchNorm2d(5)),
+        head=FullyConnectedHead(5, 2, 16),
+        head_features=16,
+        **options,
+    )
+
+
+ROIS = torch.tensor([[0, 0, 0, 63, 47], [1, 10, 10, 30, 30], [1, 0, 0, 8, 8]]).float()
+
+
+def test_forward_is_backbone_pooling_head_and_siblings():
+    model = own().eval()
+    images = torch.randn(2, 3, 48, 64)
+    logits, deltas = model(images, ROIS)
+    assert logits.shape == (3, 3) and deltas.shape == (3, 12)
+    pooled = roi_pool(model.backbone(images), ROIS, 2, 1 / 8)
+    torch.testing.assert_close(logits, model.cls_score(model.head(pooled)))
+    torch.testing.assert_close(deltas, model.bbox_pred(model.head(pooled)))
+
+
+def test_no_rois_are_legal():
+    logits, deltas = own().eval()(torch.randn(1, 3, 48, 64), torch.zeros(0, 5))
+    assert logits.shape == (0, 3) and deltas.shape == (0, 12)
+
+
+def test_new_layers_start_as_in_the_paper():
+    torch.manual_seed(0)
+    model = FastRCNN(
+        nn.Identity(), stride=1, head=nn.Identity(), head_features=4000, classes=["a"] * 20
+    )
+    assert model.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert model.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.02)
+    assert model.cls_score.weight.mean().abs() < 2e-4
+    assert not model.cls_score.bias.any() and not model.bbox_pred.bias.any()
+    assert (model.cls_score.out_features, model.bbox_pred.out_features) == (21, 84)
+
+
+def test_unnormalise_uses_the_buffers_which_are_part_of_the_state():
+    model = own()
+    model.delta_mean.copy_(torch.arange(12.0))
+    model.delta_std.fill_(0.5)
+    assert model.unnormalise(torch.full((1, 12), 2.0))[0].tolist() == [1 + i for i in range(12)]
+    assert {"delta_mean", "delta_std"} <= set(model.state_dict())
+
+
+def test_frozen_modules_need_no_gradient_and_keep_their_batch_statistics():
+    model = own(frozen=["backbone"])
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert all(p.requires_grad for p in model.head.parameters())
+    model.train()
+    assert model.training and not model.backbone[1].training
+    model(torch.randn(2, 3, 48, 64), ROIS)[0].sum().backward()
+    assert model.backbone[1].num_batches_tracked == 0
+
+
+def test_misspelt_frozen_module_and_missing_classes_are_refused():
+    with pytest.raises(ValueError, match="'backbone.conv9'"):
+        own(frozen=["backbone.conv9"])
+    with pytest.raises(ValueError, match="classes is empty"):
+        own(classes=[])
+    with pytest.raises(ValueError, match="'resnet' is not known: it is one of tiny, vgg16"):
+        build_network("resnet", ["a"])
+
+
+@pytest.mark.parametrize("size", [(96, 128), (90, 121)])
+def test_tiny_map_covers_the_image_at_its_stride(size):
+    model = build_network("tiny", ["a", "b", "c"])
+    height, width = model.backbone(torch.randn(1, 3, *size)).shape[2:]
+    assert (height, width) == (-(-size[0] // model.stride), -(-size[1] // model.stride))
+
+
+def test_every_parameter_of_tiny_gets_a_gradient():
+    torch.manual_seed(0)
+    model = build_network("tiny", ["a", "b", "c"])
+    # Blocks start as the identity; one step away from it, everything must take part.
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm2.weight"):
+            nn.init.ones_(parameter)
+    logits, deltas = model(torch.randn(2, 3, 48, 64), ROIS)
+    (logits.square().sum() + deltas.square().sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

@@ -1,0 +1,259 @@
+"""The kinds of array every operator takes: NumPy, torch, other DLPack; also without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import fastrcnn_engine as fe
+from ops.checks import assert_same_bits, take
+from ops.nms_cases import random_boxes
+
+RNG = np.random.default_rng(7)
+FEATURES = RNG.standard_normal((2, 3, 10, 12)).astype(np.float32)
+ROIS = np.float32([[0, 0, 0, 11, 9], [1, 2, 3, 9, 8]])
+VALUES, ARGMAX = fe.roi_pool_with_argmax(FEATURES, ROIS, (2, 2))
+BOXES, OTHERS = random_boxes(6, 1), random_boxes(6, 2)
+SCORES = RNG.uniform(size=6).astype(np.float32)
+PROBABILITIES = RNG.dirichlet([1, 1, 1], 6).astype(np.float32)
+DELTAS = (0.1 * RNG.standard_normal((6, 12))).astype(np.float32)
+LABELS = np.array([0, 1, 2, 1, 0, 2])
+ONE = np.array(1, np.float32)
+
+# Every operator as (function of converted arrays, arrays).
+CALLS = {
+    "roi_pool": (lambda x, r: fe.roi_pool(x, r, 2), [FEATURES, ROIS]),
+    "roi_pool_with_argmax": (lambda x, r: fe.roi_pool_with_argmax(x, r, 2), [FEATURES, ROIS]),
+    "roi_pool_backward": (
+        lambda g, a, r: fe.roi_pool_backward(g, a, r, FEATURES.shape), [VALUES, ARGMAX, ROIS],
+    ),
+    "smooth_l1": (fe.smooth_l1, [DELTAS, OTHERS, LABELS]),
+    "smooth_l1_weights": (
+        lambda d, t, n, w: fe.smooth_l1(d, t, n, weights=w), [DELTAS, OTHERS, LABELS, BOXES],
+    ),
+    "smooth_l1_backward": (fe.smooth_l1_backward, [ONE, DELTAS, OTHERS, LABELS]),
+    "encode_boxes": (fe.encode_boxes, [OTHERS, BOXES]),
+    "decode_boxes": (fe.decode_boxes, [DELTAS, BOXES]),
+    "clip_boxes_to_image": (lambda b: fe.clip_boxes_to_image(b, (50, 60)), [BOXES]),
+    "box_iou": (fe.box_iou, [BOXES, OTHERS]),
+    "nms": (lambda b, s: fe.nms(b, s, 0.3), [BOXES, SCORES]),
+    "batched_nms": (lambda b, s, i: fe.batched_nms(b, s, i, 0.3), [BOXES, SCORES, LABELS]),
+    "detections": (
+        lambda b, s, d: fe.detections(b, s, d, (50, 60)), [BOXES, PROBABILITIES, DELTAS],
+    ),
+}  # fmt: skip
+every_operator = pytest.mark.parametrize("operator", CALLS)
+
+
+def results_of(operator: str, convert) -> list:
+    function, arrays = CALLS[operator]
+    result = function(*[convert(array) for array in arrays])
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+class Producer:
+    """Another library's array, as little of it as DLPack asks for."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.shape = array.shape
+
+    def __dlpack__(self, **arguments: object) -> object:
+        return self._array.__dlpack__(**arguments)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+
+class OldProducer(Producer):
+    """One that knows the first version of the protocol only, without keywords but `stream`."""
+
+    def __dlpack__(self, stream: object = None) -> object:
+        return self._array.__dlpack__(stream=stream)
+
+
+def test_every_operator_is_in_this_list():
+    listed = {name.removesuffix("_weights") for name in CALLS}
+    assert listed == set(fe.__all__) - {"ops", "Detections", "RoIPool", "build_info"}
+
+
+@every_operator
+def test_numpy_in_numpy_out_torch_in_torch_out(operator):
+    with_numpy = results_of(operator, lambda x: x)
+    with_torch = results_of(operator, torch.from_numpy)
+    for from_numpy, from_torch in zip(with_numpy, with_torch, strict=True):
+        assert isinstance(from_numpy, np.ndarray)
+        assert isinstance(from_torch, torch.Tensor)
+        assert_same_bits(take(from_torch), from_numpy)
+
+
+@every_operator
+def test_read_only_arrays_are_enough(operator):
+    def locked(array: np.ndarray) -> np.ndarray:
+        copy = array.copy()
+        copy.flags.writeable = False
+        return copy
+
+    for left, right in zip(
+        results_of(operator, locked), results_of(operator, lambda x: x), strict=True
+    ):
+        assert_same_bits(left, right)
+
+
+@every_operator
+@pytest.mark.parametrize("kind", [Producer, OldProducer])
+def test_other_dlpack_producers(operator, kind):
+    for left, right in zip(
+        results_of(operator, kind), results_of(operator, lambda x: x), strict=True
+    ):
+        assert_same_bits(np.from_dlpack(left), right)
+
+
+@every_operator
+def test_strided_arrays(operator):
+    """Every other element along the last axis of something twice as wide."""
+
+    def strided(array: np.ndarray) -> np.ndarray:
+        if array.ndim == 0:
+            return array
+        wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+        wide[..., ::2] = array
+        return wide[..., ::2]
+
+    expected = results_of(operator, lambda x: x)
+    for convert in (strided, lambda x: torch.from_numpy(strided(x))):
+        for left, right in zip(results_of(operator, convert), expected, strict=True):
+            assert_same_bits(take(left), right)
+
+
+@every_operator
+def test_arrays_at_odd_addresses(operator):
+    """Not aligned to their own type: legal in NumPy, undefined behaviour when read directly."""
+
+    def misaligned(array: np.ndarray) -> np.ndarray:
+        raw = np.zeros(array.nbytes + 1, np.uint8)
+        copy = raw[1:].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        assert not copy.flags.aligned
+        return copy
+
+    for left, right in zip(
+        results_of(operator, misaligned), results_of(operator, lambda x: x), strict=True
+    ):
+        assert_same_bits(left, right)
+
+
+@every_operator
+def test_other_byte_order_is_never_misread(operator):
+    def swapped(array: np.ndarray) -> np.ndarray:
+        return array.astype(array.dtype.newbyteorder())
+
+    try:
+        results = results_of(operator, swapped)
+    except ValueError:
+        return
+    for left, right in zip(results, results_of(operator, lambda x: x), strict=True):
+        assert_same_bits(left.astype(right.dtype), right)
+
+
+@every_operator
+def test_tensors_that_require_a_gradient(operator):
+    def wanting(array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array.copy())
+        return tensor.requires_grad_() if tensor.is_floating_point() else tensor
+
+    for left, right in zip(
+        results_of(operator, wanting), results_of(operator, lambda x: x), strict=True
+    ):
+        assert_same_bits(take(left), right)
+
+
+@every_operator
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, Producer, OldProducer])
+def test_arguments_are_let_go_after_the_call(operator, kind):
+    function, arrays = CALLS[operator]
+    given = [kind(array) for array in arrays]
+    before = [sys.getrefcount(x) for x in (*given, *arrays)]
+    for _ in range(5):
+        function(*given)
+    assert [sys.getrefcount(x) for x in (*given, *arrays)] == before
+
+
+def test_threads_do_not_disturb_each_other():
+    """The interpreter lock is released while an operator runs."""
+
+    def everything(_: int) -> list[np.ndarray]:
+        return [x for operator in CALLS for x in results_of(operator, np.asarray)]
+
+    expected = everything(0)
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(everything, range(50)):
+            for left, right in zip(results, expected, strict=True):
+                assert_same_bits(left, right)
+
+
+WITHOUT_TORCH = """
+    import sys
+
+    class Absent:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "torch":
+                raise ImportError("torch is blocked")
+
+    sys.meta_path.insert(0, Absent())
+    import numpy as np
+    import fastrcnn_engine as fe
+
+    x = np.arange(24, dtype=np.float32).reshape(1, 1, 4, 6)
+    rois = np.float32([[0, 0, 0, 5, 3]])
+    values, argmax = fe.roi_pool_with_argmax(x, rois, 2)
+    assert values.ravel().tolist() == [8, 11, 20, 23], values
+    assert fe.roi_pool_backward(values, argmax, rois, x.shape).sum() == 62
+    boxes = np.float32([[0, 0, 2, 1], [0, 0, 1, 1]])
+    assert fe.nms(boxes, np.float32([1, 2]), 0.4).tolist() == [1]
+    assert fe.smooth_l1(boxes, boxes) == 0
+    assert fe.decode_boxes(fe.encode_boxes(boxes, boxes), boxes).tolist() == boxes.tolist()
+    assert len(fe.detections(boxes, np.float32([[0.1, 0.9]] * 2), None, (5, 5)).rows) == 2 - 1
+    assert fe.build_info()["version"] == fe.__version__
+    assert "torch" not in sys.modules
+    try:
+        fe.RoIPool
+    except ImportError as error:
+        assert "torch" in str(error)
+    else:
+        raise AssertionError("RoIPool without torch")
+"""
+
+LAZY_TORCH = """
+    import sys
+    import fastrcnn_engine
+    assert "torch" not in sys.modules, "importing the operators drags torch in"
+    assert not hasattr(fastrcnn_engine, "no_such_name")
+"""
+
+
+@pytest.mark.parametrize("script", [WITHOUT_TORCH, LAZY_TORCH], ids=["blocked", "not-needed"])
+def test_without_torch(script):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_build_info_says_what_it_is():
+    info = fe.build_info()
+    assert set(info) >= {
+        "version", "compiler", "cuda", "cuda_reason", "cuda_architectures", "instruction_sets",
+    }  # fmt: skip
+    assert info["version"] == fe.__version__
+    assert isinstance(info["cuda"], bool)
+    assert info["cuda_reason"]
+    assert bool(info["cuda_architectures"]) == info["cuda"]
+    assert info["compiler"]
+    assert info["instruction_sets"]

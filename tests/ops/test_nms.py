@@ -1,0 +1,155 @@
+"""Overlap and suppression against the reference."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+import fastrcnn_engine as fe
+from ops.checks import FACES, assert_same_bits, give, take
+from ops.nms_cases import NMS_CASES, NmsCase, random_boxes
+from reference import nms as reference
+
+every_case = pytest.mark.parametrize("case", NMS_CASES, ids=lambda case: case.name)
+every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+every_face = pytest.mark.parametrize("face", FACES)
+
+
+@every_case
+@every_dtype
+@every_face
+def test_nms_equals_the_reference(case: NmsCase, dtype, face):
+    boxes, scores = case.boxes.astype(dtype), case.scores.astype(dtype)
+    kept = fe.nms(give(boxes, face), give(scores, face), case.threshold, inclusive=case.inclusive)
+    assert take(kept).dtype == np.int64
+    assert take(kept).tolist() == reference.nms(boxes, scores, case.threshold, case.inclusive)
+
+
+CLASS_IDS = {
+    "few": lambda n: np.random.default_rng(3).integers(0, 4, n),
+    "one": lambda n: np.full(n, 7),
+    "all-different": lambda n: np.arange(n) - n // 2,
+    "extreme": lambda n: np.random.default_rng(4).choice([-(2**63), -1, 0, 2**63 - 1], n),
+}
+
+
+@every_case
+@pytest.mark.parametrize("ids", CLASS_IDS)
+@every_face
+def test_batched_nms_equals_the_reference(case: NmsCase, ids, face):
+    idxs = CLASS_IDS[ids](len(case.scores)).astype(np.int64)
+    kept = fe.batched_nms(
+        give(case.boxes, face), give(case.scores, face), give(idxs, face), case.threshold,
+        inclusive=case.inclusive,
+    )  # fmt: skip
+    expected = reference.batched_nms(case.boxes, case.scores, idxs, case.threshold, case.inclusive)
+    assert take(kept).tolist() == expected
+
+
+@pytest.mark.cuda
+def test_cuda_keeps_the_same_boxes(cuda_device):
+    for case in NMS_CASES:
+        boxes, scores = torch.from_numpy(case.boxes), torch.from_numpy(case.scores)
+        idxs = torch.from_numpy(CLASS_IDS["few"](len(scores)).astype(np.int64))
+        on_cuda = [x.to(cuda_device) for x in (boxes, scores, idxs)]
+        kept = fe.nms(on_cuda[0], on_cuda[1], case.threshold, inclusive=case.inclusive)
+        expected = fe.nms(boxes, scores, case.threshold, inclusive=case.inclusive)
+        assert take(kept).tolist() == expected.tolist(), case.name
+        kept = fe.batched_nms(*on_cuda, case.threshold, inclusive=case.inclusive)
+        expected = fe.batched_nms(boxes, scores, idxs, case.threshold, inclusive=case.inclusive)
+        assert take(kept).tolist() == expected.tolist(), case.name
+
+
+def test_iou_at_the_threshold_stays_and_just_above_goes():
+    """IoU > threshold suppresses; the original's compiled code has `>=` and would drop one."""
+    boxes = np.float32([[0, 0, 2, 1], [0, 0, 1, 1]])
+    scores = np.float32([0.9, 0.8])
+    assert fe.nms(boxes, scores, 0.5).tolist() == [0, 1]
+    just_below = float(np.nextafter(np.float32(0.5), np.float32(0)))
+    assert fe.nms(boxes, scores, just_below).tolist() == [0]
+
+
+def test_threshold_is_compared_in_float32():
+    """fl32(3/10) exceeds the double 0.3: so the CPU and GPU of another library differ."""
+    boxes = np.float32([[0, 0, 10, 1], [0, 0, 3, 1]])
+    assert float(np.float32(0.3)) > 0.3
+    assert fe.nms(boxes, np.float32([0.9, 0.8]), 0.3).tolist() == [0, 1]
+
+
+@every_dtype
+@every_face
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_iou_equals_the_reference(dtype, face, inclusive):
+    special = [case.boxes for case in NMS_CASES if len(case.boxes) < 20]
+    boxes = np.concatenate([*special, random_boxes(40, 5)]).astype(dtype)
+    others = boxes[::-3].copy()
+    actual = fe.box_iou(give(boxes, face), give(others, face), inclusive=inclusive)
+    expected = reference.box_iou(boxes, others, inclusive)
+    assert take(actual).dtype == dtype
+    np.testing.assert_array_equal(take(actual), expected)
+
+
+def test_iou_of_nothing():
+    boxes = random_boxes(3, 1)
+    assert fe.box_iou(boxes[:0], boxes).shape == (0, 3)
+    assert fe.box_iou(boxes, boxes[:0]).shape == (3, 0)
+
+
+def test_iou_against_worked_numbers():
+    boxes = torch.tensor([[0.0, 0, 2, 1]])
+    others = torch.tensor([[0.0, 0, 1, 1], [1, 0, 3, 1], [2, 0, 4, 1], [0, 0, 2, 1]])
+    plain, voc = [1 / 2, 1 / 3, 0, 1], [4 / 6, 4 / 8, 2 / 10, 1]
+    assert_same_bits(fe.box_iou(boxes, others).numpy()[0], np.float32(plain))
+    assert_same_bits(fe.box_iou(boxes, others, inclusive=True).numpy()[0], np.float32(voc))
+
+
+@pytest.mark.parametrize(
+    ("operator", "names"),
+    [
+        ("nms", ["boxes", "scores", "iou_threshold"]),
+        ("batched_nms", ["boxes", "scores", "idxs", "iou_threshold"]),
+        ("box_iou", ["boxes1", "boxes2"]),
+    ],
+)
+def test_positional_arguments_are_torchvisions(operator, names):
+    parameters = inspect.signature(getattr(fe, operator)).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == names
+    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["inclusive"]
+
+
+BOXES, SCORES = random_boxes(4, 2), np.float32([0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: fe.nms(BOXES[:, :3], SCORES, 0.5), r"boxes must be \(R, 4\).*\(4, 3\)"),
+        (lambda: fe.nms(BOXES[0], SCORES, 0.5), r"boxes must have 2 dimensions.*\(4,\)"),
+        (lambda: fe.nms(BOXES, SCORES[:3], 0.5), "scores.*4.*3"),
+        (lambda: fe.nms(BOXES, SCORES[None], 0.5), "scores must have 1 dimension"),
+        (lambda: fe.nms(BOXES, SCORES.astype(np.float64), 0.5),
+         "scores must be float32, got float64"),
+        (lambda: fe.nms(BOXES.astype(np.int32), SCORES, 0.5),
+         "boxes must be float32 or float64, got int32"),
+        (lambda: fe.nms(BOXES.astype(np.float16), SCORES, 0.5), "boxes must be .*, got float16"),
+        (lambda: fe.nms(BOXES, SCORES, -0.1), r"iou_threshold must be in \[0, 1\], got -0.1"),
+        (lambda: fe.nms(BOXES, SCORES, 1.5), r"iou_threshold must be in \[0, 1\], got 1.5"),
+        (lambda: fe.nms(BOXES, SCORES, float("nan")), "iou_threshold.*nan"),
+        (lambda: fe.batched_nms(BOXES, SCORES, np.zeros(3, np.int64), 0.5), "idxs.*4.*3"),
+        (lambda: fe.batched_nms(BOXES, SCORES, SCORES, 0.5), "idxs must be int64, got float32"),
+        (lambda: fe.box_iou(BOXES, BOXES[:, :2]), r"boxes2 must be \(R, 4\).*\(4, 2\)"),
+        (lambda: fe.box_iou(BOXES, BOXES.astype(np.float64)),
+         "boxes2 must be float32, got float64"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_argument(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_int32_class_ids_are_accepted():
+    kept = fe.batched_nms(BOXES, SCORES, np.zeros(4, np.int32), 0.5)
+    assert kept.tolist() == fe.nms(BOXES, SCORES, 0.5).tolist()

@@ -1,0 +1,430 @@
+"""RoI pooling as other people's code calls it: signatures, memory, errors."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastrcnn_engine as fe
+from ops.checks import FACES, assert_same_bits, channels_last, give, take
+from reference import roi_pool as reference
+
+every_face = pytest.mark.parametrize("face", FACES)
+NAN, INF = float("nan"), float("inf")
+
+FEATURES = np.random.default_rng(1).standard_normal((2, 3, 10, 12)).astype(np.float32)
+ROIS = np.float32([[0, 0, 0, 11, 9], [1, 2, 3, 9, 8], [0, 5, 5, 5, 5], [1, -4, 2, 20, 30]])
+SIZE = (3, 4)
+EXPECTED, EXPECTED_ARGMAX = reference.roi_pool(FEATURES, ROIS, SIZE, 0.5)
+
+
+def test_arguments_are_torchvisions():
+    parameters = inspect.signature(fe.roi_pool).parameters
+    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == ["input", "boxes", "output_size", "spatial_scale"]
+    assert parameters["spatial_scale"].default == 1.0
+    assert parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY
+    module = inspect.signature(fe.RoIPool.__init__).parameters
+    assert list(module) == ["self", "output_size", "spatial_scale"]
+    assert list(inspect.signature(fe.RoIPool.forward).parameters) == ["self", "input", "rois"]
+
+
+@every_face
+def test_keywords_positions_and_sizes_mean_the_same(face):
+    features, rois = give(FEATURES, face), give(ROIS, face)
+    assert_same_bits(take(fe.roi_pool(features, rois, SIZE, 0.5)), EXPECTED)
+    by_name = fe.roi_pool(input=features, boxes=rois, output_size=[3, 4], spatial_scale=0.5)
+    assert_same_bits(take(by_name), EXPECTED)
+    square = take(fe.roi_pool(features, rois, 3))
+    assert_same_bits(square, take(fe.roi_pool(features, rois, (3, 3), spatial_scale=1.0)))
+    assert_same_bits(take(fe.roi_pool(features, rois, torch.Size(SIZE), 0.5)), EXPECTED)
+
+
+def test_size_may_be_a_numpy_integer():
+    size = np.int64(3)
+    assert fe.roi_pool(FEATURES, ROIS, size).shape == (4, 3, 3, 3)
+    assert fe.roi_pool(FEATURES, ROIS, (size, size)).shape == (4, 3, 3, 3)
+
+
+def test_module():
+    module = fe.RoIPool((3, 4), 0.5)
+    assert repr(module) == "RoIPool(output_size=(3, 4), spatial_scale=0.5)"
+    features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
+    assert_same_bits(take(module(features, rois)), EXPECTED)
+    assert list(module.parameters()) == []
+    assert list(module.state_dict()) == []
+
+
+@every_face
+def test_boxes_as_a_list_per_image(face):
+    order = [0, 2, 1, 3]  # rows by image
+    lists = [give(ROIS[[0, 2], 1:], face), give(ROIS[[1, 3], 1:], face)]
+    for boxes in (lists, tuple(lists)):
+        assert_same_bits(take(fe.roi_pool(give(FEATURES, face), boxes, SIZE, 0.5)), EXPECTED[order])
+    first_empty = [lists[0][:0], lists[1]]
+    pooled = take(fe.roi_pool(give(FEATURES, face), first_empty, SIZE, 0.5))
+    assert_same_bits(pooled, EXPECTED[[1, 3]])
+    none = fe.roi_pool(give(FEATURES, face), [lists[0][:0], lists[0][:0]], SIZE)
+    assert none.shape == (0, 3, 3, 4)
+
+
+@every_face
+def test_boxes_of_other_floats_are_used_as_float32(face):
+    wide = give(ROIS.astype(np.float64), face)
+    assert_same_bits(take(fe.roi_pool(give(FEATURES, face), wide, SIZE, 0.5)), EXPECTED)
+    half = give(ROIS.astype(np.float16), face)
+    assert_same_bits(take(fe.roi_pool(give(FEATURES, face), half, SIZE, 0.5)), EXPECTED)
+
+
+@every_face
+def test_float64_features_pool_the_same_cells(face):
+    wide = give(FEATURES.astype(np.float64), face)
+    values, argmax = fe.roi_pool_with_argmax(wide, give(ROIS, face), SIZE, 0.5)
+    assert_same_bits(take(values), EXPECTED.astype(np.float64))
+    assert_same_bits(take(argmax), EXPECTED_ARGMAX)
+
+
+# ---- memory ------------------------------------------------------------
+
+
+def strange_memory(array: np.ndarray) -> dict[str, np.ndarray]:
+    """The same numbers under strides that are neither NCHW nor channels-last."""
+    wide = np.zeros((*array.shape[:3], 2 * array.shape[3]), array.dtype)
+    wide[..., ::2] = array
+    return {
+        "every-other-column": wide[..., ::2],
+        "reversed": np.ascontiguousarray(array[..., ::-1])[..., ::-1],
+        "transposed-plane": np.ascontiguousarray(array.swapaxes(2, 3)).swapaxes(2, 3),
+        "channels-first": np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1),
+        "fortran": np.asfortranarray(array),
+    }
+
+
+@pytest.mark.parametrize("memory", strange_memory(FEATURES))
+@every_face
+def test_strided_features(memory, face):
+    features = strange_memory(FEATURES)[memory]
+    if face == "torch" and memory == "reversed":
+        pytest.skip("torch has no negative strides")
+    values, argmax = fe.roi_pool_with_argmax(give(features, face), give(ROIS, face), SIZE, 0.5)
+    assert_same_bits(take(values), EXPECTED)
+    assert_same_bits(take(argmax), EXPECTED_ARGMAX)
+
+
+def test_expanded_features():
+    plane = torch.from_numpy(FEATURES[:1, :1])
+    expected, _ = reference.roi_pool(np.repeat(FEATURES[:1, :1], 5, axis=1), ROIS[:1], SIZE, 1)
+    features = plane.expand(1, 5, 10, 12).requires_grad_()
+    pooled = fe.roi_pool(features, torch.from_numpy(ROIS[:1]), SIZE)
+    assert_same_bits(take(pooled), expected)
+    pooled.sum().backward()
+    assert features.grad.sum() == pooled.numel()
+
+
+@every_face
+def test_sliced_boxes(face):
+    padded = np.full((8, 7), NAN, np.float32)
+    padded[::2, 1:6] = ROIS
+    rois = give(padded, face)[::2, 1:6]
+    assert_same_bits(take(fe.roi_pool(give(FEATURES, face), rois, SIZE, 0.5)), EXPECTED)
+
+
+@every_face
+def test_channels_last_stays_channels_last(face):
+    features = give(channels_last(FEATURES), face)
+    values, argmax = fe.roi_pool_with_argmax(features, give(ROIS, face), SIZE, 0.5)
+    for result in (values, argmax, fe.roi_pool(features, give(ROIS, face), SIZE, 0.5)):
+        assert take(result).transpose(0, 2, 3, 1).flags.c_contiguous
+    gradient = fe.roi_pool_backward(values, argmax, give(ROIS, face), FEATURES.shape)
+    assert take(gradient).transpose(0, 2, 3, 1).flags.c_contiguous
+    plain = fe.roi_pool(give(FEATURES, face), give(ROIS, face), SIZE, 0.5)
+    assert take(plain).flags.c_contiguous
+
+
+def test_gradients_in_any_memory():
+    """`.sum()` hands down a gradient of stride 0; other layers hand down slices and transposes."""
+    rois = torch.from_numpy(ROIS)
+    upstream = torch.randn(EXPECTED.shape, generator=torch.Generator().manual_seed(1))
+    wide = torch.zeros(*EXPECTED.shape[:3], 8)
+    wide[..., ::2] = upstream
+    variants = {
+        "contiguous": upstream,
+        "channels_last": upstream.contiguous(memory_format=torch.channels_last),
+        "sliced": wide[..., ::2],
+        "transposed": upstream.transpose(2, 3).contiguous().transpose(2, 3),
+    }
+    layouts = (torch.contiguous_format, torch.channels_last)
+    for layout, (name, gradient) in itertools.product(layouts, variants.items()):
+        features = torch.from_numpy(FEATURES).contiguous(memory_format=layout).requires_grad_()
+        fe.roi_pool(features, rois, SIZE, 0.5).backward(gradient)
+        expected = reference.roi_pool_backward(
+            upstream.numpy(), EXPECTED_ARGMAX, ROIS, FEATURES.shape
+        )
+        assert_same_bits(take(features.grad), expected, name)
+    features = torch.from_numpy(FEATURES).requires_grad_()
+    fe.roi_pool(features, rois, SIZE, 0.5).sum().backward()
+    ones = np.ones_like(EXPECTED)
+    expected = reference.roi_pool_backward(ones, EXPECTED_ARGMAX, ROIS, FEATURES.shape)
+    assert_same_bits(take(features.grad), expected)
+
+
+def test_gradient_flows_through_a_graph():
+    conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+    image = torch.from_numpy(FEATURES).requires_grad_()
+    features = conv(image)
+    fe.roi_pool(features, torch.from_numpy(ROIS), SIZE, 0.5).square().sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert conv.weight.grad.abs().sum() > 0
+
+
+def test_no_gradient_where_none_is_asked_for():
+    features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS).requires_grad_()
+    assert not fe.roi_pool(features, rois, SIZE).requires_grad
+    with torch.no_grad():
+        assert not fe.roi_pool(features.clone().requires_grad_(), rois, SIZE).requires_grad
+    pooled = fe.roi_pool(features.clone().requires_grad_(), rois, SIZE)
+    pooled.sum().backward()
+    assert rois.grad is None
+
+
+def test_inputs_are_left_alone():
+    features, rois = FEATURES.copy(), ROIS.copy()
+    values, argmax = fe.roi_pool_with_argmax(features, rois, SIZE)
+    fe.roi_pool_backward(values, argmax, rois, features.shape)
+    assert_same_bits(features, FEATURES)
+    assert_same_bits(rois, ROIS)
+
+
+# ---- out= ------------------------------------------------------------
+
+
+@every_face
+@pytest.mark.parametrize("last", [False, True])
+def test_out_is_written_and_returned(face, last):
+    features = give(channels_last(FEATURES) if last else FEATURES, face)
+    arranged = channels_last if last else np.ascontiguousarray
+    out = give(arranged(np.full(EXPECTED.shape, NAN, np.float32)), face)
+    argmax_out = give(arranged(np.full(EXPECTED.shape, -7, np.int32)), face)
+    assert fe.roi_pool(features, give(ROIS, face), SIZE, 0.5, out=out) is out
+    assert_same_bits(take(out), EXPECTED)
+    out[...] = NAN
+    values, argmax = fe.roi_pool_with_argmax(
+        features, give(ROIS, face), SIZE, 0.5, out=out, argmax_out=argmax_out
+    )
+    assert values is out
+    assert argmax is argmax_out
+    assert_same_bits(take(out), EXPECTED)
+    assert_same_bits(take(argmax_out), EXPECTED_ARGMAX)
+
+
+def test_out_of_a_larger_buffer():
+    """A workspace kept for the largest batch, of which each call uses the front."""
+    buffer = np.full((100, *EXPECTED.shape[1:]), NAN, np.float32)
+    fe.roi_pool(FEATURES, ROIS, SIZE, 0.5, out=buffer[:4])
+    assert_same_bits(buffer[:4], EXPECTED)
+    assert np.isnan(buffer[4:]).all()
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        (np.empty((4, 3, 4, 3), np.float32), r"out must have shape \(4, 3, 3, 4\), got .4, 3, 4"),
+        (np.empty((5, 3, 3, 4), np.float32), r"out must have shape .*got \(5, 3, 3, 4\)"),
+        (np.empty((4, 3, 3, 4), np.float64), "out must be float32, got float64"),
+        (np.empty((4, 3, 3, 4), np.int32), "out must be float32, got int32"),
+        (channels_last(np.empty((4, 3, 3, 4), np.float32)), "out must have the memory layout"),
+        (np.empty((4, 3, 3, 8), np.float32)[..., ::2], "out must be dense"),
+        (read_only(np.empty((4, 3, 3, 4), np.float32)), "out must be a writable array"),
+    ],
+)  # fmt: skip
+def test_out_that_does_not_fit(out, says):
+    with pytest.raises(ValueError, match=says):
+        fe.roi_pool(FEATURES, ROIS, SIZE, out=out)
+
+
+@pytest.mark.parametrize(
+    ("argmax_out", "says"),
+    [
+        (np.empty((4, 3, 3, 3), np.int32), r"argmax_out must have shape \(4, 3, 3, 4\)"),
+        (np.empty((4, 3, 3, 4), np.int64), "argmax_out must be int32, got int64"),
+        (channels_last(np.empty((4, 3, 3, 4), np.int32)), "argmax_out must have the memory layout"),
+    ],
+)
+def test_argmax_out_that_does_not_fit(argmax_out, says):
+    with pytest.raises(ValueError, match=says):
+        fe.roi_pool_with_argmax(FEATURES, ROIS, SIZE, argmax_out=argmax_out)
+
+
+def test_out_and_gradients_exclude_each_other():
+    out = torch.empty(EXPECTED.shape)
+    features = torch.from_numpy(FEATURES).requires_grad_()
+    with pytest.raises(ValueError, match="out cannot be used"):
+        fe.roi_pool(features, torch.from_numpy(ROIS), SIZE, out=out)
+    with torch.no_grad():
+        assert fe.roi_pool(features, torch.from_numpy(ROIS), SIZE, out=out) is out
+
+
+# ---- errors ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [-1, -1.5, 2, 2.5, 1e6, -1e6, 3e9, 1e30, -1e30, NAN, INF, -INF])
+@every_face
+def test_batch_index_out_of_range_names_the_row(index, face):
+    rois = ROIS.copy()
+    rois[2, 0] = index
+    says = rf"boxes\[2\]: batch index must be in \[0, 2\), got {index:g}".replace("+", r"\+")
+    for call in (fe.roi_pool, fe.roi_pool_with_argmax):
+        with pytest.raises(ValueError, match=says):
+            call(give(FEATURES, face), give(rois, face), SIZE)
+    argmax = give(EXPECTED_ARGMAX, face)
+    with pytest.raises(ValueError, match=says):
+        fe.roi_pool_backward(give(EXPECTED, face), argmax, give(rois, face), FEATURES.shape)
+    if face == "torch":
+        with pytest.raises(ValueError, match=says):
+            fe.roi_pool(torch.from_numpy(FEATURES).requires_grad_(), torch.from_numpy(rois), SIZE)
+
+
+def test_list_with_more_entries_than_images():
+    with pytest.raises(ValueError, match=r"batch index must be in \[0, 2\), got 2"):
+        fe.roi_pool(FEATURES, [ROIS[:1, 1:]] * 3, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: fe.roi_pool(FEATURES, ROIS[:, 1:], SIZE),
+         r"boxes must be \(R, 5\).*batch index.*\(4, 4\)"),
+        (lambda: fe.roi_pool(FEATURES, ROIS[0], SIZE), r"boxes must have 2 dimensions.*\(5,\)"),
+        (lambda: fe.roi_pool(FEATURES, [ROIS], SIZE), r"boxes\[0\] must be \(L, 4\).*\(4, 5\)"),
+        (lambda: fe.roi_pool(FEATURES, [ROIS[:, 1:], ROIS[0, 1:]], SIZE),
+         r"boxes\[1\] must be \(L, 4\).*\(4,\)"),
+        (lambda: fe.roi_pool(FEATURES[0], ROIS, SIZE),
+         r"input must have 4 dimensions.*\(3, 10, 12\)"),
+        (lambda: fe.roi_pool(FEATURES[None], ROIS, SIZE), "input must have 4 dimensions"),
+        (lambda: fe.roi_pool(FEATURES.astype(np.float16), ROIS, SIZE),
+         "input must be float32 or float64, got float16"),
+        (lambda: fe.roi_pool(FEATURES.astype(np.int32), ROIS, SIZE), "input must be .*, got int32"),
+        (lambda: fe.roi_pool(FEATURES.astype(np.longdouble), ROIS, SIZE),
+         "input must be .*, got float128"),
+        (lambda: fe.roi_pool(FEATURES.astype(complex), ROIS, SIZE),
+         "input must be float32 or float64"),
+        (lambda: fe.roi_pool(FEATURES > 0, ROIS, SIZE), "input must be float32 or float64"),
+        (lambda: fe.roi_pool(FEATURES, ROIS.astype(np.int64), SIZE),
+         "boxes must be float32, got int64"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, (0, 7)), r"output_size must be .*\(0, 7\)"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, (7, -1)), r"output_size must be .*\(7, -1\)"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, (7, 7, 7)), r"output_size must be .*\(7, 7, 7\)"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, (7.5, 7)), r"output_size must be .*7.5"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, 7.5), r"output_size must be .*7.5"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, 0.0),
+         "spatial_scale must be a positive number, got 0"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, -1), "spatial_scale must be .*-1"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, NAN), "spatial_scale must be .*nan"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, INF), "spatial_scale must be .*inf"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_argument(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_torch_dtypes_that_are_not_offered(dtype):
+    with pytest.raises(ValueError, match="input must be float32 or float64, got b?(float|int)"):
+        fe.roi_pool(torch.from_numpy(FEATURES).to(dtype), torch.from_numpy(ROIS), SIZE)
+
+
+G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: fe.roi_pool_backward(G[:3], A, ROIS, SHAPE),
+         "argmax must have the shape of grad_output"),
+        (lambda: fe.roi_pool_backward(G, A, ROIS[:3], SHAPE), "grad_output must be .*R = 3"),
+        (lambda: fe.roi_pool_backward(G, A, ROIS, (2, 4, 10, 12)), "grad_output must be .*C = 4"),
+        (lambda: fe.roi_pool_backward(G, A, ROIS, SHAPE[1:]),
+         r"input_shape must be \(N, C, H, W\)"),
+        (lambda: fe.roi_pool_backward(G, A.astype(np.int64), ROIS, SHAPE),
+         "argmax must be int32, got int64"),
+        (lambda: fe.roi_pool_backward(G.astype(np.float16), A, ROIS, SHAPE),
+         "grad_output must be .*float16"),
+        (lambda: fe.roi_pool_backward(G[0], A, ROIS, SHAPE), "grad_output must have 4 dimensions"),
+    ],
+)  # fmt: skip
+def test_backward_errors_name_the_argument(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_argmax_from_elsewhere_stays_inside_the_map():
+    argmax = np.full(EXPECTED.shape, 5, np.int32)
+    argmax[0] = [[[-1, -2, 120, 2**31 - 1]]]
+    argmax[1] = -(2**31)
+    gradient = fe.roi_pool_backward(np.ones_like(EXPECTED), argmax, ROIS, FEATURES.shape)
+    assert gradient[0, :, 0, 5].tolist() == [12.0] * 3
+    assert gradient[1, :, 0, 5].tolist() == [12.0] * 3
+    assert gradient.sum() == 2 * 3 * 12
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: fe.roi_pool([[1.0]], ROIS, SIZE), "input must be an array.*list"),
+        (lambda: fe.roi_pool(None, ROIS, SIZE), "input must be an array.*NoneType"),
+        (lambda: fe.roi_pool(FEATURES, None, SIZE), "boxes must be .*NoneType"),
+        (lambda: fe.roi_pool(FEATURES, torch.from_numpy(ROIS), SIZE), "boxes must be .*Tensor"),
+        (lambda: fe.roi_pool(torch.from_numpy(FEATURES), ROIS, SIZE), "boxes must be .*ndarray"),
+    ],
+)
+def test_what_is_no_array_or_of_another_kind_is_a_type_error(call, says):
+    with pytest.raises(TypeError, match=says):
+        call()
+
+
+@pytest.mark.cuda
+def test_mixed_devices_are_refused(cuda_device):
+    features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
+    with pytest.raises(ValueError, match="boxes must be on the device of input"):
+        fe.roi_pool(features.to(cuda_device), rois, SIZE)
+    with pytest.raises(ValueError, match="boxes must be on the device of input"):
+        fe.roi_pool(features, rois.to(cuda_device), SIZE)
+
+
+# ---- size ------------------------------------------------------------
+
+
+def sparse_zeros(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros in a file with holes: only what is touched takes memory or disk."""
+    return np.memmap(path, np.float32, "w+", shape=shape)
+
+
+def test_more_than_2_to_the_31_elements(tmp_path):
+    features = sparse_zeros(tmp_path / "map", (9, 1, 16384, 16384))
+    assert features.size > 2**31
+    features[8, 0, 16383, 16382:] = 5, 7
+    features[8, 0, 0, 0] = 3
+    rois = np.float32([[8, 16380, 16380, 16383, 16383], [8, 0, 0, 3, 3], [0, 9, 9, 12, 12]])
+    values, argmax = fe.roi_pool_with_argmax(features, rois, (1, 1))
+    assert values.ravel().tolist() == [7, 3, 0]
+    assert argmax.ravel().tolist() == [16384**2 - 1, 0, 9 * 16384 + 9]
+
+
+def test_a_plane_beyond_int32_has_values_but_no_argmax(tmp_path):
+    features = sparse_zeros(tmp_path / "map", (1, 1, 2**16, 2**15 + 1))
+    features[0, 0, -1, -1] = 4
+    corner = np.float32([[0, 2**15 - 1, 2**16 - 2, 2**15, 2**16 - 1]])
+    assert fe.roi_pool(features, corner, 1).item() == 4
+    with pytest.raises(ValueError, match="argmax is int32"):
+        fe.roi_pool_with_argmax(features, corner, 1)

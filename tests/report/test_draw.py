@@ -1,0 +1,159 @@
+"""Drawing: the pixels are where the boxes are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.report.draw import (
+    MISSED,
+    OTHER,
+    RIGHT,
+    WHITE,
+    WRONG,
+    Mark,
+    class_colour,
+    detection_marks,
+    draw_marks,
+    picture_grid,
+    truth_marks,
+    verdict_marks,
+)
+
+RED = (255, 0, 0)
+
+
+def grey(height=120, width=200):
+    return np.full((height, width, 3), 90, np.uint8)
+
+
+def record(boxes, labels, difficult=None):
+    return SimpleNamespace(
+        image_id="a",
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.array(labels, np.int64),
+        difficult=np.array(difficult or [False] * len(labels), bool),
+    )
+
+
+def found(boxes, scores, labels):
+    return SimpleNamespace(
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        scores=np.array(scores, np.float32),
+        labels=np.array(labels, np.int64),
+    )
+
+
+def test_a_box_is_drawn_on_its_border_and_nowhere_else():
+    image = grey()
+    drawn = draw_marks(image, [Mark((50, 30, 149, 89), RED)])
+    red = (drawn == RED).all(axis=2)
+    for y, x in [(60, 50), (60, 149), (30, 100), (89, 100), (30, 50), (89, 149)]:
+        assert red[y, x], (y, x)
+    assert not red[60, 100] and not red[10, 100] and not red[60, 20]
+    rows, columns = np.nonzero(red)
+    assert rows.min() >= 28 and rows.max() <= 91 and columns.min() >= 48 and columns.max() <= 151
+    assert (image == 90).all()  # the input is left alone
+
+
+def test_lines_are_thick_enough_to_see():
+    drawn = draw_marks(grey(600, 800), [Mark((200, 200, 500, 400), RED)])
+    assert ((drawn[300] == RED).all(axis=1)).sum() >= 2 * 3  # two sides of at least 3 pixels
+
+
+def test_enlarging_moves_the_box_with_the_image():
+    image = grey(100, 100)
+    image[20:40, 10:30] = (0, 0, 255)  # a blue patch with the inclusive box 10, 20, 29, 39
+    drawn = draw_marks(image, [Mark((10, 20, 29, 39), RED, dashed=False)], width=400)
+    assert drawn.shape == (400, 400, 3)
+    red = (drawn == RED).all(axis=2)
+    rows, columns = np.nonzero(red)
+    # The patch covers pixels 40..119 across and 80..159 down; the line lies half outside.
+    assert abs(columns.min() - 40) <= 2 and abs(columns.max() - 119) <= 2
+    assert abs(rows.min() - 80) <= 2 and abs(rows.max() - 159) <= 2
+
+
+def test_labels_are_white_on_the_colour_of_the_box():
+    drawn = draw_marks(grey(), [Mark((50, 40, 149, 99), RED, "cat 0.90")])
+    above = drawn[20:38, 50:110]
+    assert ((above == RED).all(axis=2)).sum() > 200
+    assert ((above == WHITE).all(axis=2)).sum() > 20
+
+
+def test_labels_stay_inside_the_image_and_off_each_other():
+    marks = [Mark((0, 0, 190, 110), (200, 0, 0), "one 0.5"), Mark((0, 0, 190, 110), RED, "two 0.9")]
+    drawn = draw_marks(grey(), marks)
+    for colour in ((200, 0, 0), RED):
+        # Both label grounds are there in full, though both would like the same corner.
+        assert ((drawn == colour).all(axis=2)).sum() > 600, colour
+
+
+def test_a_box_beyond_the_border_does_not_fail():
+    drawn = draw_marks(grey(), [Mark((-40, -40, 400, 300), RED, "large", dashed=False)])
+    assert ((drawn == RED).all(axis=2)).any()  # its label
+    draw_marks(grey(), [Mark((30, 30, 30, 30), RED, "dot", dashed=True)])
+
+
+def test_dashed_boxes_have_gaps():
+    drawn = draw_marks(grey(600, 800), [Mark((100, 100, 700, 500), WHITE, dashed=True)])
+    line = (drawn[100, 100:700] == WHITE).all(axis=1)
+    assert 0.3 < line.mean() < 0.7
+
+
+def test_detections_carry_class_colour_label_and_score_strongest_last():
+    detections = found([[0, 0, 9, 9], [5, 5, 20, 20]], [0.9, 0.25], [2, 1])
+    marks = detection_marks(detections, ["cat", "dog"])
+    assert [m.label for m in marks] == ["cat 0.25", "dog 0.90"]
+    assert [m.colour for m in marks] == [class_colour(1), class_colour(2)]
+
+
+def test_truth_marks_are_dashed_and_named_on_request():
+    marks = truth_marks(record([[0, 0, 9, 9]], [2]), ["cat", "dog"], labels=True)
+    assert (marks[0].dashed, marks[0].label, marks[0].box) == (True, "dog", (0, 0, 9, 9))
+    assert truth_marks(record([[0, 0, 9, 9]], [2]), ["cat", "dog"])[0].label == ""
+
+
+def test_verdicts_have_their_colours():
+    truth = record(
+        [[0, 0, 19, 19], [40, 0, 59, 19], [80, 0, 99, 19]], [1, 1, 1], [False, False, True]
+    )
+    detections = found(
+        [[0, 0, 19, 19], [100, 80, 119, 99], [80, 0, 99, 19]], [0.9, 0.8, 0.7], [1, 1, 1]
+    )
+    match = evaluate_voc([truth], ["cat"], {"a": detections}).matches["a"]
+    marks = verdict_marks(truth, detections, match, ["cat"])
+    colours = {m.label: m.colour for m in marks if not m.dashed}
+    assert colours == {"cat 0.90": RIGHT, "cat 0.80": WRONG, "cat 0.70": OTHER}
+    dashed = {m.box[0]: (m.colour, m.label) for m in marks if m.dashed}
+    assert dashed == {0: (WHITE, ""), 40: (MISSED, "cat"), 80: (WHITE, "")}
+
+
+def test_class_colours_differ_and_carry_white_text():
+    colours = [class_colour(label) for label in range(1, 31)]
+    assert len(set(colours)) == 30
+    for red, green, blue in colours:
+        # Contrast with white of at least 3 : 1, the rule for large or bold text.
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (red / 255, green / 255, blue / 255)
+        ]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert 1.05 / (luminance + 0.05) >= 3.0, (red, green, blue)
+
+
+def test_grid_places_pictures_row_by_row():
+    pictures = [np.full((10, 20, 3), value, np.uint8) for value in (10, 20, 30)]
+    grid = picture_grid(pictures, columns=2, gap=4)
+    assert grid.shape == (24, 44, 3)
+    assert (grid[:10, :20] == 10).all() and (grid[:10, 24:] == 20).all()
+    assert (grid[14:, :20] == 30).all() and (grid[14:, 24:] == 255).all()
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="image must be"):
+        draw_marks(np.zeros((5, 5), np.uint8), [])
+    with pytest.raises(ValueError, match="0 pictures"):
+        picture_grid([])

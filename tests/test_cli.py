@@ -1,0 +1,267 @@
+"""The command line: help, mistakes, and the whole way from images to a report."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.data.demo_set import write_demo_set
+from fastrcnn_engine.data.proposals import ProposalStore, compute_proposals
+from fastrcnn_engine.evaluation.detect import detect_image
+
+
+def run(*arguments) -> None:
+    """One command, as from a shell. Leaves by SystemExit when it fails."""
+    cli.main([str(argument) for argument in arguments])
+
+
+def failure(capsys, *arguments) -> str:
+    """The line a mistaken command prints; it must end with exit code 2 and no traceback."""
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    return printed.err + printed.out
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """A VOC directory of four images to train on and two to test on."""
+    return write_demo_set(tmp_path_factory.mktemp("drawn"), seed=1, train=4, test=2)
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory) -> Path:
+    """Folder of a run of the train command, tested too."""
+    out = tmp_path_factory.mktemp("runs") / "micro"
+    run(
+        "train", "--data", drawn, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--out", out, "--iterations", 4, "--short-side", 120, "--log-every", 2,
+        "--search.short-side", 80,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_documents_every_option(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(name, "--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"fastrcnn-engine {name}" in text
+    for option in [line.split()[1] for line in text.splitlines() if line.startswith("│ --")]:
+        assert option.startswith("--")
+    if name != "env":
+        assert "default:" in text or "required" in text
+
+
+def test_help_names_the_paper(capsys):
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    text = capsys.readouterr().out
+    for words in ("paper", "--learning-rate", "0.0005", "--rois-per-batch", "128", "--resume"):
+        assert words in text
+
+
+def test_overview_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as end:
+        run("--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert name in text
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == 2
+
+
+def test_help_and_mistakes_need_no_torch():
+    # Importing torch takes seconds; nobody should wait that long for a list of options.
+    code = (
+        "import sys; from fastrcnn_engine import cli\n"
+        "for arguments in (['--help'], ['demo', '--help'], ['nonsense']):\n"
+        "    try: cli.main(arguments)\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'torch', 'cv2', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn_engine", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip()[0].isdigit()
+
+
+def test_env_prints_what_a_bug_report_needs(capsys):
+    run("env")
+    text = capsys.readouterr().out
+    for words in ("fastrcnn_engine:", "python:", "torch:", "numpy:", "compiler:", "cuda:",
+                  "cuda_reason:", "cores:", "contrib modules:", "CUDA available:"):  # fmt: skip
+        assert words in text
+
+
+def test_defaults_are_those_of_the_functions():
+    # The command line states them again, to document them; they must not drift apart.
+    def defaults(function):
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+        }
+
+    search, detection = cli.Search(), cli.Detection()
+    for name in ("mode", "short_side", "min_size", "workers"):
+        assert getattr(search, name) == defaults(compute_proposals)[name]
+    for name in ("score_threshold", "nms_threshold", "max_detections"):
+        assert getattr(detection, name) == defaults(detect_image)[name]
+
+
+def test_mistakes_name_what_is_wrong(capsys, drawn, tmp_path):
+    assert "nonsense" in failure(capsys, "nonsense")
+    assert "--metric" in failure(capsys, "eval", "--metric", "coco")
+    assert "--no-such-option" in failure(capsys, "demo", "--no-such-option", "1")
+    assert "--run or --checkpoint" in failure(capsys, "eval")
+    absent = tmp_path / "absent"
+    assert str(absent) in failure(capsys, "proposals", "--data", absent)
+    assert str(absent) in failure(capsys, "eval", "--checkpoint", absent)
+    assert str(absent) in failure(capsys, "detect", absent, "--checkpoint", absent)
+    line = failure(capsys, "train", "--data", drawn, "--split", "valley", "--network", "tiny")
+    assert "valley" in line and "train" in line
+    line = failure(
+        capsys, "train", "--data", drawn, "--split", "train", "--network", "tiny",
+        "--rois-per-batch", "127", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "rois_per_batch" in line and "127" in line
+
+
+def test_a_missing_proposal_is_an_error_that_names_the_image(capsys, drawn, tmp_path):
+    proposals = tmp_path / "test.npz"
+    run("proposals", "--data", drawn, "--split", "test", "--out", proposals, "--short-side", 80)
+    line = failure(
+        capsys, "train", "--data", drawn, "--split", "train", "--network", "tiny",
+        "--proposals", proposals, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "train_0000" in line and "test.npz" in line
+
+
+def test_a_finished_run_is_not_overwritten(capsys, trained, drawn, tmp_path):
+    same = ("train", "--data", drawn, "--network", "tiny", "--split", "train")
+    line = failure(capsys, *same, "--out", trained)
+    assert str(trained) in line and "--resume" in line
+    # A folder with the beginnings of a run on other images, whose proposals must not be used.
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    (tmp_path / "data").mkdir()
+    line = failure(capsys, *same[:1], "--data", tmp_path / "data", *same[3:], "--out", tmp_path)
+    assert str(drawn) in line
+
+
+def test_debug_lets_the_error_through(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run("proposals", "--data", tmp_path / "absent", "--debug")
+
+
+def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
+    out = tmp_path / "p.npz"
+    run("proposals", "--data", drawn, "--split", "train", "test", "--out", out, "--short-side", 80)
+    store = ProposalStore(out)
+    assert len(store) == 6 and store["test_0001"].shape[1] == 4
+    assert store.settings["short_side"] == 80
+    text = capsys.readouterr().out
+    assert "recall" in text and "p.npz" in text
+
+
+def test_train_writes_a_run_and_its_test(trained):
+    for name in ("checkpoint.pt", "log.jsonl", "config.json", "proposals.npz", "metrics.json",
+                 "detections.json", "detections.jpg", "report.html"):  # fmt: skip
+        assert (trained / name).stat().st_size > 0, name
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert 0.0 <= metrics["mAP"] <= 1.0 and metrics["images"] == 2
+    assert set(metrics["seconds"]) >= {"proposals", "training", "detection", "total"}
+    assert metrics["seed"] == 3 and metrics["versions"]["torch"]
+    assert set(metrics["classes"]) == {"cross", "disc", "ring", "square", "star", "triangle"}
+    config = json.loads((trained / "config.json").read_text())
+    assert config["training"]["iterations"] == 4 and config["search"]["short_side"] == 80
+    found = json.loads((trained / "detections.json").read_text())
+    assert set(found["images"]) == {"test_0000", "test_0001"}
+    for one in found["images"]["test_0000"]:
+        x1, y1, x2, y2 = one["box"]
+        assert one["class"] in found["classes"] and 0 < one["score"] <= 1
+        assert 0 <= x1 <= x2 <= 319 and 0 <= y1 <= y2 <= 239
+
+
+def test_eval_agrees_with_the_test_of_the_training(trained, capsys):
+    run("eval", "--run", trained, "--split", "test", "--metric", "11point")
+    before = json.loads((trained / "metrics.json").read_text())
+    after = json.loads((trained / "eval-test" / "metrics.json").read_text())
+    assert after["mAP"] == before["mAP_11point"] and after["mAP_area"] == before["mAP_area"]
+    assert after["metric"] == "11point"
+    assert (trained / "eval-test" / "report.html").is_file()
+    text = capsys.readouterr().out
+    assert "AP, area" in text and "AP, 11 points" in text
+
+
+def test_eval_on_another_data_set_does_not_use_the_proposals_of_the_first(trained, tmp_path):
+    other = write_demo_set(tmp_path / "other", seed=2, train=1, test=1)  # the ids are the same
+    run("eval", "--checkpoint", trained / "checkpoint.pt", "--data", other, "--split", "test")
+    out = trained / "eval-other-test"
+    assert json.loads((out / "metrics.json").read_text())["images"] == 1
+    first, second = ProposalStore(trained / "proposals.npz"), ProposalStore(out / "proposals.npz")
+    assert first.settings == second.settings
+    assert not np.array_equal(first["test_0000"], second["test_0000"])
+
+
+def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    source = drawn / "JPEGImages" / "test_0000.jpg"
+    Image.open(source).save(folder / "test_0000.png")
+    out = tmp_path / "out"
+    run("detect", source, folder, "--checkpoint", trained, "--out", out, "--score", "0")
+    found = json.loads((out / "detections.json").read_text())["images"]
+    assert set(found) == {str(source), str(folder / "test_0000.png")}
+    # Two images of one name have a picture each, with boxes in it.
+    pictures = sorted(path.name for path in out.glob("*.jpg"))
+    assert pictures == ["test_0000-2.jpg", "test_0000.jpg"]
+    assert all(found.values()), "a threshold of 0 leaves no image without detections"
+    before, after = (np.asarray(Image.open(p)).astype(int) for p in (source, out / "test_0000.jpg"))
+    assert before.shape == after.shape and np.abs(before - after).max() > 100
+    assert "detections.json" in capsys.readouterr().out
+
+
+def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):
+    out = tmp_path / "longer"
+    out.mkdir()
+    for name in ("checkpoint.pt", "log.jsonl", "proposals.npz", "config.json"):
+        (out / name).write_bytes((trained / name).read_bytes())
+    run(
+        "train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", out,
+        "--iterations", 6, "--learning-rate-steps", 3, "--short-side", 120, "--log-every", 2,
+        "--search.short-side", 80, "--resume",
+    )  # fmt: skip
+    rows = [json.loads(line)["iteration"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert rows == [2, 4, 6]
+
+
+def test_demo_ends_with_a_report(tmp_path, capsys):
+    out = tmp_path / "demo"
+    run(
+        "demo", "--out", out, "--seed", 5, "--train-images", 2, "--test-images", 2,
+        "--iterations", 2,
+    )  # fmt: skip
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["seed"] == 5 and "mAP" in metrics
+    text = capsys.readouterr().out
+    assert "mAP" in text and "report.html" in text and "mean" in text
+    page = (out / "report.html").read_text()
+    assert "fastrcnn-engine demo" in page and "http://" not in page

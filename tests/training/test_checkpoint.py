@@ -1,0 +1,90 @@
+"""Checkpoints: plain, whole, and enough to rebuild the network."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastrcnn_engine.models import build_network
+from fastrcnn_engine.training import checkpoint
+from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network, save_checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(1)
+    model = build_network("tiny", ["cat", "dog"])
+    model.preprocessing = replace(model.preprocessing, short_side=111)
+    model.delta_std.uniform_(0.1, 0.3)
+    save_checkpoint(tmp_path / "deep" / "checkpoint.pt", model, iteration=7)
+    return tmp_path / "deep" / "checkpoint.pt", model
+
+
+def test_network_comes_back_with_classes_preprocessing_and_statistics(saved):
+    path, model = saved
+    loaded = load_network(path)
+    assert loaded.classes == ("cat", "dog") and loaded.name == "tiny" and not loaded.training
+    assert loaded.preprocessing == model.preprocessing
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_weights_are_stored_as_trained_not_folded(saved):
+    path, model = saved
+    assert torch.equal(load_checkpoint(path)["model"]["bbox_pred.weight"], model.bbox_pred.weight)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(saved, monkeypatch):
+    path, model = saved
+
+    def crash(content, file):
+        file.write(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint.torch, "save", crash)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, model, iteration=8)
+    assert load_checkpoint(path)["iteration"] == 7
+
+
+def test_unfit_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_checkpoint(tmp_path / "none.pt")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="weights option"):
+        load_checkpoint(tmp_path / "bare.pt")
+    (tmp_path / "noise.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="noise.pt is not a readable checkpoint"):
+        load_checkpoint(tmp_path / "noise.pt")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    with open(tmp_path / "evil.pt", "wb") as file:
+        pickle.dump(Evil(), file)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_network_of_your_own_is_named(tmp_path, saved):
+    _, model = saved
+    model.name = "mine"
+    save_checkpoint(tmp_path / "mine.pt", model)
+    with pytest.raises(ValueError, match="'mine' is not known"):
+        load_network(tmp_path / "mine.pt")
+
+
+def test_weights_of_another_network_are_refused_by_layer(tmp_path, saved):
+    path, model = saved
+    content = load_checkpoint(path)
+    del content["model"]["cls_score.bias"]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="cls_score.bias"):
+        load_network(path)

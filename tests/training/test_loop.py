@@ -1,0 +1,169 @@
+"""The training loop on a small data set: resuming, freezing, stopping, learning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.proposals import ProposalStore, write_proposals
+from fastrcnn_engine.data.voc import load_voc
+from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.training import loop, train
+from fastrcnn_engine.training.checkpoint import load_checkpoint
+
+from .small import own_network
+
+
+def run(config, **options):
+    return train(config, model=own_network(), progress=False, **options)
+
+
+def flatten(tree, path=""):
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from flatten(value, f"{path}/{key}")
+    elif isinstance(tree, (list, tuple)):
+        for key, value in enumerate(tree):
+            yield from flatten(value, f"{path}/{key}")
+    else:
+        yield path, tree
+
+
+def assert_same_checkpoint(one, two):
+    one, two = dict(flatten(load_checkpoint(one))), dict(flatten(load_checkpoint(two)))
+    assert one.keys() == two.keys()
+    for path, value in one.items():
+        if path in ("/config/output", "/config/resume", "/config/iterations"):
+            continue
+        same = torch.equal(value, two[path]) if torch.is_tensor(value) else value == two[path]
+        assert same, path
+
+
+def log_of(result):
+    return [json.loads(line) for line in result.log.read_text().splitlines()]
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(voc, tmp_path):
+    # Dropout is on, the data order crosses an epoch, and the rate drops after the interruption.
+    voc = replace(voc, iterations=8, checkpoint_every=4, learning_rate_steps=(6,))
+    whole = run(replace(voc, output=tmp_path / "whole"))
+    parts = replace(voc, output=tmp_path / "parts")
+    run(replace(parts, iterations=4))
+    torch.rand(17)  # another user of the generator must not matter
+    resumed = run(replace(parts, resume=True))
+    assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
+    timing = {"images_per_second"}
+    for one, two in zip(log_of(whole), log_of(resumed), strict=True):
+        assert {k: v for k, v in one.items() if k not in timing} == {
+            k: v for k, v in two.items() if k not in timing
+        }
+
+
+def test_lines_logged_after_the_checkpoint_are_not_logged_twice(voc):
+    first = run(replace(voc, iterations=6, checkpoint_every=3, learning_rate_steps=(5,)))
+    content = torch.load(first.checkpoint, weights_only=True)
+    assert content["iteration"] == 6
+    resumed = run(replace(voc, iterations=8, resume=True, learning_rate_steps=(5,)))
+    assert [line["iteration"] for line in log_of(resumed)] == [2, 4, 6, 8]
+
+
+def test_resume_refuses_other_settings_and_names_them(voc):
+    run(voc)
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.01, is 0\.02"):
+        run(replace(voc, resume=True, learning_rate=0.02))
+
+
+def test_resume_without_a_checkpoint_says_so(voc):
+    with pytest.raises(ValueError, match="checkpoint.pt does not exist"):
+        run(replace(voc, resume=True))
+
+
+def test_frozen_layers_do_not_move_and_all_others_do(voc):
+    before = {k: v.clone() for k, v in own_network().state_dict().items()}
+    model = run(voc).model
+    for name, value in model.state_dict().items():
+        same = torch.equal(value, before[name])
+        # Frozen means its batch statistics too; the target statistics are set from the data.
+        assert same == name.startswith("backbone.first"), name
+    assert not any(p.requires_grad for p in model.backbone.first.parameters())
+
+
+def test_parameter_groups_are_those_of_the_original(voc):
+    model = own_network()
+    optimiser = loop.build_optimiser(model, voc.resolved())
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = [{names[id(p)] for p in g["params"]} for g in optimiser.param_groups]
+    layers = ("backbone.second", "head.fc6", "head.fc7", "cls_score", "bbox_pred")
+    assert groups == [{f"{x}.weight" for x in layers}, {f"{x}.bias" for x in layers}]
+    assert [g["weight_decay"] for g in optimiser.param_groups] == [0.0005, 0.0]
+    assert [g["rate_factor"] for g in optimiser.param_groups] == [1.0, 2.0]
+
+
+def test_schedule_reaches_the_optimiser(voc):
+    voc = replace(voc, iterations=6, log_every=1, learning_rate_steps=(2, 4), warmup=1)
+    rates = []
+    run(voc, on_log=lambda line: rates.append(line["learning_rate"]))
+    np.testing.assert_allclose(rates, [0.005, 0.01, 0.001, 0.001, 0.0001, 0.0001])
+
+
+def test_non_finite_loss_stops_and_names_iteration_and_images(voc, tmp_path):
+    voc = replace(voc, learning_rate=1e12, iterations=50)
+    with pytest.raises(FloatingPointError, match=r"iteration \d+ .* on images \w+, \w+") as error:
+        run(voc)
+    ids = {r.image_id for r in load_voc(voc.data, "train").records}
+    named = str(error.value).split("on images ")[1].split(";")[0].split(", ")
+    assert len(named) == 2 and set(named) <= ids
+
+
+def test_missing_proposals_name_the_image(voc, tmp_path):
+    write_proposals(tmp_path / "less.npz", [("first", np.zeros((0, 4), dtype=np.float32))])
+    with pytest.raises(ValueError, match="second"):
+        run(replace(voc, proposals=tmp_path / "less.npz"))
+
+
+def test_image_without_objects_and_without_proposals_is_left_out_and_told(voc, tmp_path):
+    store = ProposalStore(voc.proposals)
+    boxes = {r.image_id: store[r.image_id] for r in load_voc(voc.data, "train").records}
+    boxes["empty"] = np.zeros((0, 4), dtype=np.float32)
+    write_proposals(tmp_path / "other.npz", boxes.items())
+    result = run(replace(voc, proposals=tmp_path / "other.npz"))
+    assert result.unusable == ["empty"]
+
+
+def test_log_counts_rois(voc):
+    lines = log_of(run(replace(voc, background_low=0.0)))
+    for line in lines:
+        assert 0 < line["foreground"] <= 32
+        assert line["foreground"] < line["rois"] <= 128
+        assert line["loss"] == pytest.approx(line["loss_cls"] + line["loss_box"])
+
+
+def test_batches_do_not_depend_on_the_cache(voc):
+    # A cache of no bytes decodes every image each time.
+    small = replace(voc, cache_megabytes=0, output=voc.output / "none")
+    assert_same_losses(run(voc), run(small))
+
+
+def assert_same_losses(one, two):
+    assert [line["loss"] for line in log_of(one)] == [line["loss"] for line in log_of(two)]
+
+
+def test_overfits_one_image_to_ap_1(voc):
+    (voc.data / "ImageSets/Main/one.txt").write_text("first\n")
+    voc = replace(voc, split="one", iterations=150, learning_rate=0.02, warmup=10, flip=False,
+                  log_every=50, short_side=144, max_side=192)  # fmt: skip
+    result = train(voc, progress=False)
+    dataset = load_voc(voc.data, "one", ("brick", "leaf"))
+    record = dataset.records[0]
+    found = detect_image(
+        result.model, load_image(record.image_path), ProposalStore(voc.proposals)["first"]
+    )
+    scored = evaluate_voc([record], dataset.classes, {"first": found}, iou_threshold=0.75)
+    assert scored.mean_ap == 1.0
+    assert log_of(result)[-1]["loss"] < 0.2

@@ -1,0 +1,151 @@
+"""Hierarchical sampling, case by case (spec sections 4 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastrcnn_engine.data.voc import ImageRecord
+from fastrcnn_engine.training.config import TrainConfig
+from fastrcnn_engine.training.sampling import (
+    build_entry,
+    drawn_boxes,
+    images_of_batch,
+    sample_batch,
+    sample_rows,
+)
+
+CONFIG = TrainConfig(data=Path("d"), proposals=Path("p")).resolved()
+BOX = [20, 20, 59, 59]
+
+
+def record(boxes: list[list[float]], labels: list[int]) -> ImageRecord:
+    return ImageRecord(
+        "image", Path("image.png"), 200, 100,
+        np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(labels, dtype=np.int64),
+        np.zeros(len(labels), dtype=bool),
+    )  # fmt: skip
+
+
+def entry(boxes, labels, proposals, low=0.1):
+    proposals = np.array(proposals, dtype=np.float32).reshape(-1, 4)
+    return build_entry(
+        record(boxes, labels), proposals, foreground_iou=0.5, background_low=low
+    )
+
+
+def shifted(rows: int, shift: float) -> list[list[float]]:
+    """Boxes like BOX (40 pixels wide) moved right: IoU (40 - shift) / (40 + shift)."""
+    return [[20 + shift, 20, 59 + shift, 59]] * rows
+
+
+def test_labels_follow_the_iou_of_the_best_object():
+    made = entry([BOX, [120, 20, 159, 59]], [2, 1], [
+        [20, 20, 59, 39],     # exactly half of the first: IoU 0.5, foreground
+        [20, 20, 59, 38],     # 19 of 40 rows: below
+        [20, 20, 59, 23],     # 4 of 40 rows: IoU float32(0.1), background
+        [20, 20, 59, 22],     # 3 of 40 rows: not used
+        [125, 20, 159, 59],   # 35 of 40 columns of the second
+        [180, 80, 190, 90],   # nothing
+    ])  # fmt: skip
+    assert made.labels.tolist() == [2, 1, 2, 0, 0, 0, 1, 0]
+    assert made.foreground.tolist() == [0, 1, 2, 6]
+    assert made.background.tolist() == [3, 4]
+    np.testing.assert_array_equal(made.matched[6], [120, 20, 159, 59])
+
+
+def test_lower_bound_zero_takes_every_background_proposal():
+    made = entry([BOX], [1], [[180, 80, 190, 90], [20, 20, 59, 22]], low=0.0)
+    assert made.background.tolist() == [1, 2]
+
+
+def test_two_objects_on_one_box_keep_their_own_labels_and_a_proposal_takes_the_first():
+    made = entry([BOX, BOX], [2, 1], [BOX])
+    assert made.labels.tolist() == [2, 1, 2]
+
+
+def test_image_without_objects_gives_background_whatever_the_lower_bound():
+    made = entry([], [], [[0, 0, 9, 9], [50, 50, 80, 80]])
+    assert made.foreground.tolist() == []
+    assert made.background.tolist() == [0, 1]
+    rows = sample_rows(made, np.random.default_rng(0), CONFIG)
+    assert sorted(rows) == [0, 1]
+
+
+def test_proposals_of_no_width_are_not_used():
+    made = entry([BOX], [1], [[20, 20, 20, 59], [20, 59, 59, 59], [59, 20, 20, 59], BOX])
+    assert len(made.boxes) == 2
+
+
+@pytest.mark.parametrize(
+    ("foreground", "background", "expected"),
+    [
+        (100, 500, (16, 48)),  # plenty of both
+        (3, 500, (3, 61)),     # missing foreground becomes background
+        (100, 10, (16, 10)),   # missing background is not refilled
+        (100, 0, (16, 0)),
+        (1, 500, (1, 63)),     # the ground truth itself is always foreground
+        (2, 3, (2, 3)),
+    ],
+)  # fmt: skip
+def test_counts(foreground, background, expected):
+    made = entry([BOX], [1], shifted(foreground - 1, 2) + shifted(background, 20))
+    rows = sample_rows(made, np.random.default_rng(0), CONFIG)
+    labels = made.labels[rows]
+    assert ((labels > 0).sum(), (labels == 0).sum()) == expected
+    assert len(set(rows)) == len(rows), "drawn without replacement"
+    assert (np.diff(labels) <= 0).all(), "foreground first"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rois", "expected"), [(0.25, 4, 0), (0.25, 20, 2), (0.25, 12, 2), (0.75, 4, 2)]
+)
+def test_foreground_share_rounds_halves_to_even(fraction, rois, expected):
+    # Per image: 0.5 -> 0, 2.5 -> 2, 1.5 -> 2, 1.5 -> 2.
+    config = replace(CONFIG, foreground_fraction=fraction, rois_per_batch=rois)
+    made = entry([BOX], [1], shifted(50, 2) + shifted(50, 20))
+    rows = sample_rows(made, np.random.default_rng(0), config)
+    assert (made.labels[rows] > 0).sum() == expected
+
+
+def test_every_row_is_drawn_about_equally_often():
+    made = entry([BOX], [1], shifted(31, 2) + shifted(96, 20))
+    rng = np.random.default_rng(0)
+    counts = np.bincount(
+        np.concatenate([sample_rows(made, rng, CONFIG) for _ in range(2000)]), minlength=128
+    )
+    assert abs(counts / 2000 - 0.5).max() < 0.06  # 16 of 32 and 48 of 96; 5 standard errors
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_each_permutation_holds_every_image_once_and_flips_as_entries(flip):
+    config = replace(CONFIG, flip=flip)
+    length = 10 if flip else 5
+    stream = [image for i in range(length) for image in images_of_batch(i, 5, config)]
+    first, second = stream[:length], stream[length:]
+    everything = {(i, f) for i in range(5) for f in ((False, True) if flip else (False,))}
+    assert set(first) == set(second) == everything
+    assert first != second
+
+
+def test_a_batch_depends_on_seed_and_iteration_only():
+    entries = [entry([BOX], [1], shifted(30, 2) + shifted(90, 20)) for _ in range(7)]
+
+    def drawn(iteration, config=CONFIG):
+        batch = sample_batch(iteration, entries, config)
+        return [(entries.index(e), f, r.tolist()) for e, f, r in batch]
+
+    assert drawn(41) == drawn(41)
+    assert drawn(41) != drawn(42)
+    assert drawn(41) != drawn(41, replace(CONFIG, seed=4))
+
+
+def test_flipped_rows_are_mirrored_with_their_objects():
+    made = entry([BOX], [1], [[30, 20, 69, 59]])
+    boxes, labels, matched = drawn_boxes(made, True, np.array([1]))
+    assert boxes.tolist() == [[130, 20, 169, 59]]  # 200 - 1 - 69, 200 - 1 - 30
+    assert matched.tolist() == [[140, 20, 179, 59]]
+    assert labels.tolist() == [1]
