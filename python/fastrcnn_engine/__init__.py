@@ -1,7 +1,7 @@
 """Fast R-CNN: its operators for any detector, and the detector itself.
 
-The operators live in `fastrcnn_engine.ops` and are all reachable from here. They take torch tensors,
-NumPy arrays or anything else with DLPack, and importing them needs NumPy alone.
+The operators live in `fastrcnn_engine.ops` and are all reachable from here. They take torch
+tensors, NumPy arrays or anything else with DLPack, and importing them needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,24 @@ from fastrcnn_engine.ops import (
 
 __version__ = build_info()["version"]
 
-__all__ = [*ops.__all__, "ops"]
+__all__ = [
+    "Detections",
+    "RoIPool",
+    "batched_nms",
+    "box_iou",
+    "build_info",
+    "clip_boxes_to_image",
+    "decode_boxes",
+    "detections",
+    "encode_boxes",
+    "nms",
+    "ops",
+    "roi_pool",
+    "roi_pool_backward",
+    "roi_pool_with_argmax",
+    "smooth_l1",
+    "smooth_l1_backward",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,9 +1,9 @@
 """The kinds of array the operators take, behind one small interface.
 
-An operator asks `arrays_of(first_argument)` for its adaptor, takes every argument through it, lets it
-make the outputs, and hands results back through it. Torch tensors and NumPy arrays have an adaptor
-each; everything else with DLPack is seen as NumPy when it lies in host memory, and handed on as it is
-when it lies on a GPU.
+An operator asks `arrays_of(first_argument)` for its adaptor, takes every argument through it, lets
+it make the outputs, and hands results back through it. Torch tensors and NumPy arrays have an
+adaptor each; everything else with DLPack is seen as NumPy when it lies in host memory, and handed
+on as it is when it lies on a GPU.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class NumpyArrays:
     def _as_numpy(self, array: Any, name: str) -> np.ndarray:
         if isinstance(array, (np.ndarray, np.generic)):
             array = np.asarray(array)
-            return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+            native = array.dtype.newbyteorder("=")
+            return array.astype(native, copy=False)
         if hasattr(array, "__dlpack__") and not _is_tensor(array):
             return np.from_dlpack(array)
         raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host memory) "
@@ -91,7 +92,7 @@ class NumpyArrays:
 
 
 class HostDlpackArrays(NumpyArrays):
-    """Another library's arrays in host memory: computed on as NumPy, given back in their own kind."""
+    """Another library's arrays in host memory: computed on as NumPy, given back as their own."""
 
     def __init__(self, example: Any) -> None:
         namespace = getattr(example, "__array_namespace__", None)

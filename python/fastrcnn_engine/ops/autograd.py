@@ -1,4 +1,4 @@
-"""The torch half of the operators: gradients and the module. Imported only where torch is in use."""
+"""The torch half of the operators: gradients and the module. Imported only beside torch."""
 
 from __future__ import annotations
 

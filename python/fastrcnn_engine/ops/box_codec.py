@@ -15,7 +15,8 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 def encode_boxes(reference_boxes: Any, proposals: Any) -> Any:
     """What to add to each proposal to get its reference box: (dx, dy, dw, dh).
 
-    dx = (centre difference) / proposal width, dw = log(width ratio), with widths x2 - x1. No gradient.
+    dx = (centre difference) / proposal width, dw = log(width ratio); widths are x2 - x1. No
+    gradient.
 
     Args:
         reference_boxes: (R, 4), the box each proposal should become.

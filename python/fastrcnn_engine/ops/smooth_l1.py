@@ -41,7 +41,8 @@ def smooth_l1(
         ValueError: shapes or dtypes that do not fit, a negative beta, or (host memory) a label
             outside 0..K, naming the row.
 
-    Source: paper section 2.3, equations 1 to 3; division by the number of RoIs from the original code.
+    Source: paper section 2.3, equations 1 to 3; divided by the number of RoIs as in the original
+    code.
     """
     if getattr(deltas, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
