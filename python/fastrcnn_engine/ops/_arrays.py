@@ -103,7 +103,7 @@ class HostDlpackArrays(NumpyArrays):
 
 
 class DeviceDlpackArrays:
-    """A GPU array library with the array API (CuPy). Work is queued on the legacy default stream."""
+    """A GPU array library with the array API (CuPy). Work goes to the legacy default stream."""
 
     stream = 1
 
