@@ -55,6 +55,12 @@ def _with_nan() -> DetectionCase:
     return case
 
 
+def _nan_in_each_corner() -> DetectionCase:
+    case = _random("nan-in-each-corner", 12, 3, 7)
+    case.boxes[range(4), range(4)] = NAN
+    return DetectionCase(case.name, case.boxes, np.full((12, 4), 0.25, np.float32), None)
+
+
 _MANY = _random("many", 300, 20, 1)
 
 DETECTION_CASES = [
@@ -75,6 +81,7 @@ DETECTION_CASES = [
     _random("all-overlap-suppresses", 50, 3, nms_threshold=0.0),
     _coarse("tied-scores"),
     _with_nan(),
+    _nan_in_each_corner(),
     DetectionCase(
         "deltas-explode",
         random_boxes(20, 6),

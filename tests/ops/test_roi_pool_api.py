@@ -105,12 +105,16 @@ def strange_memory(array: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("memory", strange_memory(FEATURES))
-@every_face
+@pytest.mark.parametrize(
+    ("memory", "face"),
+    [
+        (memory, face)
+        for memory, face in itertools.product(strange_memory(FEATURES), FACES)
+        if (memory, face) != ("reversed", "torch")  # torch has no negative strides
+    ],
+)
 def test_strided_features(memory, face):
     features = strange_memory(FEATURES)[memory]
-    if face == "torch" and memory == "reversed":
-        pytest.skip("torch has no negative strides")
     values, argmax = fe.roi_pool_with_argmax(give(features, face), give(ROIS, face), SIZE, 0.5)
     assert_same_bits(take(values), EXPECTED)
     assert_same_bits(take(argmax), EXPECTED_ARGMAX)

@@ -1,9 +1,9 @@
 """The embedded data set: pictures drawn with a seed, in VOC layout, so that a demo needs no
 download.
 
-Six classes, each a shape with a texture of its own; colours are shared by all, and clutter borrows
-shapes or textures, so neither colour nor texture nor outline alone tells what is an object. Objects
-hide one another in part; their boxes frame what is visible.
+Six classes, each a shape with a texture of its own and colours it mostly has. One object in five
+comes in any colours, and clutter borrows colours and textures, so none of them alone tells what is
+an object. Objects hide one another in part; their boxes frame what is visible.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 WIDTH, HEIGHT = 320, 240
-MIN_SIDE, MAX_SIDE = 32, 130  # of an object as drawn, before others hide parts of it
+MIN_SIDE, MAX_SIDE = 40, 130  # of an object as drawn, before others hide parts of it
 MIN_VISIBLE = 0.4  # nothing is placed that leaves less of an object to see
 DIFFICULT_BELOW = 0.6  # share of an object that is visible
+USUAL_COLOURS = 0.8  # share of the objects that have the colours of their class
+TILT = math.radians(30)  # objects stand upright up to this; clutter lies anyhow
 JPEG_QUALITY = 90
 
 # A shape takes (..., ) coordinates u, v in units of the radius and returns the signed distance to
@@ -78,26 +80,27 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[DrawnObject]]
     canvas = _background(rng)
     for _ in range(rng.integers(2, 5)):
         stamp, texture = _clutter(rng)
-        stamp.paint(canvas, rng, texture)
+        stamp.paint(canvas, rng, texture, ANY_COLOUR)
     for _ in range(rng.integers(0, 3)):
         _draw_line(canvas, rng)
 
     placed: list[tuple[str, np.ndarray, int]] = []  # name, visible pixels (H, W) bool, whole area
     for _ in range(rng.integers(1, 6)):
         name = CLASS_NAMES[rng.integers(len(CLASS_NAMES))]
-        shape, texture = CLASSES[name]
+        shape, texture, usual = CLASSES[name]
+        colours = usual if rng.random() < USUAL_COLOURS else ANY_COLOUR
         for _ in range(20):  # look for a place that leaves enough of the others to see
-            stamp = Stamp.random(rng, shape)
+            stamp = Stamp.random(rng, shape, TILT)
             if stamp.fits(placed):
                 placed = _hide(placed, stamp) + [(name, stamp.mask, stamp.area)]
-                stamp.paint(canvas, rng, texture)
+                stamp.paint(canvas, rng, texture, colours)
                 break
 
     if rng.random() < 0.4:  # something in front
         stamp, texture = _clutter(rng)
         if stamp.fits(placed):
             placed = _hide(placed, stamp)
-            stamp.paint(canvas, rng, texture)
+            stamp.paint(canvas, rng, texture, ANY_COLOUR)
     if rng.random() < 0.4:
         _draw_line(canvas, rng)
     return _photograph(canvas, rng), [_describe(*entry) for entry in placed]
@@ -197,17 +200,6 @@ def _plain(u: Field, v: Field, period: float, phase: float) -> Field:
     return np.zeros_like(u)
 
 
-CLASSES: dict[str, tuple[Shape, Texture]] = {
-    "cross": (_cross, _zigzag),
-    "disc": (_disc, _stripes),
-    "ring": (_ring, _waves),
-    "square": (_square, _checker),
-    "star": (_star, _circles),
-    "triangle": (_triangle, _dots),
-}
-CLASS_NAMES = tuple(CLASSES)
-CLUTTER_SHAPES: tuple[Shape, ...] = (_hexagon, _crescent, _bar, _blob)
-CLUTTER_TEXTURES: tuple[Texture, ...] = (_plain, _plain, _stripes, _checker, _dots)
 PALETTE = np.array(
     [
         (214, 69, 65), (242, 141, 53), (244, 208, 63), (88, 178, 90), (38, 166, 154),
@@ -215,6 +207,19 @@ PALETTE = np.array(
     ],
     np.float32,
 )  # fmt: skip
+ANY_COLOUR = tuple(range(len(PALETTE)))
+# Shape, texture, and the usual first colours by their place in the palette; neighbours share one.
+CLASSES: dict[str, tuple[Shape, Texture, tuple[int, ...]]] = {
+    "cross": (_cross, _zigzag, (0, 1)),
+    "disc": (_disc, _stripes, (1, 2)),
+    "ring": (_ring, _waves, (3, 4)),
+    "square": (_square, _checker, (4, 5)),
+    "star": (_star, _circles, (6, 7)),
+    "triangle": (_triangle, _dots, (7, 8)),
+}
+CLASS_NAMES = tuple(CLASSES)
+CLUTTER_SHAPES: tuple[Shape, ...] = (_hexagon, _crescent, _bar, _blob)
+CLUTTER_TEXTURES: tuple[Texture, ...] = (_plain, _plain, _stripes, _checker, _dots)
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
 
 
@@ -247,11 +252,11 @@ class Stamp:
         self.area = int((distance < 0).sum())  # in pixels, with what lies outside the picture
 
     @classmethod
-    def random(cls, rng: np.random.Generator, shape: Shape) -> Stamp:
+    def random(cls, rng: np.random.Generator, shape: Shape, tilt: float = math.pi) -> Stamp:
         radius = rng.uniform(MIN_SIDE / 2, MAX_SIDE / 2)
         margin = 0.6 * radius
         centre = rng.uniform(margin, WIDTH - margin), rng.uniform(margin, HEIGHT - margin)
-        return cls(shape, centre, radius, rng.uniform(0.8, 1.0), rng.uniform(0, 2 * math.pi))
+        return cls(shape, centre, radius, rng.uniform(0.8, 1.0), rng.uniform(-tilt, tilt))
 
     def fits(self, placed: list[tuple[str, np.ndarray, int]]) -> bool:
         """Whether it and all objects below it would stay visible enough."""
@@ -259,13 +264,19 @@ class Stamp:
             (visible & ~self.mask).sum() >= MIN_VISIBLE * area for _, visible, area in placed
         )
 
-    def paint(self, canvas: np.ndarray, rng: np.random.Generator, texture: Texture) -> None:
+    def paint(
+        self,
+        canvas: np.ndarray,
+        rng: np.random.Generator,
+        texture: Texture,
+        colours: tuple[int, ...],
+    ) -> None:
         """Paints it on (H, W, 3) float32 with a shadow, a light side and at times an edge."""
         picture, u, v = canvas[self.place], self.u, self.v
         shadow = np.clip(0.5 - self.distance[:-3, :-3] / 6, 0, 1)
         picture[3:, 3:] *= 1 - 0.35 * shadow[..., None]
 
-        first, second = _two_colours(rng)
+        first, second = _two_colours(rng, colours)
         period = max(rng.uniform(0.3, 0.5), 6 / self.radius)  # under 6 pixels JPEG would eat it
         share = texture(u, v, period, rng.random())[..., None]
         colour = first + (second - first) * share
@@ -277,9 +288,14 @@ class Stamp:
         picture += (colour - picture) * np.clip(0.5 - self.distance, 0, 1)[..., None]
 
 
-def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours that can be told apart, the second at times only a shade of the first."""
-    first = PALETTE[rng.integers(len(PALETTE))]
+def _two_colours(
+    rng: np.random.Generator, colours: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours that can be told apart, the second at times only a shade of the first.
+
+    The first is one of `colours`, places in the palette.
+    """
+    first = PALETTE[colours[rng.integers(len(colours))]]
     if rng.random() < 0.5:
         return first, first * 0.55 if first.mean() > 140 else first + (255 - first) * 0.5
     far = np.flatnonzero(np.abs(PALETTE - first).sum(axis=1) > 150)
