@@ -1,11 +1,15 @@
 // One thread per box.
 #include "fastrcnn_engine/box_codec.h"
 
-#include "box_rows.cuh"
+#include "fastrcnn_engine/semantics/box_rows.h"
 #include "launch.cuh"
 
 namespace fastrcnn_engine::cuda {
 namespace {
+
+using semantics::box_at;
+using semantics::delta_at;
+using semantics::put_box;
 
 template <typename T>
 __global__ void encode_kernel(EncodeBoxes<T> call) {

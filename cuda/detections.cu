@@ -4,12 +4,16 @@
 #include <algorithm>
 #include <cmath>
 
-#include "box_rows.cuh"
+#include "fastrcnn_engine/semantics/box_rows.h"
 #include "launch.cuh"
 #include "nms_steps.cuh"
 
 namespace fastrcnn_engine::cuda {
 namespace {
+
+using semantics::box_at;
+using semantics::delta_at;
+using semantics::put_box;
 
 // Candidate i is proposal i / K with class i % K + 1, so rising i is rising (proposal, class).
 template <typename T>

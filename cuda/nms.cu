@@ -2,13 +2,15 @@
 // each class in that order, count again for the places of the kept. No sort, no atomics.
 #include "fastrcnn_engine/nms.h"
 
-#include "box_rows.cuh"
+#include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/iou.h"
 #include "launch.cuh"
 #include "nms_steps.cuh"
 
 namespace fastrcnn_engine::cuda {
 namespace {
+
+using semantics::box_at;
 
 template <typename T>
 __global__ void iou_kernel(BoxIou<T> call) {

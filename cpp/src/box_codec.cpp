@@ -2,6 +2,7 @@
 
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/box_codec.h"
+#include "fastrcnn_engine/semantics/box_rows.h"
 #include "views.h"
 
 namespace fastrcnn_engine {
@@ -40,6 +41,10 @@ template void check(const ClipBoxes<double>&);
 
 namespace cpu {
 namespace {
+
+using semantics::box_at;
+using semantics::delta_at;
+using semantics::put_box;
 
 template <typename T>
 semantics::Box<T> encodable_box(const View<const T, 2>& boxes, const char* name, int64_t row) {

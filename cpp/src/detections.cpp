@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "fastrcnn_engine/nms.h"
+#include "fastrcnn_engine/semantics/box_rows.h"
 #include "views.h"
 
 namespace fastrcnn_engine {
@@ -32,6 +33,10 @@ template void check(const DetectBoxes<float>&);
 template void check(const DetectBoxes<double>&);
 
 namespace cpu {
+
+using semantics::box_at;
+using semantics::delta_at;
+using semantics::put_box;
 
 template <typename T>
 int64_t detect_boxes(const DetectBoxes<T>& call) {

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/iou.h"
 #include "views.h"
 
@@ -31,6 +32,8 @@ template void check(const Nms<double>&);
 
 namespace cpu {
 namespace {
+
+using semantics::box_at;
 
 using semantics::Box;
 

@@ -1,11 +1,10 @@
-// What the box operators share: checks of shapes with the argument's name, and rows as boxes.
+// Checks the box operators share; messages carry the argument's name.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "fastrcnn_engine/error.h"
-#include "fastrcnn_engine/semantics/box_codec.h"
 #include "fastrcnn_engine/tensor.h"
 
 namespace fastrcnn_engine {
@@ -35,24 +34,6 @@ inline void require_image(double height, double width) {
 
 inline void require_iou_threshold(double threshold, const char* name) {
   require(threshold >= 0 && threshold <= 1, name, " must be in [0, 1], got ", threshold);
-}
-
-template <typename T>
-semantics::Box<T> box_at(const T* boxes, int64_t row) {
-  const T* box = boxes + 4 * row;
-  return {box[0], box[1], box[2], box[3]};
-}
-
-template <typename T>
-semantics::Delta<T> delta_at(const T* deltas, int64_t row) {
-  const T* delta = deltas + 4 * row;
-  return {delta[0], delta[1], delta[2], delta[3]};
-}
-
-template <typename T>
-void put_box(T* boxes, int64_t row, const semantics::Box<T>& box) {
-  T* out = boxes + 4 * row;
-  out[0] = box.x1, out[1] = box.y1, out[2] = box.x2, out[3] = box.y2;
 }
 
 }  // namespace fastrcnn_engine
