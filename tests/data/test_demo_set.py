@@ -70,12 +70,13 @@ def test_train_and_test_images_differ(root):
     assert not np.array_equal(train, test)
 
 
-@pytest.mark.parametrize("shape, texture", CLASSES.values(), ids=CLASSES)
+@pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("centre", [(160.3, 119.6), (6.0, 230.0)])
-def test_a_box_frames_the_pixels_that_were_painted(shape, texture, centre):
+def test_a_box_frames_the_pixels_that_were_painted(name, centre):
+    shape, texture, colours = CLASSES[name]
     stamp = Stamp(shape, centre, 40.0, 0.9, 0.7)
     canvas = np.zeros((240, 320, 3), np.float32)  # a shadow on black is black
-    stamp.paint(canvas, np.random.default_rng(0), texture)
+    stamp.paint(canvas, np.random.default_rng(0), texture, colours)
     painted = canvas.max(axis=2) > 0
     assert painted[stamp.mask].all()
     rows, columns = np.nonzero(painted)
@@ -114,7 +115,11 @@ def test_objects_cut_by_the_border_are_truncated():
 
 
 def test_colour_alone_does_not_tell_the_class(records):
-    """The mean colour of a box must be a poor classifier: nearest class mean, on other images."""
+    """Nearest class mean of a box's colours, on other objects.
+
+    Four in five objects have one of two usual colours, one of them shared with another class: the
+    best guess from the colour is right for 0.8 * 3/4 of all, and for a few of the others.
+    """
     features, labels = [], []
     for record in records:
         image = load_image(record.image_path).astype(float)
@@ -126,7 +131,7 @@ def test_colour_alone_does_not_tell_the_class(records):
     half = len(labels) // 2
     means = np.stack([features[:half][labels[:half] == k].mean(axis=0) for k in range(1, 7)])
     guess = 1 + np.linalg.norm(features[half:, None] - means, axis=2).argmin(axis=1)
-    assert np.mean(guess == labels[half:]) < 0.4  # chance is 0.17
+    assert np.mean(guess == labels[half:]) < 0.65  # chance is 0.17
 
 
 def test_selective_search_finds_the_objects_cheaply(records):

@@ -110,6 +110,16 @@ def test_zero_deltas_return_the_proposals(model):
     np.testing.assert_allclose(found.boxes, boxes[found.rows], atol=1e-4)
 
 
+def test_deltas_are_unnormalised_before_decoding(model):
+    nn.init.zeros_(model.bbox_pred.weight)
+    nn.init.constant_(model.bbox_pred.bias, 2.0)
+    model.delta_mean.zero_()
+    model.delta_std.copy_(torch.tensor([0.05, 0, 0, 0]).repeat(3))  # dx = 2 * 0.05
+    found = detect_image(model, IMAGE, np.array([[10, 10, 50, 50]], dtype=np.float32))
+    np.testing.assert_allclose(found.boxes, [[14, 10, 54, 50]] * len(found.boxes), atol=1e-4)
+    assert len(found.boxes) > 0
+
+
 def test_no_proposals_no_detections(model):
     found = detect_image(model, IMAGE, np.zeros((0, 4), dtype=np.float32))
     assert found.boxes.shape == (0, 4) and len(found.scores) == 0

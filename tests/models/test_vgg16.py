@@ -29,12 +29,16 @@ def convolutions() -> dict[str, torch.Tensor]:
     return state
 
 
+def constant(value: float, *shape: int) -> torch.Tensor:
+    return torch.full((1,), value).expand(shape)  # one number in memory and in the file
+
+
 def hidden_layers() -> dict[str, torch.Tensor]:
     return {
-        "classifier.0.weight": torch.full((4096, 25088), 0.6),
-        "classifier.0.bias": torch.full((4096,), 0.61),
-        "classifier.3.weight": torch.full((4096, 4096), 0.7),
-        "classifier.3.bias": torch.full((4096,), 0.71),
+        "classifier.0.weight": constant(0.6, 4096, 25088),
+        "classifier.0.bias": constant(0.61, 4096),
+        "classifier.3.weight": constant(0.7, 4096, 4096),
+        "classifier.3.bias": constant(0.71, 4096),
     }
 
 
