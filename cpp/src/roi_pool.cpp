@@ -159,24 +159,41 @@ void pack_lanes(const MapView<const T>& features, int64_t image, int64_t channel
   }
 }
 
+// Writes the bins of one RoI, [bins][Lanes], to `count` channels of the map in the order of its memory:
+// a channel's plane is one run, where a store per bin and channel would touch 32 lines over and over.
+template <int Lanes, typename T>
+void write_channels(const T* staged, const MapView<T>& map, int64_t row, int64_t channel, int count) {
+  T* to = map.data + map.offset(row, channel, 0);
+  const int64_t bins = map.cells();
+  if (map.layout == Layout::nchw) {
+    for (int l = 0; l < count; ++l)
+      for (int64_t bin = 0; bin < bins; ++bin) to[l * bins + bin] = staged[bin * Lanes + l];
+  } else {
+    for (int64_t bin = 0; bin < bins; ++bin)
+      for (int l = 0; l < count; ++l) to[bin * map.c + l] = staged[bin * Lanes + l];
+  }
+}
+
 // Pools all RoIs of one image for `count` channels starting at `channel`.
 template <int Lanes, bool WithArgmax, typename T>
 void pool_channels(const RoiPoolForward<T>& call, const std::vector<PooledRoi>& rois,
                    const T* cells, int64_t cell_stride, int64_t channel, int count) {
-  T value[Lanes];
-  int32_t index[Lanes];
-  const int64_t channel_stride = call.output.channel_stride();
+  const int64_t bins = call.output.cells();
+  std::vector<T> values(bins * Lanes);
+  std::vector<int32_t> indices(WithArgmax ? bins * Lanes : 0);
   for (const PooledRoi& roi : rois) {
-    int64_t bin = 0;
+    T* value = values.data();
+    int32_t* index = indices.data();
     for (const BinRange& y : roi.ys) {
       for (const BinRange& x : roi.xs) {
         pool_bin<Lanes, WithArgmax>(cells, cell_stride, call.features.w, y, x, value, index);
-        const int64_t to = call.output.offset(roi.row, channel, bin++);
-        for (int l = 0; l < count; ++l) call.output.data[to + l * channel_stride] = value[l];
-        if constexpr (WithArgmax)
-          for (int l = 0; l < count; ++l) call.argmax.data[to + l * channel_stride] = index[l];
+        value += Lanes;
+        if constexpr (WithArgmax) index += Lanes;
       }
     }
+    write_channels<Lanes>(values.data(), call.output, roi.row, channel, count);
+    if constexpr (WithArgmax)
+      write_channels<Lanes>(indices.data(), call.argmax, roi.row, channel, count);
   }
 }
 
@@ -228,28 +245,44 @@ template <typename T>
 void roi_pool_backward(const RoiPoolBackward<T>& call) {
   check(call);
   const MapView<T>& grad_input = call.grad_input;
+  const int64_t rows = call.rois.shape[0];
+  std::vector<int64_t> images(rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    images[r] = semantics::roi_image(call.rois.data[5 * r], grad_input.n);
+    require(images[r] >= 0, "boxes[", r, "]: batch index must be in [0, ", grad_input.n, "), got ",
+            call.rois.data[5 * r]);
+  }
   std::fill_n(grad_input.data, grad_input.size(), T(0));
   if (call.grad_output.size() == 0 || grad_input.size() == 0) return;
 
-  const int64_t bins = call.grad_output.cells(), cells = grad_input.cells();
-  // Per address the order is (RoI, bin) in both layouts; only the loop over channels moves, so that
-  // memory is read in its own order.
-  const auto add = [&](int64_t r, int64_t image, int64_t channel, int64_t bin) {
-    const int64_t from = call.grad_output.offset(r, channel, bin);
-    const int64_t cell = call.argmax.data[from];
-    if (cell < 0 || cell >= cells) return;
-    grad_input.data[grad_input.offset(image, channel, cell)] += call.grad_output.data[from];
-  };
-  for (int64_t r = 0; r < call.rois.shape[0]; ++r) {
-    const int64_t image = semantics::roi_image(call.rois.data[5 * r], grad_input.n);
-    require(image >= 0, "boxes[", r, "]: batch index must be in [0, ", grad_input.n, "), got ",
-            call.rois.data[5 * r]);
-    if (grad_input.layout == Layout::nchw) {
-      for (int64_t c = 0; c < grad_input.c; ++c)
-        for (int64_t bin = 0; bin < bins; ++bin) add(r, image, c, bin);
-    } else {
-      for (int64_t bin = 0; bin < bins; ++bin)
-        for (int64_t c = 0; c < grad_input.c; ++c) add(r, image, c, bin);
+  const int64_t channels = grad_input.c, bins = call.grad_output.cells(), cells = grad_input.cells();
+  const auto in_map = [cells](int64_t cell) { return cell >= 0 && cell < cells; };
+
+  // Per address the order is (RoI, bin) in both layouts; the loops over channels lie where memory is
+  // read in its own order.
+  if (grad_input.layout == Layout::nchw) {
+    constexpr int64_t block = 16;  // planes that stay in the cache while every RoI goes over them
+    for (int64_t first = 0; first < channels; first += block) {
+      const int64_t last = std::min(first + block, channels);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = first; c < last; ++c) {
+          const T* from = call.grad_output.data + (r * channels + c) * bins;
+          const int32_t* argmax = call.argmax.data + (r * channels + c) * bins;
+          T* plane = grad_input.data + (images[r] * channels + c) * cells;
+          for (int64_t bin = 0; bin < bins; ++bin)
+            if (in_map(argmax[bin])) plane[argmax[bin]] += from[bin];
+        }
+      }
+    }
+  } else {
+    for (int64_t r = 0; r < rows; ++r) {
+      T* image = grad_input.data + images[r] * cells * channels;
+      for (int64_t bin = 0; bin < bins; ++bin) {
+        const T* from = call.grad_output.data + (r * bins + bin) * channels;
+        const int32_t* argmax = call.argmax.data + (r * bins + bin) * channels;
+        for (int64_t c = 0; c < channels; ++c)
+          if (in_map(argmax[c])) image[argmax[c] * channels + c] += from[c];
+      }
     }
   }
 }

@@ -78,7 +78,7 @@ def write_demo_set(
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[DrawnObject]]:
     """One picture, (240, 320, 3) uint8 RGB, of 1 to 5 objects among clutter."""
     canvas = _background(rng)
-    for _ in range(rng.integers(2, 5)):
+    for _ in range(rng.integers(1, 4)):
         stamp, texture = _clutter(rng)
         stamp.paint(canvas, rng, texture, ANY_COLOUR)
     for _ in range(rng.integers(0, 3)):
@@ -219,7 +219,7 @@ CLASSES: dict[str, tuple[Shape, Texture, tuple[int, ...]]] = {
 }
 CLASS_NAMES = tuple(CLASSES)
 CLUTTER_SHAPES: tuple[Shape, ...] = (_hexagon, _crescent, _bar, _blob)
-CLUTTER_TEXTURES: tuple[Texture, ...] = (_plain, _plain, _stripes, _checker, _dots)
+CLUTTER_TEXTURES: tuple[Texture, ...] = (*[_plain] * 5, _stripes, _checker, _dots)
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
 
 
