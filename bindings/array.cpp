@@ -1,13 +1,15 @@
 #include "array.h"
 
 #include <bit>
+#include <sstream>
 #include <unordered_map>
 
 namespace fastrcnn_engine::bindings {
 
 namespace {
 
-constexpr uint8_t kSwapped = 255;  // no DLPack code: matches no type, and is named in the message
+// No DLPack codes: they match no type, and are named in the message.
+constexpr uint8_t kSwapped = 255, kCompound = 254;
 
 constexpr const char* kCapsule = "dltensor";
 constexpr const char* kVersionedCapsule = "dltensor_versioned";
@@ -26,9 +28,13 @@ bool is_dense_in(const std::vector<int64_t>& shape, const std::vector<int64_t>& 
   return true;
 }
 
+// A buffer format is one letter, after an optional sign of the byte order; anything longer (complex
+// numbers, records) is no type of ours.
 DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
   const auto bits = static_cast<uint8_t>(8 * itemsize);
-  const char kind = format.empty() ? 'B' : format.back();
+  const bool marked = !format.empty() && std::string("@=<>!").find(format[0]) != std::string::npos;
+  if (format.size() != (marked ? 2u : 1u)) return {kCompound, bits, 1};
+  const char kind = format.back();
   const bool swapped = std::endian::native == std::endian::little
                            ? format.starts_with('>') || format.starts_with('!')
                            : format.starts_with('<');
@@ -62,6 +68,7 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
 std::string dtype_name(DLDataType dtype) {
   const char* kind = "dtype ";
   if (dtype.code == kSwapped) kind = "byte-swapped ";
+  if (dtype.code == kCompound) kind = "complex or compound ";
   if (dtype.code == dlpack::kFloat) kind = "float";
   if (dtype.code == dlpack::kInt) kind = "int";
   if (dtype.code == dlpack::kUInt) kind = "uint";
@@ -117,7 +124,7 @@ void Array::adopt_buffer(py::handle object, Access access) {
                           (access == Access::write ? " writable" : "n") + " array");
   }
   data_ = buffer->buf;
-  dtype_ = dtype_of_format(buffer->format == nullptr ? "" : buffer->format, buffer->itemsize);
+  dtype_ = dtype_of_format(buffer->format == nullptr ? "B" : buffer->format, buffer->itemsize);
   shape_.assign(buffer->shape, buffer->shape + buffer->ndim);
   for (int d = 0; d < buffer->ndim; ++d) {
     // A stride that is no whole number of elements cannot be dense; 0 says so without a special case.
@@ -160,10 +167,11 @@ void Array::adopt_capsule(py::handle object, Access access, uintptr_t stream) {
 }
 
 std::string Array::shape_text() const {
-  std::string text = "(";
-  for (size_t d = 0; d < shape_.size(); ++d)
-    text += (d > 0 ? ", " : "") + std::to_string(shape_[d]);
-  return text + (shape_.size() == 1 ? ",)" : ")");
+  std::ostringstream text;
+  text << '(';
+  for (size_t d = 0; d < shape_.size(); ++d) text << (d > 0 ? ", " : "") << shape_[d];
+  text << (shape_.size() == 1 ? ",)" : ")");
+  return text.str();
 }
 
 bool Array::is_dense(Layout layout) const {

@@ -20,6 +20,11 @@ auto for_float(const Array& array, Run run) {
   return run.template operator()<double>();
 }
 
+inline std::string place_name(const Array& array) {
+  if (array.device().device_type != dlpack::kCUDA) return "cpu";
+  return "cuda:" + std::to_string(array.device().device_id);
+}
+
 // Runs `on_cpu()` or `on_cuda(stream)` where the arrays are, with the GIL released. on_cuda must take
 // its stream as auto: without CUDA it is then never compiled, and nothing is left to link.
 template <typename OnCpu, typename OnCuda>
@@ -30,8 +35,8 @@ auto on_device(std::initializer_list<const Array*> arrays, uintptr_t stream, OnC
     return a.device().device_type == dlpack::kCUDA ? a.device().device_id : -1;
   };
   for (const Array* array : arrays)
-    require(place(*array) == place(first), array->name(), " must be on the device of ",
-            first.name());
+    require(place(*array) == place(first), array->name(), " must be on the device of ", first.name(),
+            " (", place_name(first), "), got ", place_name(*array));
   if (place(first) < 0) {
     py::gil_scoped_release release;
     return on_cpu();

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "fastrcnn_engine/semantics/box_rows.h"
+#include "fastrcnn_engine/semantics/candidate.h"
 #include "launch.cuh"
 #include "nms_steps.cuh"
 
@@ -25,11 +26,6 @@ struct Candidates {
 };
 
 template <typename T>
-__device__ bool has_nan(const semantics::Box<T>& box) {
-  return box.x1 != box.x1 || box.y1 != box.y1 || box.x2 != box.x2 || box.y2 != box.y2;
-}
-
-template <typename T>
 __global__ void candidates_kernel(DetectBoxes<T> call, Candidates<T> candidates) {
   const int64_t columns = call.scores.shape[1], classes = columns - 1;
   const T max_log_ratio = static_cast<T>(call.max_log_ratio);
@@ -43,7 +39,7 @@ __global__ void candidates_kernel(DetectBoxes<T> call, Candidates<T> candidates)
       box = semantics::decode(box, delta_at(call.deltas.data, at), max_log_ratio);
     box = semantics::clip(box, x_limit, y_limit);
     const T score = call.scores.data[at];
-    const bool wanted = score > score_threshold && !has_nan(box);
+    const bool wanted = semantics::is_candidate(score, score_threshold, box);
     put_box(candidates.boxes, i, box);
     candidates.scores[i] = wanted ? score : static_cast<T>(NAN);
     candidates.class_ids[i] = class_id;

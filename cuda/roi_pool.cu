@@ -40,7 +40,7 @@ __device__ Maximum<T> pool_bin(const MapView<const T>& features, int64_t image, 
   for (int64_t row = y.begin; row < y.end; ++row) {
     for (int64_t cell = row * features.w + x.begin; cell < row * features.w + x.end; ++cell) {
       const T value = plane[cell * stride];
-      if (value > best.value) best = {value, cell};  // false for NaN
+      if (semantics::beats(value, best.value)) best = {value, cell};
     }
   }
   if (best.cell >= 0) return best;

@@ -5,6 +5,7 @@
 
 #include "fastrcnn_engine/nms.h"
 #include "fastrcnn_engine/semantics/box_rows.h"
+#include "fastrcnn_engine/semantics/candidate.h"
 #include "views.h"
 
 namespace fastrcnn_engine {
@@ -53,14 +54,13 @@ int64_t detect_boxes(const DetectBoxes<T>& call) {
     const auto proposal = box_at(call.proposals.data, r);
     for (int64_t k = 1; k < columns; ++k) {
       const T score = call.scores.data[r * columns + k];
-      if (!(score > score_threshold)) continue;
+      if (!(score > score_threshold)) continue;  // most go here, before any arithmetic
       auto box = proposal;
       if (call.deltas.data != nullptr)
         box = semantics::decode(proposal, delta_at(call.deltas.data, r * columns + k),
                                 max_log_ratio);
       box = semantics::clip(box, x_limit, y_limit);
-      if (std::isnan(box.x1) || std::isnan(box.y1) || std::isnan(box.x2) || std::isnan(box.y2))
-        continue;
+      if (!semantics::is_candidate(score, score_threshold, box)) continue;
       boxes.insert(boxes.end(), {box.x1, box.y1, box.x2, box.y2});
       scores.push_back(score);
       labels.push_back(k);

@@ -128,9 +128,9 @@ void pool_bin(const T* __restrict cells, int64_t cell_stride, int64_t width, Bin
       for (int l = 0; l < Lanes; ++l) {
         // Selects without a branch, the second by mask: what the compiler turns into vector code.
         const T candidate = candidates[l], best = value[l];
-        value[l] = candidate > best ? candidate : best;  // false for NaN
+        value[l] = semantics::beats(candidate, best) ? candidate : best;
         if constexpr (WithArgmax) {
-          const int32_t greater = -static_cast<int32_t>(candidate > best);
+          const int32_t greater = -static_cast<int32_t>(semantics::beats(candidate, best));
           index[l] ^= (index[l] ^ here) & greater;
         }
       }

@@ -23,8 +23,10 @@ from fastrcnn_engine.ops import (
     smooth_l1,
     smooth_l1_backward,
 )
+from fastrcnn_engine.ops.build_info import VERSION
 
-__version__ = build_info()["version"]
+# Not from build_info(): that asks the driver, which must not wake up because of an import.
+__version__ = VERSION
 
 __all__ = [
     "Detections",

@@ -168,6 +168,10 @@ def test_tensors_that_require_a_gradient(operator):
         tensor = torch.from_numpy(array.copy())
         return tensor.requires_grad_() if tensor.is_floating_point() else tensor
 
+    if operator in ("box_iou", "encode_boxes", "decode_boxes"):  # better refused than lost
+        with pytest.raises(ValueError, match="has no gradient"):
+            results_of(operator, wanting)
+        return
     for left, right in zip(
         results_of(operator, wanting), results_of(operator, lambda x: x), strict=True
     ):
@@ -257,3 +261,9 @@ def test_build_info_says_what_it_is():
     assert bool(info["cuda_architectures"]) == info["cuda"]
     assert info["compiler"]
     assert info["instruction_sets"]
+
+
+def test_complex_numbers_are_refused_not_read_as_doubles() -> None:
+    boxes = np.zeros((2, 4), np.complex64)
+    with pytest.raises(ValueError, match="boxes must be float32 or float64, got complex"):
+        fe.nms(boxes, np.zeros(2), 0.5)

@@ -194,3 +194,20 @@ BOXES, DELTAS = random_boxes(4, 2), np.zeros((4, 8), np.float32)
 def test_errors_name_the_argument(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_clip_passes_the_gradient_of_sides_that_stay() -> None:
+    boxes = torch.tensor([[-3.0, 2.0, 40.0, 9.0]], requires_grad=True)
+    fe.clip_boxes_to_image(boxes, (20, 30)).sum().backward()
+    assert boxes.grad.tolist() == [[0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("call", [
+    lambda b: fe.box_iou(b, b), lambda b: fe.encode_boxes(b, b), lambda b: fe.decode_boxes(b, b),
+])  # fmt: skip
+def test_a_gradient_is_refused_rather_than_lost(call) -> None:
+    boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0]], requires_grad=True)
+    with pytest.raises(ValueError, match="has no gradient"):
+        call(boxes)
+    with torch.no_grad():
+        call(boxes)

@@ -158,6 +158,7 @@ class TorchArrays:
 
     def __init__(self, example: Any) -> None:
         self._torch = sys.modules["torch"]
+        self._device = example.device
         self.stream = 0
         if example.is_cuda:
             self.stream = self._torch.cuda.current_stream(example.device).cuda_stream
@@ -207,7 +208,7 @@ class TorchArrays:
             item = self.take(item, f"boxes[{i}]", "float32")
             _require_four_columns(item.shape, i)
             rows.append(self._torch.cat([item.new_full((item.shape[0], 1), i), item], dim=1))
-        return self._torch.cat(rows) if rows else self._torch.empty((0, 5))
+        return self._torch.cat(rows) if rows else self._torch.empty((0, 5), device=self._device)
 
     def give(self, result: Any) -> Any:
         return result
@@ -250,6 +251,16 @@ def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
     if len(shape) != rank:
         raise ValueError(f"{name} must have {rank} dimensions, got shape {shape}")
     return shape
+
+
+def require_no_gradient(operator: str, *arrays: Any) -> None:
+    """ValueError when a gradient is being recorded that the operator would silently end."""
+    for array in arrays:
+        if getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+            raise ValueError(
+                f"{operator} has no gradient, and one of its arguments requires one: "
+                "detach() it, or call under torch.no_grad()"
+            )
 
 
 def _is_tensor(array: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastrcnn_engine.ops.box_codec import clip_boxes_to_image
 from fastrcnn_engine.ops.roi_pool import roi_pool, roi_pool_backward, roi_pool_with_argmax
 from fastrcnn_engine.ops.smooth_l1 import smooth_l1, smooth_l1_backward
 
@@ -66,6 +67,24 @@ class SmoothL1Function(torch.autograd.Function):
             weights=weights, beta=ctx.beta, normalizer=ctx.normalizer,
         )  # fmt: skip
         return gradient, None, None, None, None, None
+
+
+class ClipFunction(torch.autograd.Function):
+    """`clip_boxes_to_image`; the gradient passes where a side was not moved."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, boxes: torch.Tensor, size: tuple[int, int], inclusive: bool
+    ) -> torch.Tensor:
+        clipped = clip_boxes_to_image(boxes.detach(), size, inclusive=inclusive)
+        ctx.save_for_backward(clipped == boxes)
+        return clipped
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_clipped: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return grad_clipped * kept, None, None
 
 
 class RoIPool(torch.nn.Module):

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import arrays_of, shape_of
+from fastrcnn_engine.ops._arrays import arrays_of, require_no_gradient, shape_of
 
 # A box grows at most this much in one step (in log space): exp() of an untrained network overflows.
 MAX_LOG_RATIO = math.log(1000 / 16)
@@ -27,10 +27,12 @@ def encode_boxes(reference_boxes: Any, proposals: Any) -> Any:
 
     Raises:
         ValueError: shapes or dtypes that do not fit, or (host memory) a box that is not finite or
-            has no area, naming the row. On a GPU such a row becomes infinite or NaN instead.
+            has no area, naming the row. On a GPU such a row becomes infinite or NaN instead. Also
+            an argument that requires a gradient.
 
     Source: paper section 2.3 ("the parameterization given in R-CNN"); widths of the original code.
     """
+    require_no_gradient("encode_boxes", reference_boxes, proposals)
     arrays = arrays_of(proposals, "proposals")
     proposals = arrays.take(proposals, "proposals")
     targets = arrays.take(reference_boxes, "reference_boxes")
@@ -52,10 +54,11 @@ def decode_boxes(deltas: Any, boxes: Any, *, max_log_ratio: float = MAX_LOG_RATI
         (R, 4 * G) boxes, not clipped.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes or dtypes that do not fit, or an argument that requires a gradient.
 
     Source: as `encode_boxes`; the hold on dw, dh from later detectors.
     """
+    require_no_gradient("decode_boxes", deltas, boxes)
     arrays = arrays_of(deltas, "deltas")
     deltas = arrays.take(deltas, "deltas")
     boxes = arrays.take(boxes, "boxes")
@@ -66,6 +69,8 @@ def decode_boxes(deltas: Any, boxes: Any, *, max_log_ratio: float = MAX_LOG_RATI
 
 def clip_boxes_to_image(boxes: Any, size: tuple[int, int], *, inclusive: bool = False) -> Any:
     """Moves all four sides into the image. Signature of `torchvision.ops.clip_boxes_to_image`.
+
+    Differentiable for torch tensors: the gradient passes where a side was not moved.
 
     Args:
         boxes: (..., 4), float32 or float64.
@@ -78,6 +83,11 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int], *, inclusive: bool = 
     Raises:
         ValueError: a last dimension other than 4, a size that is not positive.
     """
+    if getattr(boxes, "requires_grad", False):
+        from fastrcnn_engine.ops import autograd
+
+        if autograd.is_enabled():
+            return autograd.ClipFunction.apply(boxes, size, inclusive)
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")
     shape = tuple(boxes.shape)

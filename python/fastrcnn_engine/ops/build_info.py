@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fastrcnn_engine import _core
 
+VERSION: str = _core.build_info()["version"]
+
 
 def build_info() -> dict[str, object]:
     """Facts for a bug report.

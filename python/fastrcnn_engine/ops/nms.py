@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import arrays_of, shape_of
+from fastrcnn_engine.ops._arrays import arrays_of, require_no_gradient, shape_of
 
 
 def box_iou(boxes1: Any, boxes2: Any, *, inclusive: bool = False) -> Any:
@@ -20,8 +20,9 @@ def box_iou(boxes1: Any, boxes2: Any, *, inclusive: bool = False) -> Any:
         (A, B). Two boxes without area give NaN. No gradient.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: shapes, dtypes or devices that do not fit, or boxes that require a gradient.
     """
+    require_no_gradient("box_iou", boxes1, boxes2)
     arrays = arrays_of(boxes1, "boxes1")
     boxes1 = arrays.take(boxes1, "boxes1")
     boxes2 = arrays.take(boxes2, "boxes2")

@@ -50,6 +50,14 @@ FRCNN_HD BinRange bin_range(const RoiSpan& span, int64_t p, int64_t limit) {
   return {clip(span.start + begin), clip(span.start + end)};
 }
 
+// Whether a cell takes the place of the bin's maximum so far. Strict, so that the first of equals
+// stays, and false for NaN. The scan starts at (-inf, none) and runs in row-major order; where nothing
+// beats -inf the bin's first cell stands for it.
+template <typename T>
+FRCNN_HD bool beats(T candidate, T best) {
+  return candidate > best;
+}
+
 // The image a RoI belongs to, -1 if there is no such image. Fractions are cut off, as in C.
 FRCNN_HD int64_t roi_image(float batch_index, int64_t images) {
   if (!(batch_index > -1.0f && batch_index < 9e18f)) return -1;  // NaN fails too
