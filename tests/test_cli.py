@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
-from fastrcnn_engine import cli
+from fastrcnn_engine import cli, commands
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.proposals import ProposalStore, compute_proposals
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.pipeline import read_log
 
 
 def run(*arguments) -> None:
@@ -58,10 +62,13 @@ def test_help_documents_every_option(name, capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert f"fastrcnn-engine {name}" in text
-    for option in [line.split()[1] for line in text.splitlines() if line.startswith("│ --")]:
-        assert option.startswith("--")
-    if name != "env":
-        assert "default:" in text or "required" in text
+    words = " ".join(re.sub("[│|]", " ", text).split())
+    options = re.findall(r"^\W{1,3}(--[a-z][\w.-]+)", text, re.MULTILINE)
+    assert len(options) >= 5 or name == "env"
+    for option in options:
+        # A sentence, then the default: an option without a docstring has none.
+        help_text = re.search(rf"{option}\b(.*?)\((?:default:|required)", words)[1]
+        assert len(re.findall(r"\b[A-Za-z]{2,}\b", help_text)) >= 4, (option, help_text)
 
 
 def test_help_names_the_paper(capsys):
@@ -95,6 +102,18 @@ def test_help_and_mistakes_need_no_torch():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("package", ["tyro", "rich"])
+def test_a_plain_installation_says_what_is_missing(package):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; sys.argv[1:] = ['--help']\n"
+        "from fastrcnn_engine.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert repr(package) in done.stderr and "fastrcnn_engine[train]" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_module_runs_as_a_program():
@@ -155,6 +174,69 @@ def test_a_missing_proposal_is_an_error_that_names_the_image(capsys, drawn, tmp_
     assert "train_0000" in line and "test.npz" in line
 
 
+def test_train_looks_at_everything_before_the_search(capsys, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "search_datasets", lambda *_: pytest.fail("searched"))
+    same = ("train", "--data", drawn, "--split", "train", "--out", tmp_path / "run")
+    tiny = (*same, "--network", "tiny")
+    assert "device is 'gpu'" in failure(capsys, *tiny, "--device", "gpu")
+    assert "absent.pth does not exist" in failure(capsys, *same, "--weights", "absent.pth")
+    assert "only vgg16 takes weights" in failure(capsys, *tiny, "--weights", "absent.pth")
+    line = failure(capsys, *tiny, "--resume")
+    assert "resume" in line and "checkpoint.pt does not exist" in line
+
+
+def test_given_proposals_must_hold_the_test_images_too(capsys, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "run_training", lambda *_: pytest.fail("trained"))
+    proposals = tmp_path / "train.npz"
+    run("proposals", "--data", drawn, "--split", "train", "--out", proposals, "--short-side", 80)
+    line = failure(
+        capsys, "train", "--data", drawn, "--split", "train", "--test-split", "test",
+        "--network", "tiny", "--proposals", proposals, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "test_0000" in line and "train.npz" in line
+
+
+def test_eval_checks_its_threshold_and_device_before_detecting(capsys, trained, monkeypatch):
+    monkeypatch.setattr(commands, "evaluate_and_report", lambda *_, **__: pytest.fail("detected"))
+    line = failure(capsys, "eval", "--run", trained, "--iou-threshold", "1.5")
+    assert "iou_threshold" in line and "1.5" in line
+    assert "device is 'gpu'" in failure(capsys, "eval", "--run", trained, "--device", "gpu")
+
+
+def test_demo_deletes_nothing_but_a_demo(capsys, trained, tmp_path):
+    before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    assert str(trained) in failure(capsys, "demo", "--out", trained)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    for name in ("checkpoint.pt", "proposals.npz"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / name).write_text("mine")
+        assert name in failure(capsys, "demo", "--out", tmp_path / name)
+        assert (tmp_path / name / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "not JSON", '{"training": {"data": 1}}'])
+def test_a_config_of_another_program_is_refused(capsys, drawn, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    same = ("train", "--data", drawn, "--network", "tiny", "--split", "train")
+    for arguments in ((*same, "--out", tmp_path), ("demo", "--out", tmp_path)):
+        line = failure(capsys, *arguments)
+        assert str(tmp_path / "config.json") in line and "another --out" in line
+
+
+def test_ctrl_c_tells_how_to_go_on(capsys, drawn, trained, tmp_path, monkeypatch):
+    def stop(config):
+        raise KeyboardInterrupt("resume goes on from iteration 2")
+
+    monkeypatch.setattr(commands, "run_training", stop)
+    with pytest.raises(SystemExit) as end:
+        run(
+            "train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", tmp_path,
+            "--proposals", trained / "proposals.npz",
+        )  # fmt: skip
+    assert end.value.code == 130
+    assert "stopped; --resume goes on from iteration 2" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_overwritten(capsys, trained, drawn, tmp_path):
     same = ("train", "--data", drawn, "--network", "tiny", "--split", "train")
     line = failure(capsys, *same, "--out", trained)
@@ -164,6 +246,11 @@ def test_a_finished_run_is_not_overwritten(capsys, trained, drawn, tmp_path):
     (tmp_path / "data").mkdir()
     line = failure(capsys, *same[:1], "--data", tmp_path / "data", *same[3:], "--out", tmp_path)
     assert str(drawn) in line
+
+
+def test_the_end_of_a_log_may_be_cut_off(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"iteration": 2}\n{"iteration": 4}\n{"itera')
+    assert read_log(tmp_path / "log.jsonl") == [{"iteration": 2}, {"iteration": 4}]
 
 
 def test_debug_lets_the_error_through(tmp_path):
@@ -179,6 +266,30 @@ def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
     assert store.settings["short_side"] == 80
     text = capsys.readouterr().out
     assert "recall" in text and "p.npz" in text
+
+
+def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
+    def published(name, *images):  # 1-based y1 x1 y2 x2
+        cell = np.empty((1, len(images)), object)
+        for column, boxes in enumerate(images):
+            cell[0, column] = np.array(boxes, np.uint16)
+        savemat(tmp_path / name, {"boxes": cell})
+        return tmp_path / name
+
+    one, two, out = [[1, 2, 11, 22]], [[3, 4, 5, 6], [5, 6, 7, 8]], tmp_path / "p.npz"
+    test = published("test.mat", one, two)
+    train = published("train.mat", two, one, two, one)
+    both = ("proposals", "--data", drawn, "--split", "train", "test", "--out", out, "--mat")
+    assert "1 files for 2 splits" in failure(capsys, *both, test)
+    line = failure(capsys, *both, test, train)
+    assert "test.mat is about 2 images, train has 4" in line
+    line = failure(capsys, *both, train, published("far.mat", one, [[1, 1, 241, 320]]))
+    assert "far.mat has boxes outside of image test_0001" in line
+    run(*both, train, test)
+    store = ProposalStore(out)
+    assert len(store) == 6 and store["train_0001"].tolist() == [[1, 0, 21, 10]]
+    assert store["test_0001"].tolist() == [[3, 2, 5, 4], [5, 4, 7, 6]]
+    assert "exists already" in failure(capsys, *both, train, test)
 
 
 def test_train_writes_a_run_and_its_test(trained):
@@ -232,11 +343,24 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     assert set(found) == {str(source), str(folder / "test_0000.png")}
     # Two images of one name have a picture each, with boxes in it.
     pictures = sorted(path.name for path in out.glob("*.jpg"))
-    assert pictures == ["test_0000-2.jpg", "test_0000.jpg"]
+    assert pictures == ["test_0000-detections-2.jpg", "test_0000-detections.jpg"]
     assert all(found.values()), "a threshold of 0 leaves no image without detections"
-    before, after = (np.asarray(Image.open(p)).astype(int) for p in (source, out / "test_0000.jpg"))
+    drawn_picture = out / "test_0000-detections.jpg"
+    before, after = (np.asarray(Image.open(p)).astype(int) for p in (source, drawn_picture))
     assert before.shape == after.shape and np.abs(before - after).max() > 100
     assert "detections.json" in capsys.readouterr().out
+
+
+def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
+    # An input may even have the name of a drawn picture: the second run finds those of the first.
+    source = drawn / "JPEGImages" / "test_0000.jpg"
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(source.read_bytes())
+    for expected in (1, 3):
+        before = {path: path.read_bytes() for path in tmp_path.glob("*.jpg")}
+        run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0")
+        assert all(path.read_bytes() == content for path, content in before.items())
+        assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
 
 
 def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):
@@ -244,24 +368,38 @@ def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):
     out.mkdir()
     for name in ("checkpoint.pt", "log.jsonl", "proposals.npz", "config.json"):
         (out / name).write_bytes((trained / name).read_bytes())
+    moved = shutil.copytree(drawn, tmp_path / "moved")
     run(
-        "train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", out,
-        "--iterations", 6, "--learning-rate-steps", 3, "--short-side", 120, "--log-every", 2,
+        "train", "--data", moved, "--network", "tiny", "--split", "train", "--out", out,
+        "--iterations", 6, "--short-side", 120, "--log-every", 2,
         "--search.short-side", 80, "--resume",
     )  # fmt: skip
     rows = [json.loads(line)["iteration"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert rows == [2, 4, 6]
+    # A longer run keeps the steps of the first, and config.json says so.
+    config = json.loads((out / "config.json").read_text())["training"]
+    assert config["learning_rate_steps"] == [3] and config["data"] == str(moved)
 
 
-def test_demo_ends_with_a_report(tmp_path, capsys):
-    out = tmp_path / "demo"
-    run(
-        "demo", "--out", out, "--seed", 5, "--train-images", 2, "--test-images", 2,
-        "--iterations", 2,
-    )  # fmt: skip
+def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, capsys):
+    def demo(name, seed):
+        out = tmp_path / name
+        run(
+            "demo", "--out", out, "--seed", seed, "--train-images", 2, "--test-images", 2,
+            "--iterations", 2,
+        )  # fmt: skip
+        return out
+
+    out = demo("one", 5)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["seed"] == 5 and "mAP" in metrics
     text = capsys.readouterr().out
     assert "mAP" in text and "report.html" in text and "mean" in text
     page = (out / "report.html").read_text()
     assert "fastrcnn-engine demo" in page and "http://" not in page
+    first = (out / "detections.json").read_bytes()
+    assert (demo("two", 5) / "detections.json").read_bytes() == first
+    # The same folder again with another seed: nothing of the first demo is left to be used.
+    assert (demo("one", 6) / "detections.json").read_bytes() != first
+    fresh = demo("three", 6)
+    assert (fresh / "detections.json").read_bytes() == (out / "detections.json").read_bytes()

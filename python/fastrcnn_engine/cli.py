@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-Metric = Literal["area", "11point"]
+from fastrcnn_engine.evaluation.voc import Metric
+
 Mode = Literal["fast", "quality", "fine"]
 
 # One line for each command; its class or module holds the rest.
@@ -76,7 +77,7 @@ class Demo:
     """Images to train on."""
     test_images: int = 60
     """Images to test on. None of them is trained on."""
-    iterations: int = 600
+    iterations: int = 1000
     """Training iterations of two images each (paper 4.1: 40 000 for VOC)."""
 
     def run(self, command: str) -> None:
@@ -102,6 +103,8 @@ class Proposals:
     """One or more lists of ImageSets/Main, e.g. --split train test."""
     out: Path | None = None
     """The file to write; None is proposals.npz in the VOC directory."""
+    mat: tuple[Path, ...] = ()
+    """Published selective-search boxes (.mat), one file for each split; nothing is searched."""
     search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
 
     def run(self, command: str) -> None:
@@ -213,10 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             message += "; pip install 'fastrcnn_engine[train]' brings what the commands need"
         print(f"fastrcnn-engine {name}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print(f"fastrcnn-engine {name}: stopped", file=sys.stderr)
+        # The training says from where it can go on; a demo always starts anew.
+        hint = f"; --{stop}" if name == "train" and str(stop) else ""
+        print(f"fastrcnn-engine {name}: stopped{hint}", file=sys.stderr)
         sys.exit(130)
 
 

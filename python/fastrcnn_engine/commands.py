@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
 from fastrcnn_engine.data.demo_set import write_demo_set
-from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
+from fastrcnn_engine.data.proposals import (
+    ProposalStore,
+    proposal_recall,
+    read_voc_mat,
+    write_proposals,
+)
 from fastrcnn_engine.data.voc import VOCDataset, load_voc
-from fastrcnn_engine.evaluation.voc import VOCResult
+from fastrcnn_engine.evaluation.voc import Metric, VOCResult, check_settings
 from fastrcnn_engine.pipeline import (
     RECALL_THRESHOLDS,
     Run,
@@ -28,10 +32,13 @@ from fastrcnn_engine.pipeline import (
     write_json,
 )
 from fastrcnn_engine.report.environment import versions
-from fastrcnn_engine.training import TrainConfig, load_checkpoint, load_network
+from fastrcnn_engine.report.html import number
+from fastrcnn_engine.training import TrainConfig, load_checkpoint, load_network, settled
 from fastrcnn_engine.training import train as run_training
 
 CACHE = "proposals.npz"
+# What a demo takes away before it starts again in the folder of an earlier one.
+DEMO_FILES = (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Train(TrainConfig):
     """Folder of the run."""
     test_split: str | None = None
     """List of ImageSets/Main to test on after the training; None does not test."""
-    metric: cli.Metric = "area"
+    metric: Metric = "area"
     """Headline AP of the test: area (VOC10 and later) or 11point (VOC07, the paper's tables)."""
     search: cli.Search = field(default_factory=cli.Search)
     detection: cli.Detection = field(default_factory=cli.Detection)
@@ -63,8 +70,9 @@ class Train(TrainConfig):
 def demo(options: cli.Demo, command: str) -> None:
     """See cli.Demo."""
     console = Console(highlight=False)
-    out, data = options.out, options.out / "data"
-    for name in (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html"):
+    out, data = options.out, options.out / "drawn"
+    _check_demo_folder(out, data)
+    for name in DEMO_FILES:
         (out / name).unlink(missing_ok=True)  # ids are the same for every seed, images are not
     run = Run("Fast R-CNN on drawn images", out, command, options.seed)
     with run.timed("drawing the images"):
@@ -94,12 +102,15 @@ def proposals(options: cli.Proposals) -> None:
     console = Console(highlight=False)
     datasets = [load_voc(options.data, split) for split in options.split]
     out = options.out or options.data / CACHE
-    store = search_datasets(datasets, out, dataclasses.asdict(options.search))
+    if options.mat:
+        store = _published(options.mat, datasets, out)
+    else:
+        store = search_datasets(datasets, out, dataclasses.asdict(options.search))
     recalls = [f"recall at IoU {threshold:g}" for threshold in RECALL_THRESHOLDS]
     table = Table("split", "images", "boxes an image", *recalls)
     for dataset in datasets:
         facts = proposal_recall(dataset.records, store, RECALL_THRESHOLDS)
-        shares = [_number(facts["recall"][threshold]) for threshold in RECALL_THRESHOLDS]
+        shares = [number(facts["recall"][threshold]) for threshold in RECALL_THRESHOLDS]
         boxes = f"{facts['mean_boxes']:.0f}"
         table.add_row(dataset.split, str(len(dataset.records)), boxes, *shares)
     console.print(table)
@@ -110,7 +121,7 @@ def train(options: Train, command: str) -> None:
     """See Train."""
     console = Console(highlight=False)
     names = [f.name for f in dataclasses.fields(TrainConfig)]
-    config = TrainConfig(**{name: getattr(options, name) for name in names}).resolved()
+    config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
     _check_folder(config)
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
     datasets = [load_voc(config.data, config.split, config.classes)]
@@ -123,6 +134,7 @@ def train(options: Train, command: str) -> None:
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)
+            _check_proposals(datasets, store)
     test_set = datasets[1] if len(datasets) > 1 else None
     _train_and_test(run, config, store, test_set, options.detection, options.metric, console)
 
@@ -131,11 +143,12 @@ def evaluate(options: cli.Eval, command: str) -> None:
     """See cli.Eval."""
     if (options.run_dir is None) == (options.checkpoint is None):
         raise ValueError("give either --run or --checkpoint")
+    check_settings(options.metric, options.iou_threshold)
     checkpoint = _checkpoint_file(options.run_dir or options.checkpoint)
     trained = load_checkpoint(checkpoint).get("config", {})
     if options.data is None and "data" not in trained:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
-    model = load_network(checkpoint, device=_checked_device(options.device))
+    model = load_network(checkpoint, device=options.device)
     data = Path(options.data or trained["data"])
     dataset = load_voc(data, options.split, model.classes)
     home = checkpoint.parent
@@ -153,6 +166,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
         used = None if foreign else _trained_on(trained)
         if options.proposals is not None:
             store = ProposalStore(options.proposals)
+            _check_proposals([dataset], store)
         elif used is not None and all(r.image_id in used for r in dataset.records):
             store = used
         else:
@@ -174,7 +188,7 @@ def detect(options: cli.Detect) -> None:
     images = expand_folders(options.images)
     checkpoint = _checkpoint_file(options.checkpoint)
     trained = load_checkpoint(checkpoint).get("config", {})
-    model = load_network(checkpoint, device=_checked_device(options.device))
+    model = load_network(checkpoint, device=options.device)
     search = _search_of_training(checkpoint.parent, trained)
     if options.mode is not None:
         search["mode"] = options.mode
@@ -196,10 +210,10 @@ def _train_and_test(
     store: ProposalStore,
     test_set: VOCDataset | None,
     detection: cli.Detection,
-    metric: cli.Metric,
+    metric: Metric,
     console: Console,
 ) -> None:
-    config = config.resolved()
+    config = settled(config)
     settings = config.to_dict()
     content = {
         "training": settings, "search": store.settings, "command": run.command,
@@ -223,6 +237,31 @@ def _train_and_test(
     _print_result(console, run, result)
 
 
+def _published(files: tuple[Path, ...], datasets: list[VOCDataset], out: Path) -> ProposalStore:
+    """Published boxes as a proposal file; they come without ids, in the order of the split."""
+    if out.exists():
+        raise ValueError(f"--out: {out} exists already; give another file")
+    if len(files) != len(datasets):
+        raise ValueError(f"--mat: {len(files)} files for {len(datasets)} splits; give one for each")
+    items = {}
+    for path, dataset in zip(files, datasets, strict=True):
+        boxes = read_voc_mat(path, layout="set")
+        if len(boxes) != len(dataset.records):
+            raise ValueError(
+                f"--mat: {path} is about {len(boxes)} images, {dataset.split} has "
+                f"{len(dataset.records)}; give the file of that split"
+            )
+        for record, own in zip(dataset.records, boxes, strict=True):
+            if (own[:, 2:] >= (record.width, record.height)).any():
+                raise ValueError(
+                    f"--mat: {path} has boxes outside of image {record.image_id}; it is not the "
+                    f"file of {dataset.split}"
+                )
+            items[record.image_id] = own
+    write_proposals(out, items.items())
+    return ProposalStore(out)
+
+
 def _check_folder(config: TrainConfig) -> None:
     """A new run must not overwrite one, nor use proposals that belong to other images."""
     out = config.output
@@ -231,22 +270,49 @@ def _check_folder(config: TrainConfig) -> None:
             f"--out: {out} holds the checkpoint of a run already; --resume goes on with it, "
             "another --out starts a new one"
         )
-    if (out / "config.json").is_file():
-        before = json.loads((out / "config.json").read_text(encoding="utf-8"))["training"]["data"]
-        if Path(before).resolve() != config.data.resolve():
-            raise ValueError(
-                f"--out: {out} holds a run on {before}, --data is {config.data}; give another --out"
-            )
+    before = _data_of_run(out)
+    # The data of a resumed run may have moved; the training compares what is in it.
+    if not config.resume and before is not None and before.resolve() != config.data.resolve():
+        raise ValueError(
+            f"--out: {out} holds a run on {before}, --data is {config.data}; give another --out"
+        )
+
+
+def _check_demo_folder(out: Path, data: Path) -> None:
+    """A demo deletes what an earlier one left, and nothing else."""
+    before = _data_of_run(out)
+    # A demo that was stopped early has its images and proposals but no config.json yet.
+    stopped = before is None and data.is_dir() and not (out / "checkpoint.pt").exists()
+    own = stopped or (before is not None and before.resolve() == data.resolve())
+    there = [name for name in (*DEMO_FILES, "config.json") if (out / name).exists()]
+    if there and not own:
+        raise ValueError(
+            f"--out: {out} holds {', '.join(there)}, which no demo left there; give another --out"
+        )
+
+
+def _data_of_run(out: Path) -> Path | None:
+    """The data set that the run in this folder learned from; None if there is no run."""
+    path = out / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return Path(json.loads(path.read_text(encoding="utf-8"))["training"]["data"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"--out: {path} was not written by this program; give another --out"
+        ) from None
+
+
+def _check_proposals(datasets: list[VOCDataset], store: ProposalStore) -> None:
+    """Every image has proposals. Found out now, not after hours of training or detection."""
+    for dataset in datasets:
+        for record in dataset.records:
+            store[record.image_id]
 
 
 def _checkpoint_file(path: Path) -> Path:
     return path / "checkpoint.pt" if path.is_dir() else path
-
-
-def _checked_device(device: str) -> str:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no CUDA device")
-    return device
 
 
 def _trained_on(trained: dict[str, Any]) -> ProposalStore | None:
@@ -272,13 +338,13 @@ def _print_result(console: Console, run: Run, result: VOCResult) -> None:
         table.add_column(name, justify="right")
     for one in result.per_class:
         counts = (str(one.npos), str(one.ndet), str(one.tp))
-        table.add_row(one.name, _number(one.ap_area), _number(one.ap_11point), *counts)
+        table.add_row(one.name, number(one.ap_area), number(one.ap_11point), *counts)
     table.add_section()
-    means = (_number(result.mean_ap_of("area")), _number(result.mean_ap_of("11point")))
+    means = (number(result.mean_ap_of("area")), number(result.mean_ap_of("11point")))
     table.add_row("[bold]mean[/]", *means, "", "", "")
     console.print(table)
     total = sum(run.seconds.values())
-    console.print(f"mAP ({result.metric}): [bold]{_number(result.mean_ap)}[/]   {total:.0f} s")
+    console.print(f"mAP ({result.metric}): [bold]{number(result.mean_ap)}[/]   {total:.0f} s")
     console.print(f"figures: {run.out / 'metrics.json'}", soft_wrap=True)
     console.print(f"report: {run.out / 'report.html'}", soft_wrap=True)
 
@@ -290,7 +356,3 @@ def _print_notes(console: Console, what: str, notes: list[str]) -> None:
             console.print(f"  {note}", soft_wrap=True, markup=False)
         if len(notes) > 5:
             console.print(f"  and {len(notes) - 5} more")
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"

@@ -193,7 +193,8 @@ def detect_files(
 ) -> list[tuple[Path, Path, Detections]]:
     """Detects on image files, with proposals made on the fly.
 
-    Writes one drawn picture per image and detections.json, both into `out`. Returns (image, drawn
+    Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
+    which may be the folder of the images: none of them is written over. Returns (image, drawn
     picture, detections) of each. A path that leads nowhere stops it before the first search.
     """
     if not images:
@@ -203,10 +204,12 @@ def detect_files(
             raise FileNotFoundError(f"images: {path}: no such file")
     out.mkdir(parents=True, exist_ok=True)
     results = []
+    taken = {path.resolve() for path in images}
     for path in track(images, "detection"):
         image = load_image(path)
         found = detect_image(model, image, selective_search(image, **search), **detection)
-        drawn = _free_name(out, path.stem, {r[1] for r in results})
+        drawn = _free_name(out, path.stem, taken)
+        taken.add(drawn.resolve())
         picture = draw_marks(image, detection_marks(found, model.classes))
         Image.fromarray(picture).save(drawn, quality=92)
         results.append((path, drawn, found))
@@ -233,7 +236,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a training log, one JSON object a line; none if there is no such file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # What follows the last line's end was cut off when the run was killed.
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines() if line]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -245,8 +250,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    # Two images of one name from different folders must not overwrite each other.
-    name, number = folder / f"{stem}.jpg", 2
-    while name in taken:
-        name, number = folder / f"{stem}-{number}.jpg", number + 1
+    # Two images of one name from different folders must not overwrite each other, nor an input.
+    name, number = folder / f"{stem}-detections.jpg", 2
+    while name.resolve() in taken:
+        name, number = folder / f"{stem}-detections-{number}.jpg", number + 1
     return name

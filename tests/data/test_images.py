@@ -25,8 +25,8 @@ def random_image(height, width, seed=0):
 
 
 def resize_reference(image, factor):
-    """Bilinear, half-pixel centres, border clamped, in float64, pixel rows first (spec section
-    3.4)."""
+    """Bilinear, half-pixel centres, border clamped, in float64, pixel rows first (as
+    cv2.resize with INTER_LINEAR, which the original calls)."""
     for axis in (0, 1):
         n = image.shape[axis]
         source = (np.arange(max(round(n * factor), 1)) + 0.5) / factor - 0.5

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -190,12 +189,6 @@ def test_equal_contents_are_equal_files(tmp_path):
         write_proposals(tmp_path / name, [("a", some_boxes(9))], settings={"b": 1, "a": 2})
         time.sleep(0.01)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-
-
-def test_a_store_travels_to_other_processes(tmp_path):
-    write_proposals(tmp_path / "p.npz", [("a", some_boxes(4))])
-    store = pickle.loads(pickle.dumps(ProposalStore(tmp_path / "p.npz")))
-    np.testing.assert_array_equal(store["a"], some_boxes(4))
 
 
 def test_a_missing_image_is_named_with_the_file(tmp_path):

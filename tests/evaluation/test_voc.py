@@ -88,7 +88,6 @@ def test_a_detection_belongs_to_its_best_object_even_if_that_is_taken():
     result = evaluate_voc(truth, ["thing"], {"a": detections})
     assert result.matches["a"].status.tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
     assert result.matches["a"].found.tolist() == [True, False]
-    assert result.matches["a"].iou[1] == pytest.approx(90 / 110)
 
 
 def test_equal_overlap_goes_to_the_first_object():
@@ -191,7 +190,7 @@ def test_the_metric_chooses_the_headline():
         (dict(detections={}), ["'a'", "empty"]),
         (dict(detections={"a": found((0.5, *FAR), labels=[2])}), ["'a'", "row 0", "1..1"]),
         (dict(detections={"a": found((0.5, *FAR), labels=[0])}), ["background"]),
-        (dict(detections={"a": found((np.nan, *FAR))}), ["'a'", "row 0", "score"]),
+        (dict(detections={"a": found((np.nan, *FAR))}), ["'a'", "row 0", "score is nan"]),
         (dict(detections={"a": found((0.5, 0, 0, np.inf, 1))}), ["'a'", "row 0", "box"]),
         (dict(detections={"a": found((0.5, *FAR), labels=[1, 1])}), ["(1, 4)", "(2,)"]),
         (dict(records=[image("a"), image("a")]), ["more than once"]),

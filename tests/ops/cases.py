@@ -141,7 +141,8 @@ _TIES = [
 ]
 
 _BIN_ARITHMETIC = [
-    # Spec 1.3: fl32(r / P) rounds up, and the last bin reaches one cell beyond the RoI.
+    # As in roi_pooling_layer.cu, fl32(r / P) rounds up: the last bin reaches one cell beyond the
+    # RoI.
     *[
         RoiPoolCase(f"overshoot-{side}x7", _ramps(3, side + 4), _rois((1, 0, side, 2)))
         for side in (57, 114, 121)

@@ -119,7 +119,7 @@ def test_gradient_reaches_exactly_the_maxima():
 
 
 def test_reversed_roi_keeps_its_gradient():
-    """The original's backward recomputes the window and loses it (spec 1.5)."""
+    """The original's backward (roi_pooling_layer.cu) recomputes the window and loses it."""
     features = torch.zeros(1, 1, 5, 5, requires_grad=True)
     fe.roi_pool(features, torch.tensor([[0.0, 3, 3, 1, 1]]), (2, 2)).sum().backward()
     assert features.grad[0, 0, 3, 3] == 4

@@ -1,6 +1,6 @@
 """Box regression targets, their inverse, and clipping. Works in the type of its first argument.
 
-Sizes are x2 - x1 without a + 1, as the original Fast R-CNN decodes (spec section 6).
+Sizes are x2 - x1 without a + 1, as the original code decodes (lib/fast_rcnn/test.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scores and deltas of one image to its detections (spec 9.1, 9.3; the later, per-image form)."""
+"""Scores and deltas of one image to its detections (py-faster-rcnn, lib/fast_rcnn/test.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RoI max pooling and its gradient, one loop per RoI and bin, in the words of the specification.
+"""RoI max pooling and its gradient, one loop per RoI and bin, in the order of roi_pooling_layer.cu.
 
 Shape letters: N images, C channels, H W map, R RoIs, PH PW bins.
 """

@@ -1,4 +1,4 @@
-"""The references against numbers worked out by hand or stated by the specification."""
+"""The references against numbers worked out by hand or stated by the paper."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def overshooting(bins: int, kind: type) -> list[int]:
     return sides
 
 
-def test_bins_reach_too_far_for_the_sizes_the_specification_lists():
+def test_bins_reach_too_far_for_the_sizes_the_original_does():
     sides = [s for s in range(1, 1025) if bin_edges(0, s, 7, 4096)[-1][1] > s]
     assert sides[:7] == [57, 114, 121, 228, 235, 242, 249]
     assert len(sides) == 34

@@ -19,7 +19,6 @@ from fastrcnn_engine.report.draw import (
     detection_marks,
     draw_marks,
     picture_grid,
-    truth_marks,
     verdict_marks,
 )
 
@@ -108,12 +107,6 @@ def test_detections_carry_class_colour_label_and_score_strongest_last():
     marks = detection_marks(detections, ["cat", "dog"])
     assert [m.label for m in marks] == ["cat 0.25", "dog 0.90"]
     assert [m.colour for m in marks] == [class_colour(1), class_colour(2)]
-
-
-def test_truth_marks_are_dashed_and_named_on_request():
-    marks = truth_marks(record([[0, 0, 9, 9]], [2]), ["cat", "dog"], labels=True)
-    assert (marks[0].dashed, marks[0].label, marks[0].box) == (True, "dog", (0, 0, 9, 9))
-    assert truth_marks(record([[0, 0, 9, 9]], [2]), ["cat", "dog"])[0].label == ""
 
 
 def test_verdicts_have_their_colours():

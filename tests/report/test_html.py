@@ -138,7 +138,7 @@ def test_page_shows_the_numbers(report):
     assert "0.833" in page.text and "0.667" in page.text and "n/a" in page.text
     assert "1 wrong" in page.text and "1 missed" in page.text
     assert "fastrcnn-engine demo --seed 3" in page.text
-    assert "2\u00a0min\u00a005\u00a0s" in page.text and "bad.xml, object 1" in page.text
+    assert "2 min 05 s" in page.text and "bad.xml, object 1" in page.text
     assert "viewport" in str(page.tags)
 
 

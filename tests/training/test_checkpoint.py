@@ -32,6 +32,11 @@ def test_network_comes_back_with_classes_preprocessing_and_statistics(saved):
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
+def test_an_unknown_device_is_refused(saved):
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        load_network(saved[0], device="gpu")
+
+
 def test_weights_are_stored_as_trained_not_folded(saved):
     path, model = saved
     assert torch.equal(load_checkpoint(path)["model"]["bbox_pred.weight"], model.bbox_pred.weight)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from fastrcnn_engine.training.config import TrainConfig
+from fastrcnn_engine.training.config import TrainConfig, checked_device
 
 BASE = TrainConfig(data=Path("d"), proposals=Path("p"))
 
@@ -42,12 +44,37 @@ def test_warmup_rises_linearly():
     [
         ("network", "resnet"), ("iterations", 0), ("learning_rate", 0.0), ("rois_per_batch", 127),
         ("foreground_fraction", 1.5), ("foreground_iou", 0.0), ("background_low", 0.5),
-        ("log_every", 0),
+        ("log_every", 0), ("seed", -1), ("warmup", -1), ("momentum", 1.0), ("momentum", -0.1),
+        ("weight_decay", -1e-4), ("learning_rate_drop", 0.0), ("learning_rate_drop", 1.1),
+        ("learning_rate_steps", (0, 5)), ("learning_rate_steps", (7, 7)),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"{field} is {value!r}"):
+    with pytest.raises(ValueError, match=re.escape(f"{field} is {value!r}")):
         replace(BASE, **{field: value}).resolved()
+
+
+def test_a_run_of_one_iteration_is_allowed():
+    assert replace(BASE, iterations=1).resolved().learning_rate_steps == (1,)
+
+
+def test_weights_are_for_vgg16():
+    replace(BASE, weights=Path("x.pth")).resolved()
+    with pytest.raises(ValueError, match="weights is 'x.pth'; only vgg16 takes weights"):
+        replace(BASE, network="tiny", weights=Path("x.pth")).resolved()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:x", "", "mps", "cuda:99"])
+def test_bad_devices_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"device is '{name}'"):
+        checked_device(name)
+
+
+def test_cuda_without_cuda_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda', but torch finds no CUDA device"):
+        checked_device("cuda")
+    assert checked_device("cpu").type == "cpu"
 
 
 def test_plain_values_only():

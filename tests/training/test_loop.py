@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from fastrcnn_engine.evaluation.voc import evaluate_voc
 from fastrcnn_engine.ops import decode_boxes
 from fastrcnn_engine.training import loop, train
 from fastrcnn_engine.training.checkpoint import load_checkpoint
+from fastrcnn_engine.training.interrupt import Interrupt
 
 from .small import CLASSES, COLOURS, own_network
 
@@ -72,6 +75,112 @@ def test_lines_logged_after_the_checkpoint_are_not_logged_twice(voc):
     assert content["iteration"] == 6
     resumed = run(replace(voc, iterations=8, resume=True, learning_rate_steps=(5,)))
     assert [line["iteration"] for line in log_of(resumed)] == [2, 4, 6, 8]
+
+
+def test_a_longer_run_keeps_the_steps_of_the_first(voc):
+    first = run(replace(voc, iterations=6))
+    assert load_checkpoint(first.checkpoint)["config"]["learning_rate_steps"] == [4]
+    resumed = run(replace(voc, iterations=20, resume=True))
+    assert load_checkpoint(resumed.checkpoint)["config"]["learning_rate_steps"] == [4]
+    assert log_of(resumed)[-1]["learning_rate"] == pytest.approx(0.001)
+
+
+def test_resume_goes_on_where_the_files_have_moved(voc, tmp_path):
+    run(replace(voc, iterations=2))
+    voc.data.rename(tmp_path / "moved")
+    voc.proposals.rename(tmp_path / "moved.npz")
+    moved = replace(voc, data=tmp_path / "moved", proposals=tmp_path / "moved.npz")
+    assert run(replace(moved, iterations=4, resume=True)).iterations == 4
+
+
+def test_resume_refuses_other_proposals_and_other_objects(voc, tmp_path):
+    run(replace(voc, iterations=2))
+    resumed = replace(voc, iterations=4, resume=True)
+    store = ProposalStore(voc.proposals)
+    boxes = {image_id: store[image_id] for image_id in store}
+    write_proposals(tmp_path / "fewer.npz", (boxes | {"first": boxes["first"][1:]}).items())
+    with pytest.raises(ValueError, match="images, objects or numbers of proposals are not those"):
+        run(replace(resumed, proposals=tmp_path / "fewer.npz"))
+    annotation = voc.data / "Annotations" / "second.xml"
+    annotation.write_text(annotation.read_text().replace("<xmin>6<", "<xmin>7<"))
+    with pytest.raises(ValueError, match="images, objects or numbers of proposals are not those"):
+        run(resumed)
+
+
+def test_resume_prepares_images_as_before(voc):
+    # The preprocessing comes with pre-trained weights, which a resumed run does not read again.
+    model = own_network()
+    model.preprocessing = replace(model.preprocessing, channel_order="RGB", std=(50.0,) * 3)
+    train(replace(voc, iterations=2), model=model, progress=False)
+    resumed = run(replace(voc, iterations=4, resume=True))
+    assert resumed.model.preprocessing.std == (50.0, 50.0, 50.0)
+    assert resumed.model.preprocessing.channel_order == "RGB"
+
+
+@pytest.fixture
+def ctrl_c():
+    """Sends Ctrl-C to this process, which takes it as a shell's foreground job would."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_finishes_the_iteration_and_keeps_it(voc, tmp_path, ctrl_c):
+    # The checkpoint at the boundary is one an uninterrupted run can be continued from exactly.
+    voc = replace(voc, iterations=6, checkpoint_every=6, log_every=1)
+    whole = run(replace(voc, output=tmp_path / "whole"))
+
+    def press(line):
+        if line["iteration"] == 3:
+            ctrl_c()
+
+    stopped = replace(voc, output=tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt, match="resume goes on from iteration 3"):
+        run(stopped, on_log=press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert load_checkpoint(stopped.output / "checkpoint.pt")["iteration"] == 3
+    resumed = run(replace(stopped, resume=True))
+    assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
+
+
+def test_a_second_ctrl_c_interrupts_at_once(ctrl_c):
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+        ctrl_c()
+        assert interrupt.asked
+        ctrl_c()
+        pytest.fail("the second one was swallowed")
+
+
+def test_ctrl_c_after_the_last_iteration_is_not_lost(ctrl_c):
+    with pytest.raises(KeyboardInterrupt), Interrupt():
+        ctrl_c()
+
+
+def test_ctrl_c_stays_ignored_in_a_background_job(ctrl_c):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interrupt() as interrupt:
+        ctrl_c()
+        assert not interrupt.asked
+
+
+def test_a_line_cut_off_in_the_log_is_dropped(voc):
+    first = run(replace(voc, iterations=4))
+    with open(first.log, "a") as file:
+        file.write('{"iteration": 5, "lo')
+    resumed = run(replace(voc, iterations=6, resume=True))
+    assert [line["iteration"] for line in log_of(resumed)] == [2, 4, 6]
+
+
+def test_weights_and_a_model_of_ones_own_do_not_go_together(voc, tmp_path):
+    (tmp_path / "x.pth").touch()
+    with pytest.raises(ValueError, match="only vgg16 takes weights"):
+        run(replace(voc, network="vgg16", weights=tmp_path / "x.pth"))
+
+
+def test_tiny_names_the_image_of_a_batch_of_one_roi(voc):
+    voc = replace(voc, rois_per_batch=1, images_per_batch=1)
+    with pytest.raises(ValueError, match=r"iteration 1: the batch of \w+ has 1 RoI; tiny"):
+        train(voc, progress=False)
 
 
 def test_resume_refuses_other_settings_and_names_them(voc):

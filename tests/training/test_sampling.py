@@ -1,4 +1,4 @@
-"""Hierarchical sampling, case by case (spec sections 4 and 5)."""
+"""Hierarchical sampling, case by case (paper 2.3; original code, minibatch.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an image file to the network's input (spec section 3)."""
+"""From an image file to the network's input (original code, lib/utils/blob.py)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Preprocessing:
     """What a network wants done to its images. It belongs to the weights and is saved with them.
 
     `mean` and `std` are on the scale 0..255, in the order of `channel_order`. The defaults are
-    those of the original (spec section 3): BGR, Caffe's ImageNet means, no division, short side 600
-    unless the long side would pass 1000.
+    those of the original code (lib/fast_rcnn/config.py): BGR, Caffe's ImageNet means, no division,
+    short side 600 unless the long side would pass 1000.
     """
 
     channel_order: str = "BGR"
@@ -103,9 +103,10 @@ def prepare_image(
     """Makes the network input of one image, (H, W, 3) uint8 RGB, mirrored left to right if `flip`.
 
     Returns the (3, h, w) float32 tensor and the factor s that takes image coordinates to input
-    coordinates. In the order of spec section 3: subtract the mean (and divide by std), then resize
-    bilinearly by s, h = round(H s) and w = round(W s) with halves to even, half-pixel centres, no
-    anti-aliasing; the same as cv2.resize with fx = fy = s and INTER_LINEAR.
+    coordinates. In the order of the original code (lib/utils/blob.py): subtract the mean (and
+    divide by std), then resize bilinearly by s, h = round(H s) and w = round(W s) with halves to
+    even, half-pixel centres, no anti-aliasing; the same as cv2.resize with fx = fy = s and
+    INTER_LINEAR.
 
     Raises ValueError for another shape or dtype.
     """

@@ -111,8 +111,8 @@ def _fine(cv2: Any, search: Any, bgr: np.ndarray) -> None:
     """Sets the search up to begin with small segments in three colour spaces.
 
     OpenCV's own modes begin with segments of 100 pixels and more, where neighbours that touch are
-    one already. The original began at k = 50 (spec section 4). Texture is left out of the
-    similarity: it costs a third of the time and finds nothing more here.
+    one already. The original began at k = 50 (R-CNN code, selective_search_boxes.m). Texture is
+    left out of the similarity: it costs a third of the time and finds nothing more here.
     """
     segmentation = cv2.ximgproc.segmentation
     for image in (cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV), cv2.cvtColor(bgr, cv2.COLOR_BGR2Lab), bgr):
@@ -230,9 +230,6 @@ class ProposalStore:
 
     def keys(self) -> Iterable[str]:
         return self._offsets.keys()
-
-    def __reduce__(self) -> tuple[type[ProposalStore], tuple[Path]]:
-        return ProposalStore, (self.path,)  # other processes map the file themselves
 
 
 def write_proposals(
@@ -419,8 +416,9 @@ def read_voc_mat(path: str | os.PathLike[str], layout: str) -> list[np.ndarray]:
     """Reads published selective-search boxes (a MATLAB file), one (P, 4) float32 array per image.
 
     `layout` "set": a file for a whole split (`voc_2007_trainval.mat`): `boxes` is a cell of arrays,
-    in the order of the split, 1-based y1 x1 y2 x2 (spec section 4). "image": a file for one image,
-    such as the demo of the original code: `boxes` is an array, 0-based x1 y1 x2 y2.
+    in the order of the split, 1-based y1 x1 y2 x2 (original code, lib/datasets/pascal_voc.py).
+    "image": a file for one image, such as the demo of the original code: `boxes` is an array,
+    0-based x1 y1 x2 y2.
 
     Raises FileNotFoundError, and ValueError for a file of the other layout.
     """

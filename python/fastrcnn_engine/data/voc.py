@@ -50,10 +50,11 @@ def load_voc(
 ) -> VOCDataset:
     """Reads the images named in `ImageSets/Main/<split>.txt` under `root`, with their objects.
 
-    Coordinates are 1-based in the files and 0-based here (spec section 4). A box of no width or
-    height, with a coordinate that is no number, or wholly outside the image is dropped; one that is
-    partly outside is clipped; both are told in `problems`. The image's own size rules where the
-    annotation states another. An image without objects is a record with G = 0.
+    Coordinates are 1-based in the files and 0-based here (original code,
+    lib/datasets/pascal_voc.py). A box of no width or height, with a coordinate that is no number,
+    or wholly outside the image is dropped; one that is partly outside is clipped; both are told in
+    `problems`. The image's own size rules where the annotation states another. An image without
+    objects is a record with G = 0.
 
     `classes` None: all names found in all annotation files of the folder, sorted, so that every
     split of a data set gets the same numbers.

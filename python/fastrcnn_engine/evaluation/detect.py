@@ -1,4 +1,5 @@
-"""From an image and its proposals to detections (paper section 3; spec section 9)."""
+"""From an image and its proposals to detections (paper section 3; original code,
+lib/fast_rcnn/test.py)."""
 
 from __future__ import annotations
 

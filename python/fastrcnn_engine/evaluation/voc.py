@@ -36,12 +36,10 @@ class ImageMatch:
     status: (M,) int8 in the order of the detections: TRUE_POSITIVE, FALSE_POSITIVE or IGNORED
         (matched to a difficult object).
     found: (G,) bool, the ground truths that have a true positive; always False for difficult ones.
-    iou: (M,) float32, IoU with the best ground truth of the detection's class, 0 if there is none.
     """
 
     status: np.ndarray
     found: np.ndarray
-    iou: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -140,10 +138,7 @@ def evaluate_voc(
     out of range, NaN scores, NaN or infinite coordinates, and an unknown metric or threshold.
     Source: VOCdevkit2007 VOCevaldet.m (11 points), VOCdevkit2010 (area).
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
-    if not 0.0 < iou_threshold <= 1.0:
-        raise ValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}")
+    check_settings(metric, iou_threshold)
     _check_image_ids(records, detections)
 
     matches: dict[str, ImageMatch] = {}
@@ -167,6 +162,14 @@ def evaluate_voc(
         for label, name in enumerate(classes, start=1)
     )
     return VOCResult(metric, float(iou_threshold), len(records), per_class, matches)
+
+
+def check_settings(metric: str, iou_threshold: float) -> None:
+    """Raises ValueError for a metric or a threshold that evaluate_voc does not take."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+    if not 0.0 < iou_threshold <= 1.0:
+        raise ValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}")
 
 
 def average_precision(tp: np.ndarray, fp: np.ndarray, npos: int, metric: Metric) -> float | None:
@@ -224,16 +227,15 @@ def _match(
 ) -> ImageMatch:
     # A stable sort of one image is the global ranking restricted to it: images go one by one.
     status = np.full(len(scores), FALSE_POSITIVE, np.int8)
-    best_iou = np.zeros(len(scores), np.float32)
     found = np.zeros(len(truth_labels), bool)
     if len(scores) == 0 or len(truth_labels) == 0:
-        return ImageMatch(status, found, best_iou)
+        return ImageMatch(status, found)
     # IoU is float32, so the threshold is too: an IoU of exactly 7/10 must pass a threshold of 0.7.
     threshold = np.float32(iou_threshold)
     iou = np.asarray(box_iou(boxes, truth_boxes, inclusive=True))
     iou = np.where(labels[:, None] == truth_labels[None, :], iou, np.float32(-1.0))
     best = iou.argmax(axis=1)
-    best_iou = np.maximum(iou[np.arange(len(best)), best], 0).astype(np.float32)
+    best_iou = iou[np.arange(len(best)), best]
     for row in np.argsort(-scores, kind="stable"):
         truth = best[row]
         if best_iou[row] < threshold:
@@ -243,7 +245,7 @@ def _match(
         elif not found[truth]:
             found[truth] = True
             status[row] = TRUE_POSITIVE
-    return ImageMatch(status, found, best_iou)
+    return ImageMatch(status, found)
 
 
 def _check_image_ids(records: Sequence[ImageRecord], detections: Mapping[str, Any]) -> None:
@@ -292,7 +294,10 @@ def _checked(image_id: str, found: Any, count: int) -> tuple[np.ndarray, np.ndar
     for name, bad in (("score", np.isnan(scores)), ("box", ~np.isfinite(boxes).all(axis=1))):
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise ValueError(f"detections: image {image_id!r}, row {row}: {name} is not a number")
+            value = (scores if name == "score" else boxes)[row].tolist()
+            raise ValueError(
+                f"detections: image {image_id!r}, row {row}: {name} is {value}, not a finite number"
+            )
     _check_labels("detections", image_id, labels, count)
     return boxes, scores, labels.astype(np.int64)
 

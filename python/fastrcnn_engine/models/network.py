@@ -51,9 +51,9 @@ class FastRCNN(nn.Module):
     Raises:
         ValueError: no class, or a frozen name that is not a submodule.
 
-    The box deltas the network puts out are normalised per class (spec section 6). ``delta_mean``
-    and ``delta_std`` undo that; they are buffers, set by training, and are never folded into the
-    weights: a folded checkpoint cannot be resumed.
+    The box deltas the network puts out are normalised per class (original code,
+    lib/roi_data_layer/roidb.py). ``delta_mean`` and ``delta_std`` undo that; they are buffers, set
+    by training, and are never folded into the weights: a folded checkpoint cannot be resumed.
     """
 
     delta_mean: torch.Tensor

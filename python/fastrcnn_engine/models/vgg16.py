@@ -14,7 +14,8 @@ from torch import nn
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.models.network import FastRCNN, FullyConnectedHead
 
-# Convolutions per stage and their width (spec section 2); a 2x2 max-pool separates the stages.
+# Convolutions per stage and their width (original code, models/VGG16); a 2x2 max-pool separates
+# the stages.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 # Paper 4.5: below conv3_1 there is nothing to gain, and it costs memory and time.
 FROZEN = ("conv1_1", "conv1_2", "conv2_1", "conv2_2")

@@ -56,14 +56,6 @@ def class_colour(label: int) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def truth_marks(record: ImageRecord, classes: Sequence[str], *, labels: bool = False) -> list[Mark]:
-    """The ground truth of an image: thin dashed white boxes, with the class name on request."""
-    return [
-        Mark(tuple(box), WHITE, classes[label - 1] if labels else "", dashed=True)
-        for box, label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True)
-    ]
-
-
 def detection_marks(detections: Any, classes: Sequence[str]) -> list[Mark]:
     """Detections in the colour of their class, labelled with class and score, weakest first.
 

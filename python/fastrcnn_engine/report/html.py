@@ -90,20 +90,20 @@ def _headline(report: Report) -> str:
     cards = [
         (f"{result.images}", "test images"),
         (f"{objects}", "objects to find"),
-        (_percent(_ratio(right, objects)), f"found at score {report.gallery.score:g}"),
-        (_percent(_ratio(right, right + wrong)), "of those boxes right"),
+        (_percent(_ratio(right, objects)), f"recall at score {report.gallery.score:g}"),
+        (_percent(_ratio(right, right + wrong)), f"precision at score {report.gallery.score:g}"),
     ]
     for threshold, recall in report.proposal_recall.items():
-        cards.append((_percent(recall), f"of objects proposed at IoU {threshold:g}"))
+        cards.append((_percent(recall), f"of the objects proposed, IoU {threshold:g}"))
     if report.seconds:
-        cards.append((_duration(sum(report.seconds.values())), "for the whole run"))
+        cards.append((_duration(sum(report.seconds.values())), "in all"))
     small = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for v, k in cards)
     return f"""<header>
 <p class="brand">fastrcnn_engine</p>
 <h1>{escape(report.title)}</h1>
 <ul class="facts">{facts}</ul>
 <div class="headline">
-<div class="score"><b>{_number(result.mean_ap)}</b>
+<div class="score"><b>{number(result.mean_ap)}</b>
 <span>mAP at IoU {result.iou_threshold:g}<br>{_METRIC_NAMES[result.metric]}</span></div>
 <div class="cards">{small}</div>
 </div>
@@ -132,7 +132,7 @@ def _class_table(result: VOCResult, gallery: Gallery) -> str:
         )
     )
     mean = _cells(
-        _number(result.mean_ap_of(other)),
+        number(result.mean_ap_of(other)),
         sum(c.npos for c in result.per_class),
         sum(c.ndet for c in result.per_class),
         "",
@@ -144,7 +144,7 @@ def _class_table(result: VOCResult, gallery: Gallery) -> str:
 <thead><tr><th>class</th><th class="bar"></th><th>{names[metric]}</th><th>{names[other]}</th>
 <th>objects</th><th>detections</th><th>precision</th><th>recall</th></tr></thead>
 <tbody>{rows}</tbody>
-<tfoot><tr><td>mean</td><td class="bar"></td><td><b>{_number(result.mean_ap)}</b></td>{mean}</tr>
+<tfoot><tr><td>mean</td><td class="bar"></td><td><b>{number(result.mean_ap)}</b></td>{mean}</tr>
 </tfoot></table></div>
 <p class="hint">Detections counts all of them, however low their score. Precision and recall are
 those at a score of {gallery.score:g} and above, the ones drawn in the pictures. “n/a”: no test
@@ -157,21 +157,21 @@ def _class_row(label: int, one: ClassResult, at: ClassResult, metric: str, other
     ap = one.ap(metric)
     bar = f'<i style="width:{100 * (ap or 0):.1f}%;background:{_colour(label)}"></i>'
     cells = _cells(
-        _number(one.ap(other)),
+        number(one.ap(other)),
         one.npos,
         one.ndet,
-        _number(_ratio(at.tp, at.tp + at.fp)),
-        _number(_ratio(at.tp, at.npos)),
+        number(_ratio(at.tp, at.tp + at.fp)),
+        number(_ratio(at.tp, at.npos)),
     )
     return (
         f'<tr><td><i class="dot" style="background:{_colour(label)}"></i>{escape(one.name)}</td>'
-        f'<td class="bar">{bar}</td><td><b>{_number(ap)}</b></td>{cells}</tr>'
+        f'<td class="bar">{bar}</td><td><b>{number(ap)}</b></td>{cells}</tr>'
     )
 
 
 def _precision_recall(result: VOCResult, score: float) -> str:
     figures = "".join(
-        f"<figure><figcaption><b>{escape(one.name)}</b><span>AP {_number(one.ap(result.metric))}"
+        f"<figure><figcaption><b>{escape(one.name)}</b><span>AP {number(one.ap(result.metric))}"
         f"</span></figcaption>"
         f"{_svg(precision_recall_svg(one, label, score=score), f'precision-recall, {one.name}')}"
         f"</figure>"
@@ -246,7 +246,7 @@ def _settings(settings: Mapping[str, Mapping[str, Any]]) -> str:
     groups = "".join(
         f"<div><h3>{escape(group)}</h3>{_pairs(values)}</div>" for group, values in settings.items()
     )
-    return f'<section><h2>Settings</h2><div class="grid large plain">{groups}</div></section>'
+    return f'<section><h2>Settings</h2><div class="settings">{groups}</div></section>'
 
 
 def _reproduce(command: str, versions: Mapping[str, Any]) -> str:
@@ -258,7 +258,7 @@ def _reproduce(command: str, versions: Mapping[str, Any]) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(_shown(value))}</dd>"
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(_shown(value))}</dd></div>"
         for name, value in values.items()
     )
     return f"<dl>{rows}</dl>"
@@ -276,12 +276,13 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three decimals; n/a for None."""
     return "n/a" if value is None else f"{value:.3f}"
 
 
 def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.0f} %"
+    return "n/a" if value is None else f"{100 * value:.0f}\u00a0%"
 
 
 def _shown(value: Any) -> str:
@@ -298,11 +299,12 @@ def _shown(value: Any) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+        text = f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    else:
+        minutes, rest = divmod(round(seconds), 60)
+        hours, left = divmod(minutes, 60)
+        text = f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return text.replace(" ", "\u00a0")
 
 
 def _jpeg(picture: np.ndarray, name: str) -> str:

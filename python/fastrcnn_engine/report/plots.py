@@ -63,9 +63,7 @@ def precision_recall_svg(result: ClassResult, label: int, *, score: float | None
     return svg[0]
 
 
-def curves_svg(
-    log: Sequence[Mapping[str, Any]], keys: Mapping[str, str], *, x: str = "iteration"
-) -> str:
+def curves_svg(log: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> str:
     """Columns of a training log over the iteration: each row faint, a running mean on top.
 
     log: one mapping per logged iteration. keys: column -> name in the legend. Rows without a column
@@ -75,7 +73,7 @@ def curves_svg(
     with _axes(5.4, 3.2) as (axes, svg):
         top = 0.0
         for (key, name), colour in zip(keys.items(), palette, strict=False):
-            rows = [(row[x], row[key]) for row in log if row.get(key) is not None]
+            rows = [(row["iteration"], row[key]) for row in log if row.get(key) is not None]
             if not rows:
                 continue
             steps, values = np.array(rows, np.float64).T
@@ -84,7 +82,7 @@ def curves_svg(
             axes.plot(steps, smooth, color=colour, linewidth=2.2, label=name)
             # The first few rows may be far above all others; they must not flatten the curve.
             top = max(top, float(np.percentile(values, 98)), float(smooth.max()))
-        axes.set(xlabel=x, ylim=(0, top * 1.08 or 1.0))
+        axes.set(xlabel="iteration", ylim=(0, top * 1.08 or 1.0))
         axes.margins(x=0.01)
         if axes.has_data():
             axes.legend(frameon=False, loc="upper right")

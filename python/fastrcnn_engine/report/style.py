@@ -25,7 +25,7 @@ h3 { margin: 20px 0 10px; font-size: 14px; color: var(--soft); }
 .score b { font-size: 60px; line-height: 1; letter-spacing: -.03em; }
 .score span { font-size: 14px; color: #bfdbfe; }
 .cards { flex: 1 1 380px; display: grid; gap: 10px;
-  grid-template-columns: repeat(auto-fit, minmax(110px, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(124px, 1fr)); }
 .cards div { background: rgba(255, 255, 255, .09); border-radius: 10px; padding: 10px 12px; }
 .cards b, .cards span { display: block; }
 .cards b { font-size: 19px; line-height: 1.3; }
@@ -48,7 +48,7 @@ tfoot td { border-top: 2px solid var(--line); font-weight: 600; }
 .time td:first-child { width: 30%; } .time .bar { width: 55%; }
 .hint { margin: 14px 0 0; font-size: 13px; color: var(--soft); }
 .grid { display: grid; gap: 16px; }
-.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 220px), 1fr)); }
+.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); }
 .small figure { max-width: 340px; }
 .large { grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr)); }
 .pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
@@ -67,9 +67,11 @@ em.missed { color: var(--missed); }
 i.right { border-color: var(--right); } i.wrong { border-color: var(--wrong); }
 i.missed { border: 3px dashed var(--missed); }
 i.truth { border: 2px dashed var(--faint); }
-.plain h3 { margin-top: 0; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 4px 18px; margin: 0; font-size: 13px;
-  align-content: start; }
+.settings { columns: 290px; column-gap: 36px; }
+.settings > div { margin-bottom: 18px; } .settings h3 { margin: 0 0 8px; break-after: avoid; }
+dl { margin: 0; font-size: 13px; }
+dl div { display: flex; justify-content: space-between; gap: 18px; padding: 3px 0;
+  border-bottom: 1px solid var(--ground); break-inside: avoid; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; text-align: right; }
 pre { margin: 0 0 16px; padding: 14px 16px; border-radius: 10px; background: #0f172a;
   color: #e2e8f0; overflow-x: auto; font: 13px/1.6 ui-monospace, Menlo, Consolas, monospace; }

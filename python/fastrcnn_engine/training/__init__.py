@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network
 from fastrcnn_engine.training.config import RECIPES, TrainConfig
-from fastrcnn_engine.training.loop import TrainResult, train
+from fastrcnn_engine.training.loop import TrainResult, settled, train
 
-__all__ = ["RECIPES", "TrainConfig", "TrainResult", "load_checkpoint", "load_network", "train"]
+__all__ = [
+    "RECIPES",
+    "TrainConfig",
+    "TrainResult",
+    "load_checkpoint",
+    "load_network",
+    "settled",
+    "train",
+]

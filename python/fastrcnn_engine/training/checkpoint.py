@@ -10,6 +10,7 @@ import torch
 
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.models import FastRCNN, build_network
+from fastrcnn_engine.training.config import checked_device
 
 FORMAT = 1
 
@@ -64,9 +65,10 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
     """Rebuild a trained network from a checkpoint, in evaluation mode.
 
     Raises:
-        ValueError: unreadable file, or a network of your own: build it yourself and give it
-            ``load_checkpoint(path)["model"]``.
+        ValueError: no such device, unreadable file, or a network of your own: build it yourself and
+            give it ``load_checkpoint(path)["model"]``.
     """
+    target = checked_device(device)
     content = load_checkpoint(path)
     network = content["network"]
     model = build_network(
@@ -75,7 +77,7 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
         preprocessing=Preprocessing.from_dict(network["preprocessing"]),
     )
     load_weights(model, content, path)
-    return model.to(device).eval()
+    return model.to(target).eval()
 
 
 def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:

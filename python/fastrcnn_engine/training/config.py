@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 # Numbers that belong to a network rather than to the method. For vgg16 they are the paper's; for
 # tiny they were tried out in short runs on the drawn demo set and on BCCD (train against val).
 RECIPES: dict[str, dict[str, Any]] = {
@@ -111,7 +113,7 @@ class TrainConfig:
         recipe = {k: v for k, v in RECIPES[self.network].items() if getattr(self, k) is None}
         config = dataclasses.replace(self, **recipe)
         if config.learning_rate_steps is None:
-            steps = (config.iterations * 3 // 4,)
+            steps = (max(config.iterations * 3 // 4, 1),)
             config = dataclasses.replace(config, learning_rate_steps=steps)
         config._check()
         return config
@@ -124,7 +126,19 @@ class TrainConfig:
         for field in ("iterations", "images_per_batch", "rois_per_batch", "log_every",
                       "checkpoint_every", "short_side", "max_side"):  # fmt: skip
             need(getattr(self, field) >= 1, field, "at least 1")
+        for field in ("seed", "warmup", "weight_decay"):
+            need(getattr(self, field) >= 0, field, "at least 0")
+        if self.weights is not None and self.network != "vgg16":
+            raise ValueError(
+                f"weights is {str(self.weights)!r}; only vgg16 takes weights, "
+                f"network is {self.network!r}"
+            )
         need(self.learning_rate > 0, "learning_rate", "positive")
+        need(0 < self.learning_rate_drop <= 1, "learning_rate_drop", "in (0, 1]")
+        steps = self.learning_rate_steps
+        rising = all(a < b for a, b in zip((0, *steps), steps, strict=False))
+        need(rising, "learning_rate_steps", "positive and rising")
+        need(0 <= self.momentum < 1, "momentum", "in [0, 1)")
         need(0 < self.foreground_fraction <= 1, "foreground_fraction", "in (0, 1]")
         need(0 < self.foreground_iou <= 1, "foreground_iou", "in (0, 1]")
         need(
@@ -153,3 +167,22 @@ class TrainConfig:
             elif isinstance(value, tuple):
                 plain[key] = list(value)
         return plain
+
+
+def checked_device(name: str) -> torch.device:
+    """The torch device of that name: cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: another name, or a CUDA device that torch does not find.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; it must be cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise ValueError(f"device is {name!r}, but torch finds {found or 'no'} CUDA devices")
+    return device

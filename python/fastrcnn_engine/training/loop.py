@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastrcnn_engine.data.images import batch_images, load_image, prepare_image
+from fastrcnn_engine.data.images import Preprocessing, batch_images, load_image, prepare_image
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.voc import ImageRecord, load_voc
 from fastrcnn_engine.models import FastRCNN, LayerChange, build_network, transform_vgg16
@@ -29,7 +30,8 @@ from fastrcnn_engine.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from fastrcnn_engine.training.config import TrainConfig
+from fastrcnn_engine.training.config import TrainConfig, checked_device
+from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.progress import ProgressLine
 from fastrcnn_engine.training.sampling import RoiEntry, build_roidb, drawn_boxes, sample_batch
 from fastrcnn_engine.training.targets import normalised_targets, target_statistics
@@ -91,7 +93,8 @@ def make_batch(
         image, scale = prepare_image(cache[entry.record], model.preprocessing, flip=flipped)
         boxes, label, matched = drawn_boxes(entry, flipped, rows)
         images.append(image)
-        # The product is taken in float64 and stored as float32, not rounded (spec section 3).
+        # The product is taken in float64 and stored as float32, not rounded to whole pixels
+        # (original code, lib/roi_data_layer/minibatch.py).
         rois.append(np.insert(boxes.astype(np.float64) * scale, 0, n, axis=1).astype(np.float32))
         labels.append(label)
         # Targets are ratios of box sizes: the unscaled boxes serve as well.
@@ -121,7 +124,7 @@ def multi_task_loss(
 
 
 def build_optimiser(model: FastRCNN, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with momentum over everything that is not frozen (spec section 8).
+    """SGD with momentum over everything that is not frozen (paper 2.3).
 
     Weights decay; biases learn at twice the rate and do not decay, as in the author's code (the
     paper says both decay). Gains of normalisation layers learn at the base rate without decay.
@@ -145,6 +148,29 @@ def build_optimiser(model: FastRCNN, config: TrainConfig) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The settings a run will have: recipe values filled in, everything checked but the data.
+
+    A run that is resumed keeps the steps of its learning rate unless ``config`` names others: a
+    longer run must not move the drops that have been or were to come.
+
+    Raises:
+        ValueError: a bad setting, no such device, no weights file, no checkpoint to resume.
+    """
+    resolved = config.resolved()
+    checked_device(config.device)
+    checkpoint = config.output / "checkpoint.pt"
+    if config.resume:
+        if not checkpoint.is_file():
+            raise ValueError(f"resume: checkpoint {checkpoint} does not exist")
+        if config.learning_rate_steps is None:
+            steps = load_checkpoint(checkpoint)["config"]["learning_rate_steps"]
+            resolved = dataclasses.replace(resolved, learning_rate_steps=tuple(steps))
+    elif config.weights is not None and not config.weights.is_file():
+        raise ValueError(f"weights file {config.weights} does not exist")
+    return resolved
+
+
 def train(
     config: TrainConfig,
     *,
@@ -166,14 +192,20 @@ def train(
         ValueError: a bad setting, missing proposals (image named), a checkpoint that does not
             belong to this run.
         FloatingPointError: the loss is not finite; the iteration and its images are named.
+        KeyboardInterrupt: after Ctrl-C, once the iteration is done and a checkpoint is written.
     """
-    config = config.resolved()
-    device = torch.device(config.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {config.device!r}, but torch finds no CUDA device")
+    config = settled(config)
+    device = checked_device(config.device)
+    if model is not None and config.weights is not None:
+        raise ValueError(
+            f"weights is {str(config.weights)!r}; only vgg16 takes weights: load those of a model "
+            "of your own before the training"
+        )
     checkpoint, log = config.output / "checkpoint.pt", config.output / "log.jsonl"
     dataset = load_voc(config.data, config.split, config.classes)
-    entries, unusable = build_roidb(dataset.records, ProposalStore(config.proposals), config)
+    store = ProposalStore(config.proposals)
+    entries, unusable = build_roidb(dataset.records, store, config)
+    learned_from = data_fingerprint(dataset.records, store)
 
     torch.manual_seed(config.seed)
     layers: list[LayerChange] = []
@@ -194,7 +226,7 @@ def train(
 
     start = 0
     if config.resume:
-        start = _resume(checkpoint, model, optimiser, config, device)
+        start = _resume(checkpoint, model, optimiser, config, learned_from, device)
     _open_log(log, start)
     cache = ImageCache(config.cache_megabytes * 2**20)
     meter = Meter()
@@ -207,9 +239,16 @@ def train(
         log_file = stack.enter_context(open(log, "a", encoding="utf-8"))
         # One batch ahead, so that decoding and resizing overlap with learning.
         ahead = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        interrupt = stack.enter_context(Interrupt())
         upcoming = ahead.submit(prepare, start) if start < config.iterations else None
         for iteration in range(start, config.iterations):
             batch = upcoming.result().to(device)
+            if model.name == "tiny" and len(batch.labels) < 2:
+                raise ValueError(
+                    f"iteration {iteration + 1}: the batch of {', '.join(batch.image_ids)} has "
+                    f"{len(batch.labels)} RoI; tiny normalises over the RoIs and needs two. Give "
+                    "more proposals, a larger rois_per_batch or a lower background_low"
+                )
             if iteration + 1 < config.iterations:
                 upcoming = ahead.submit(prepare, iteration + 1)
 
@@ -239,7 +278,8 @@ def train(
                 log_file.flush()
                 if on_log is not None:
                     on_log(entry)
-            if done % config.checkpoint_every == 0 or done == config.iterations:
+            stop = interrupt.asked  # asked once: it may change while the checkpoint is written
+            if stop or done % config.checkpoint_every == 0 or done == config.iterations:
                 save_checkpoint(
                     checkpoint,
                     model,
@@ -247,8 +287,11 @@ def train(
                     iteration=done,
                     # The sampler and the schedule are functions of config and iteration.
                     config=config.to_dict(),
+                    learned_from=learned_from,
                     random_state=random_state(device),
                 )
+            if stop:
+                raise KeyboardInterrupt(f"resume goes on from iteration {done}")
     return TrainResult(
         model.eval(), checkpoint, log, config.iterations, dataset.problems, unusable, layers
     )
@@ -289,7 +332,17 @@ class Meter:
         return means
 
 
-# Settings that may differ between a run and its continuation: they do not change what is learned.
+def data_fingerprint(records: list[ImageRecord], proposals: ProposalStore) -> str:
+    """A short hash of what is learned from: image ids, ground truth, boxes proposed per image."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record.image_id} {len(proposals[record.image_id])}\n".encode())
+        digest.update(record.boxes.tobytes() + record.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+# Settings that may differ between a run and its continuation. A run may become longer and its files
+# may move: what is in the data is compared by its fingerprint, and the weights were read already.
 FREE_ON_RESUME = {"output", "device", "resume", "iterations", "log_every", "checkpoint_every",
                   "cache_megabytes", "data", "proposals", "weights"}  # fmt: skip
 
@@ -299,6 +352,7 @@ def _resume(
     model: FastRCNN,
     optimiser: torch.optim.Optimizer,
     config: TrainConfig,
+    learned_from: str,
     device: torch.device,
 ) -> int:
     """Load a checkpoint into model, optimiser and generators; return the iteration it was at."""
@@ -311,12 +365,16 @@ def _resume(
     ]
     if content["network"]["classes"] != list(model.classes):
         changed.append(f"classes were {content['network']['classes']}, are {list(model.classes)}")
+    if content.get("learned_from") != learned_from:
+        changed.append("images, objects or numbers of proposals are not those it learned from")
     if changed:
         raise ValueError(
             f"cannot resume from {path}: {'; '.join(changed)}. Give the same settings, or another "
             "output directory for a new run"
         )
     load_weights(model, content, path)
+    # Pre-trained weights brought their own with them.
+    model.preprocessing = Preprocessing.from_dict(content["network"]["preprocessing"])
     optimiser.load_state_dict(content["optimiser"])
     restore_random_state(content["random_state"], device)
     return content["iteration"]
@@ -325,6 +383,8 @@ def _resume(
 def _open_log(path: Path, start: int) -> None:
     """Empty the log of a new run; of a resumed one, drop the lines after the checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []
+    text = path.read_text(encoding="utf-8") if start and path.is_file() else ""
+    # What follows the last line's end was cut off when the run was killed.
+    lines = text.rpartition("\n")[0].splitlines()
     kept = [line for line in lines if json.loads(line)["iteration"] <= start]
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

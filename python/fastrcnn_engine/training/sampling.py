@@ -1,4 +1,5 @@
-"""Which RoIs a batch is made of: hierarchical sampling (paper 2.3; spec sections 4 and 5).
+"""Which RoIs a batch is made of: hierarchical sampling (paper 2.3; original code,
+lib/roi_data_layer/minibatch.py).
 
 Everything random here is a function of (seed, iteration) alone. So the state of the sampler *is*
 the iteration number: a resumed run draws what the uninterrupted one would have drawn, and batches
@@ -124,7 +125,7 @@ def sample_rows(entry: RoiEntry, rng: np.random.Generator, config: TrainConfig) 
 
     At most ``round(fraction * R/N)`` foreground rows, halves rounded to even (Python's and
     NumPy's round). Background fills up to R/N. What is missing is not replaced: the batch is then
-    smaller, and the losses divide by its real size (spec section 5).
+    smaller, and the losses divide by its real size, as in the original code.
     """
     per_image = config.rois_per_batch // config.images_per_batch
     wanted = min(round(config.foreground_fraction * per_image), len(entry.foreground))

@@ -1,4 +1,4 @@
-"""Box regression targets and their statistics (spec section 6)."""
+"""Box regression targets and their statistics (original code, lib/roi_data_layer/roidb.py)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""From a trained network to detections, and from detections to average precision."""
