@@ -80,7 +80,7 @@ def demo(options: cli.Demo, command: str) -> None:
             data, seed=options.seed, train=options.train_images, test=options.test_images
         )
     training_set, test_set = load_voc(data, "train"), load_voc(data, "test")
-    # The images are small and clear: a coarse search finds their objects in a sixth of the time.
+    # The images are small and clear: a coarse and quick search finds their objects.
     search = cli.Search(short_side=120)
     with run.timed("proposals"):
         store = search_datasets([training_set, test_set], out / CACHE, dataclasses.asdict(search))

@@ -74,8 +74,7 @@ def tiny_head(channels: int, pooled_size: int, hidden: int) -> nn.Sequential:
 
     Maxima of a window are nearly all positive, so every RoI looks much like the mean RoI. Taking
     that mean away over the RoIs of the batch is what makes training from scratch start at once:
-    on drawn images, after 200 iterations, the classification loss was 0.75 with these layers,
-    0.91 with layer normalisation and 1.00, which is chance, with plain ones.
+    on the drawn set the classification loss of plain layers stays at chance at first.
 
     Training needs at least two RoIs in a batch.
     """

@@ -223,6 +223,10 @@ def train(
     model.delta_std.copy_(torch.from_numpy(std).flatten())
     model.to(device).train()
     optimiser = build_optimiser(model, config)
+    # Statistics over a single RoI do not exist; a frozen layer keeps the ones it has.
+    normalises_rois = any(
+        isinstance(m, torch.nn.BatchNorm1d) and m.training for m in model.modules()
+    )
 
     start = 0
     if config.resume:
@@ -243,11 +247,11 @@ def train(
         upcoming = ahead.submit(prepare, start) if start < config.iterations else None
         for iteration in range(start, config.iterations):
             batch = upcoming.result().to(device)
-            if model.name == "tiny" and len(batch.labels) < 2:
+            if normalises_rois and len(batch.labels) < 2:
                 raise ValueError(
                     f"iteration {iteration + 1}: the batch of {', '.join(batch.image_ids)} has "
-                    f"{len(batch.labels)} RoI; tiny normalises over the RoIs and needs two. Give "
-                    "more proposals, a larger rois_per_batch or a lower background_low"
+                    f"{len(batch.labels)} RoI; {model.name} normalises over the RoIs and needs "
+                    "two. Give more proposals, a larger rois_per_batch or a lower background_low"
                 )
             if iteration + 1 < config.iterations:
                 upcoming = ahead.submit(prepare, iteration + 1)
