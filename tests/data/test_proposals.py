@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -361,6 +362,24 @@ def test_ctrl_c_stops_soon_and_keeps_what_is_done(tmp_path):
     assert 10 <= len(store) < 100
     np.testing.assert_array_equal(store["0"], selective_search(load_image(tmp_path / "0.png")))
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_ctrl_c_while_searches_are_queued_keeps_what_is_done(tmp_path, monkeypatch):
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *args, **options):
+            if queued:
+                wait(queued)
+                raise KeyboardInterrupt
+            queued.append(super().submit(*args, **options))
+            return queued[-1]
+
+    queued = []
+    save_scenes(tmp_path)
+    monkeypatch.setattr("fastrcnn_engine.data.proposals.ThreadPoolExecutor", Interrupted)
+    items = [(str(i), tmp_path / f"{i}.png") for i in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        compute_proposals(items, tmp_path / "p.npz", workers=1, progress=False)
+    assert list(ProposalStore(tmp_path / "p.npz")) == ["0"]
 
 
 def test_the_search_lets_other_threads_run():

@@ -362,9 +362,11 @@ def compute_proposals(
     threads_before = cv2.getNumThreads()
     cv2.setNumThreads(1)  # one search, one core: the pool below is the only one
     pool = ThreadPoolExecutor(workers or os.cpu_count())
-    futures = {image_id: pool.submit(search, image_id) for image_id in missing}
+    futures: dict[str, Future[np.ndarray]] = {}
     saved = time.monotonic()
     try:
+        for image_id in missing:  # inside: the first searches can be done before the last is queued
+            futures[image_id] = pool.submit(search, image_id)
         with _progress_bar(progress) as bar:
             task = bar.add_task("proposals", total=len(paths), completed=len(kept.keys() & paths))
             for future in as_completed(futures.values()):
