@@ -1,5 +1,6 @@
 #include "array.h"
 
+#include <algorithm>
 #include <bit>
 #include <sstream>
 #include <unordered_map>
@@ -16,7 +17,7 @@ constexpr const char* kVersionedCapsule = "dltensor_versioned";
 
 // Whether the strides are those of a dense array whose dimensions vary, slowest first, as `order` says.
 // Strides of dimensions with one element, and of empty arrays, mean nothing.
-bool is_dense_in(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+bool is_dense_in(std::span<const int64_t> shape, const int64_t* strides,
                  std::initializer_list<int> order) {
   for (const int64_t extent : shape)
     if (extent == 0) return true;
@@ -89,17 +90,23 @@ Array::Array(py::handle object, const char* name, Access access, uintptr_t strea
           " must be aligned to its elements; make a copy first");
 }
 
+void Array::set_rank(int rank) {
+  require(rank <= kMaxRank, name_, " must have at most ", kMaxRank, " dimensions, got ", rank);
+  rank_ = rank;
+}
+
 void Array::adopt(const DLTensor& tensor) {
   data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
   device_ = tensor.device;
   dtype_ = tensor.dtype;
-  shape_.assign(tensor.shape, tensor.shape + tensor.ndim);
+  set_rank(tensor.ndim);
+  std::copy_n(tensor.shape, rank_, shape_);
   if (tensor.strides != nullptr) {
-    strides_.assign(tensor.strides, tensor.strides + tensor.ndim);
+    std::copy_n(tensor.strides, rank_, strides_);
     return;
   }
-  strides_.assign(tensor.ndim, 1);
-  for (int d = tensor.ndim - 2; d >= 0; --d) strides_[d] = strides_[d + 1] * shape_[d + 1];
+  int64_t stride = 1;
+  for (int d = rank_ - 1; d >= 0; stride *= shape_[d--]) strides_[d] = stride;
 }
 
 bool Array::adopt_exchange(py::handle object) {
@@ -113,25 +120,20 @@ bool Array::adopt_exchange(py::handle object) {
 }
 
 void Array::adopt_buffer(py::handle object, Access access) {
-  auto buffer = std::shared_ptr<Py_buffer>(new Py_buffer{}, [](Py_buffer* b) {
-    PyBuffer_Release(b);
-    delete b;
-  });
   const int flags = access == Access::write ? PyBUF_RECORDS : PyBUF_RECORDS_RO;
-  if (PyObject_GetBuffer(object.ptr(), buffer.get(), flags) != 0) {
+  if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) {
     PyErr_Clear();
-    throw InvalidArgument(std::string(name_) + " must be a" +
-                          (access == Access::write ? " writable" : "n") + " array");
+    fail(name_, " must be a", access == Access::write ? " writable" : "n", " array");
   }
-  data_ = buffer->buf;
-  dtype_ = dtype_of_format(buffer->format == nullptr ? "B" : buffer->format, buffer->itemsize);
-  shape_.assign(buffer->shape, buffer->shape + buffer->ndim);
-  for (int d = 0; d < buffer->ndim; ++d) {
+  data_ = buffer_.buf;
+  dtype_ = dtype_of_format(buffer_.format == nullptr ? "B" : buffer_.format, buffer_.itemsize);
+  set_rank(buffer_.ndim);
+  for (int d = 0; d < rank_; ++d) {
+    shape_[d] = buffer_.shape[d];
     // A stride that is no whole number of elements cannot be dense; 0 says so without a special case.
-    const int64_t stride = buffer->strides[d];
-    strides_.push_back(stride % buffer->itemsize == 0 ? stride / buffer->itemsize : 0);
+    const int64_t stride = buffer_.strides[d];
+    strides_[d] = stride % buffer_.itemsize == 0 ? stride / buffer_.itemsize : 0;
   }
-  owner_ = std::move(buffer);
 }
 
 void Array::adopt_capsule(py::handle object, Access access, uintptr_t stream) {
@@ -161,34 +163,31 @@ void Array::adopt_capsule(py::handle object, Access access, uintptr_t stream) {
   } else {
     throw py::type_error(std::string(name_) + ": __dlpack__ did not give a DLPack capsule");
   }
-  // The capsule is not consumed: it is dropped after the call and then frees itself.
-  owner_ = std::shared_ptr<void>(capsule.release().ptr(),
-                                 [](void* p) { Py_DECREF(static_cast<PyObject*>(p)); });
+  capsule_ = std::move(capsule);  // not consumed: dropped after the call, it frees itself
 }
 
 std::string Array::shape_text() const {
   std::ostringstream text;
   text << '(';
-  for (size_t d = 0; d < shape_.size(); ++d) text << (d > 0 ? ", " : "") << shape_[d];
-  text << (shape_.size() == 1 ? ",)" : ")");
+  for (int d = 0; d < rank_; ++d) text << (d > 0 ? ", " : "") << shape_[d];
+  text << (rank_ == 1 ? ",)" : ")");
   return text.str();
 }
 
 bool Array::is_dense(Layout layout) const {
   require_rank(4);
-  return layout == Layout::nchw ? is_dense_in(shape_, strides_, {0, 1, 2, 3})
-                                : is_dense_in(shape_, strides_, {0, 2, 3, 1});
+  return layout == Layout::nchw ? is_dense_in(shape(), strides_, {0, 1, 2, 3})
+                                : is_dense_in(shape(), strides_, {0, 2, 3, 1});
 }
 
 void Array::require_rank(int rank) const {
-  require(static_cast<int>(shape_.size()) == rank, name_, " must have ", rank,
-          " dimensions, got shape ", shape_text());
+  if (rank_ != rank) fail(name_, " must have ", rank, " dimensions, got shape ", shape_text());
 }
 
 void Array::require_row_major() const {
   int64_t expected = 1;
   bool dense = true, empty = false;
-  for (size_t d = shape_.size(); d-- > 0;) {
+  for (int d = rank_ - 1; d >= 0; --d) {
     if (shape_[d] != 1 && strides_[d] != expected) dense = false;
     expected *= shape_[d];
     empty = empty || shape_[d] == 0;

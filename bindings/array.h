@@ -6,13 +6,13 @@
 
 #include <cstdint>
 #include <initializer_list>
-#include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
-#include <vector>
 
 #include "dlpack.h"
 #include "fastrcnn_engine/error.h"
+#include "fastrcnn_engine/semantics/half.h"
 #include "fastrcnn_engine/tensor.h"
 
 namespace fastrcnn_engine::bindings {
@@ -23,6 +23,9 @@ enum class Access { read, write };
 
 template <typename T>
 constexpr DLDataType dtype_of() {
+  if constexpr (std::is_same_v<T, float16>) return {dlpack::kFloat, 16, 1};
+  if constexpr (std::is_same_v<T, bfloat16>) return {dlpack::kBfloat, 16, 1};
+  if constexpr (std::is_unsigned_v<T>) return {dlpack::kUInt, 8 * sizeof(T), 1};
   if constexpr (std::is_floating_point_v<T>) return {dlpack::kFloat, 8 * sizeof(T), 1};
   return {dlpack::kInt, 8 * sizeof(T), 1};
 }
@@ -38,7 +41,7 @@ class Array {
   const char* name() const { return name_; }
   DLDevice device() const { return device_; }
   DLDataType dtype() const { return dtype_; }
-  const std::vector<int64_t>& shape() const { return shape_; }
+  std::span<const int64_t> shape() const { return {shape_, static_cast<size_t>(rank_)}; }
   std::string shape_text() const;
   bool is_dense(Layout layout) const;  // rank 4 only
 
@@ -62,6 +65,15 @@ class Array {
     return v.data;
   }
 
+  // One number, whatever the number of dimensions.
+  template <typename T>
+  T* scalar() const {
+    require_dtype<T>();
+    for (const int64_t extent : shape())
+      if (extent != 1) fail(name_, " must be one number, got shape ", shape_text());
+    return static_cast<T*>(data_);
+  }
+
   template <typename T>
   MapView<T> map(Layout layout) const {
     require_dtype<T>();
@@ -73,11 +85,12 @@ class Array {
   template <typename T>
   void require_dtype() const {
     constexpr DLDataType wanted = dtype_of<std::remove_const_t<T>>();
-    require(dtype_.code == wanted.code && dtype_.bits == wanted.bits && dtype_.lanes == 1, name_,
-            " must be ", dtype_name(wanted), ", got ", dtype_name(dtype_));
+    if (dtype_.code == wanted.code && dtype_.bits == wanted.bits && dtype_.lanes == 1) return;
+    fail(name_, " must be ", dtype_name(wanted), ", got ", dtype_name(dtype_));
   }
   void require_rank(int rank) const;
   void require_row_major() const;
+  void set_rank(int rank);
   void adopt(const DLTensor& tensor);
   bool adopt_exchange(py::handle object);
   void adopt_buffer(py::handle object, Access access);
@@ -87,8 +100,19 @@ class Array {
   void* data_ = nullptr;
   DLDevice device_{dlpack::kCPU, 0};
   DLDataType dtype_{};
-  std::vector<int64_t> shape_, strides_;
-  std::shared_ptr<void> owner_;  // keeps a capsule or buffer alive for the call
+  static constexpr int kMaxRank = 64;  // NumPy's; without heap memory a view costs next to nothing
+  int rank_ = 0;
+  int64_t shape_[kMaxRank], strides_[kMaxRank];  // in elements; the first rank_ count
+
+  // What the array came as, held for the call.
+  struct Buffer : Py_buffer {
+    Buffer() { obj = nullptr; }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { PyBuffer_Release(this); }  // does nothing where obj is null
+  };
+  Buffer buffer_;
+  py::object capsule_;
 };
 
 // The one layout in which every array is dense (each may be dense in both). The first array decides

@@ -9,15 +9,14 @@
 
 namespace fastrcnn_engine::bindings {
 
-// Calls run.operator()<T>() with the array's type.
+// Calls run.operator()<T>() with the array's type; `wanted` is what the message asks for.
 template <typename Run>
-auto for_float(const Array& array, Run run) {
+auto for_float(const Array& array, Run run, const char* wanted = "float32 or float64") {
   const DLDataType dtype = array.dtype();
   const bool floating = dtype.code == dlpack::kFloat && dtype.lanes == 1;
   if (floating && dtype.bits == 32) return run.template operator()<float>();
-  require(floating && dtype.bits == 64, array.name(), " must be float32 or float64, got ",
-          dtype_name(dtype));
-  return run.template operator()<double>();
+  if (floating && dtype.bits == 64) return run.template operator()<double>();
+  fail(array.name(), " must be ", wanted, ", got ", dtype_name(dtype));
 }
 
 inline std::string place_name(const Array& array) {
@@ -35,8 +34,9 @@ auto on_device(std::initializer_list<const Array*> arrays, uintptr_t stream, OnC
     return a.device().device_type == dlpack::kCUDA ? a.device().device_id : -1;
   };
   for (const Array* array : arrays)
-    require(place(*array) == place(first), array->name(), " must be on the device of ", first.name(),
-            " (", place_name(first), "), got ", place_name(*array));
+    if (place(*array) != place(first))
+      fail(array->name(), " must be on the device of ", first.name(), " (", place_name(first),
+           "), got ", place_name(*array));
   if (place(first) < 0) {
     py::gil_scoped_release release;
     return on_cpu();

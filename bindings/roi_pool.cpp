@@ -3,14 +3,42 @@
 #include <optional>
 
 #include "dispatch.h"
+#include "fastrcnn_engine/threads.h"
 #include "operators.h"
 
 namespace fastrcnn_engine::bindings {
 
 namespace {
 
+// Calls run.operator()<T, Index>() with the types of the features and of their argmax, if there is one.
+template <typename Run>
+void for_features(const Array& features, const Array* argmax, Run run) {
+  const DLDataType dtype = features.dtype();
+  const auto with = [&]<typename T>() {
+    if (argmax != nullptr && argmax->dtype().code == dlpack::kUInt)
+      run.template operator()<T, uint16_t>();
+    else
+      run.template operator()<T, int32_t>();
+  };
+  if (dtype.bits == 16 && dtype.lanes == 1 && dtype.code == dlpack::kFloat)
+    with.template operator()<float16>();
+  else if (dtype.bits == 16 && dtype.lanes == 1 && dtype.code == dlpack::kBfloat)
+    with.template operator()<bfloat16>();
+  else
+    for_float(features, with, "float16, bfloat16, float32 or float64");
+}
+
+// The CUDA kernels know the wide types alone.
+template <typename T, typename Index>
+constexpr bool kOnCuda = sizeof(T) > 2 && sizeof(Index) > 2;
+
+[[noreturn]] void refuse_on_cuda(const Array& features) {
+  throw InvalidArgument(std::string(features.name()) +
+                        " must be float32 or float64 on CUDA, with an int32 argmax");
+}
+
 void forward(py::handle input, py::handle boxes, double spatial_scale, py::handle out,
-             py::handle argmax_out, uintptr_t stream) {
+             py::handle argmax_out, uintptr_t stream, int threads) {
   const Array features(input, "input", Access::read, stream);
   const Array rois(boxes, "boxes", Access::read, stream);
   const Array output(out, "out", Access::write, stream);
@@ -19,36 +47,48 @@ void forward(py::handle input, py::handle boxes, double spatial_scale, py::handl
   const Array& last = argmax ? *argmax : output;
   const Layout layout = common_layout({&features, &output, &last});
 
-  for_float(features, [&]<typename T>() {
-    RoiPoolForward<T> call;
+  for_features(features, argmax ? &*argmax : nullptr, [&]<typename T, typename Index>() {
+    RoiPoolForward<T, Index> call;
     call.features = features.map<const T>(layout);
     call.rois = rois.view<const float, 2>();
     call.spatial_scale = static_cast<float>(spatial_scale);
     call.output = output.map<T>(layout);
-    if (argmax) call.argmax = argmax->map<int32_t>(layout);
+    if (argmax) call.argmax = argmax->map<Index>(layout);
+    call.threads = threads;
     on_device(
         {&features, &rois, &output, &last}, stream, [&] { cpu::roi_pool_forward(call); },
-        [&](auto s) { cuda::roi_pool_forward(call, s); });
+        [&](auto s) {
+          if constexpr (kOnCuda<T, Index>)
+            cuda::roi_pool_forward(call, s);
+          else
+            refuse_on_cuda(features);
+        });
   });
 }
 
 void backward(py::handle grad_output, py::handle argmax, py::handle boxes, py::handle grad_input,
-              uintptr_t stream) {
+              uintptr_t stream, int threads) {
   const Array gradient(grad_output, "grad_output", Access::read, stream);
   const Array indices(argmax, "argmax", Access::read, stream);
   const Array rois(boxes, "boxes", Access::read, stream);
   const Array result(grad_input, "grad_input", Access::write, stream);
   const Layout layout = common_layout({&gradient, &indices, &result});
 
-  for_float(gradient, [&]<typename T>() {
-    RoiPoolBackward<T> call;
+  for_features(gradient, &indices, [&]<typename T, typename Index>() {
+    RoiPoolBackward<T, Index> call;
     call.grad_output = gradient.map<const T>(layout);
-    call.argmax = indices.map<const int32_t>(layout);
+    call.argmax = indices.map<const Index>(layout);
     call.rois = rois.view<const float, 2>();
     call.grad_input = result.map<T>(layout);
+    call.threads = threads;
     on_device(
         {&gradient, &indices, &rois, &result}, stream, [&] { cpu::roi_pool_backward(call); },
-        [&](auto s) { cuda::roi_pool_backward(call, s); });
+        [&](auto s) {
+          if constexpr (kOnCuda<T, Index>)
+            cuda::roi_pool_backward(call, s);
+          else
+            refuse_on_cuda(gradient);
+        });
   });
 }
 
@@ -57,6 +97,8 @@ void backward(py::handle grad_output, py::handle argmax, py::handle boxes, py::h
 void bind_roi_pool(py::module_& module) {
   module.def("roi_pool_forward", &forward);
   module.def("roi_pool_backward", &backward);
+  module.def("num_threads", &num_threads);
+  module.def("set_num_threads", &set_num_threads);
 }
 
 }  // namespace fastrcnn_engine::bindings

@@ -28,8 +28,9 @@ struct Operands {
     if (labels) call.labels = labels->vector<const int64_t>(rows);
     if (weights) {
       const View<const T, 2> w = weights->view<const T, 2>();
-      require(w.shape[0] == rows && w.shape[1] == width, "weights must have the shape of targets (",
-              rows, ", ", width, "), got ", weights->shape_text());
+      if (w.shape[0] != rows || w.shape[1] != width)
+        fail("weights must have the shape of targets (", rows, ", ", width, "), got ",
+             weights->shape_text());
       call.weights = w.data;
     }
     call.beta = beta;
@@ -50,7 +51,7 @@ void forward(py::handle deltas, py::handle targets, py::handle labels, py::handl
   const Array value(loss, "loss", Access::write, stream);
   for_float(in.deltas, [&]<typename T>() {
     const SmoothL1<T> call = in.call<T>(beta, normalizer);
-    T* out = value.vector<T>(1);
+    T* out = value.scalar<T>();
     on_device(
         {&in.deltas, &in.targets, &in.labels_or_deltas(), &in.weights_or_deltas(), &value}, stream,
         [&] { cpu::smooth_l1_forward(call, out); },
@@ -66,7 +67,7 @@ void backward(py::handle deltas, py::handle targets, py::handle labels, py::hand
   const Array result(grad_deltas, "grad_deltas", Access::write, stream);
   for_float(in.deltas, [&]<typename T>() {
     const SmoothL1<T> call = in.call<T>(beta, normalizer);
-    const T* gradient = upstream.vector<const T>(1);
+    const T* gradient = upstream.scalar<const T>();
     const View<T, 2> out = result.view<T, 2>();
     on_device(
         {&in.deltas, &in.targets, &in.labels_or_deltas(), &in.weights_or_deltas(), &upstream,

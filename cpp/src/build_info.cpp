@@ -1,5 +1,7 @@
 #include "fastrcnn_engine/build_info.h"
 
+#include "instruction_set.h"
+
 namespace fastrcnn_engine {
 
 namespace {
@@ -12,24 +14,20 @@ constexpr const char* kCompiler = "gcc " __VERSION__;
 constexpr const char* kCompiler = "unknown";
 #endif
 
-#if defined(__AVX512F__)
-constexpr const char* kInstructionSets = "x86-64, AVX-512";
-#elif defined(__AVX2__)
-constexpr const char* kInstructionSets = "x86-64, AVX2";
-#elif defined(__x86_64__)
-constexpr const char* kInstructionSets = "x86-64 baseline, SSE2";
-#elif defined(__aarch64__)
-constexpr const char* kInstructionSets = "aarch64 baseline, NEON";
-#else
-constexpr const char* kInstructionSets = "portable";
-#endif
+std::string instruction_sets() {
+  const cpu::InstructionSet chosen = cpu::instruction_set();
+  std::string text = std::string(cpu::name_of(chosen)) + " (of";
+  for (const cpu::InstructionSet set : cpu::supported_instruction_sets())
+    text += std::string(" ") + cpu::name_of(set);
+  return text + ")";
+}
 
 }  // namespace
 
 BuildInfo build_info() {
   const std::string architectures = FRCNN_CUDA_ARCHITECTURES;
   return {FRCNN_VERSION,     kCompiler,     !architectures.empty(),
-          FRCNN_CUDA_REASON, architectures, kInstructionSets};
+          FRCNN_CUDA_REASON, architectures, instruction_sets()};
 }
 
 }  // namespace fastrcnn_engine

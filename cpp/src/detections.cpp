@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "fastrcnn_engine/nms.h"
 #include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/candidate.h"
+#include "greedy_suppression.h"
+#include "nms_kernels.h"
+#include "score_order.h"
 #include "views.h"
 
 namespace fastrcnn_engine {
@@ -35,55 +37,64 @@ template void check(const DetectBoxes<double>&);
 
 namespace cpu {
 
+namespace {
+
 using semantics::box_at;
 using semantics::delta_at;
-using semantics::put_box;
 
+// Every (proposal, class) whose score exceeds the threshold, best first; `index` is the place in
+// the scores, which rises with (proposal, class).
+template <typename T>
+std::vector<Ranked<T>> ranked_candidates(const View<const T, 2>& scores, T threshold) {
+  constexpr int64_t chunk = 4096;
+  int32_t positions[chunk];
+  const auto kernels = FRCNN_CHOSEN(nms_kernels<T>);
+  const int64_t columns = scores.shape[1], count = scores.size();
+  std::vector<Ranked<T>> candidates;
+  int64_t background = 0;  // the last place of column 0 at or before the one at hand
+  for (int64_t first = 0; first < count; first += chunk) {
+    const auto here = static_cast<int32_t>(std::min(chunk, count - first));
+    const int32_t found = kernels.positions_above(scores.data + first, here, threshold, positions);
+    for (int32_t i = 0; i < found; ++i) {
+      const int64_t at = first + positions[i];
+      while (at >= background + columns) background += columns;
+      if (at != background) candidates.push_back({semantics::rank_key(scores.data[at]), at});
+    }
+  }
+  sort_by_score(candidates);
+  return candidates;
+}
+
+}  // namespace
+
+// Boxes are made when their turn comes, so those after the last detection never are.
 template <typename T>
 int64_t detect_boxes(const DetectBoxes<T>& call) {
   check(call);
-  const int64_t columns = call.scores.shape[1];
+  const int64_t columns = call.scores.shape[1], most = call.boxes.shape[0];
   const T score_threshold = static_cast<T>(call.score_threshold);
   const T max_log_ratio = static_cast<T>(call.max_log_ratio);
   const T x_limit = semantics::clip_limit(static_cast<T>(call.image_width), call.inclusive);
   const T y_limit = semantics::clip_limit(static_cast<T>(call.image_height), call.inclusive);
 
-  std::vector<T> boxes, scores;
-  std::vector<int64_t> labels, rows;
-  for (int64_t r = 0; r < call.proposals.shape[0]; ++r) {
-    const auto proposal = box_at(call.proposals.data, r);
-    for (int64_t k = 1; k < columns; ++k) {
-      const T score = call.scores.data[r * columns + k];
-      if (!(score > score_threshold)) continue;  // most go here, before any arithmetic
-      auto box = proposal;
-      if (call.deltas.data != nullptr)
-        box = semantics::decode(proposal, delta_at(call.deltas.data, r * columns + k),
-                                max_log_ratio);
-      box = semantics::clip(box, x_limit, y_limit);
-      if (!semantics::is_candidate(score, score_threshold, box)) continue;
-      boxes.insert(boxes.end(), {box.x1, box.y1, box.x2, box.y2});
-      scores.push_back(score);
-      labels.push_back(k);
-      rows.push_back(r);
-    }
-  }
-
-  const auto candidates = static_cast<int64_t>(scores.size());
-  std::vector<int64_t> keep(candidates);
-  Nms<T> suppression;
-  suppression.boxes = {boxes.data(), {candidates, 4}};
-  suppression.scores = {scores.data(), {candidates}};
-  suppression.class_ids = labels.data();
-  suppression.iou_threshold = call.nms_threshold;
-  suppression.inclusive = call.inclusive;
-  suppression.keep = {keep.data(), {candidates}};
-  const int64_t kept = std::min(nms(suppression), call.boxes.shape[0]);
-
-  for (int64_t m = 0; m < kept; ++m) {
-    put_box(call.boxes.data, m, box_at(boxes.data(), keep[m]));
-    call.box_scores.data[m] = scores[keep[m]];
-    call.labels.data[m] = labels[keep[m]];
-    call.proposal_rows.data[m] = rows[keep[m]];
+  const auto candidates = ranked_candidates(call.scores, score_threshold);
+  GreedySuppression<T> suppression(columns, static_cast<int64_t>(candidates.size()),
+                                   call.nms_threshold, call.inclusive);
+  int64_t kept = 0;
+  for (auto next = candidates.begin(); next != candidates.end() && kept < most; ++next) {
+    const int64_t row = next->index / columns, label = next->index % columns;
+    auto box = box_at(call.proposals.data, row);
+    if (call.deltas.data != nullptr)
+      box = semantics::decode(box, delta_at(call.deltas.data, next->index), max_log_ratio);
+    box = semantics::clip(box, x_limit, y_limit);
+    const T score = call.scores.data[next->index];
+    if (!semantics::is_candidate(score, score_threshold, box)) continue;
+    if (!suppression.keep(box, label)) continue;
+    semantics::put_box(call.boxes.data, kept, box);
+    call.box_scores.data[kept] = score;
+    call.labels.data[kept] = label;
+    call.proposal_rows.data[kept] = row;
+    ++kept;
   }
   return kept;
 }

@@ -1,11 +1,12 @@
 #include "fastrcnn_engine/nms.h"
 
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/iou.h"
+#include "greedy_suppression.h"
+#include "score_order.h"
 #include "views.h"
 
 namespace fastrcnn_engine {
@@ -33,33 +34,40 @@ template void check(const Nms<double>&);
 namespace cpu {
 namespace {
 
+using semantics::Box;
 using semantics::box_at;
 
-using semantics::Box;
-
-// The boxes kept so far, one array per coordinate so that the compiler compares several at once.
-template <typename T>
-class KeptBoxes {
+// Numbers 0 .. count - 1 for classes named by any numbers.
+class ClassNumbers {
  public:
-  void clear() { x1_.clear(), y1_.clear(), x2_.clear(), y2_.clear(); }
-  void add(const Box<T>& box) {
-    x1_.push_back(box.x1), y1_.push_back(box.y1), x2_.push_back(box.x2), y2_.push_back(box.y2);
-  }
-  bool suppress(const Box<T>& box, float threshold, T side) const {
-    constexpr size_t block = 16;  // compared without a branch, then asked once
-    const size_t n = x1_.size();
-    for (size_t begin = 0; begin < n; begin += block) {
-      const size_t end = std::min(n, begin + block);
-      int hits = 0;
-      for (size_t i = begin; i < end; ++i)
-        hits += semantics::suppresses(Box<T>{x1_[i], y1_[i], x2_[i], y2_[i]}, box, threshold, side);
-      if (hits > 0) return true;
+  // `ids` (B,), or null: one class.
+  ClassNumbers(const int64_t* ids, int64_t boxes) : ids_(boxes > 0 ? ids : nullptr) {
+    if (ids_ == nullptr) return;
+    const auto [lowest, highest] = std::minmax_element(ids, ids + boxes);
+    first_ = static_cast<uint64_t>(*lowest);
+    const uint64_t range = static_cast<uint64_t>(*highest) - first_;
+    if (range < 2 * static_cast<uint64_t>(boxes)) {
+      count_ = static_cast<int64_t>(range) + 1;
+      return;
     }
-    return false;
+    sorted_.assign(ids, ids + boxes);
+    std::sort(sorted_.begin(), sorted_.end());
+    sorted_.erase(std::unique(sorted_.begin(), sorted_.end()), sorted_.end());
+    count_ = static_cast<int64_t>(sorted_.size());
+  }
+
+  int64_t count() const { return count_; }
+  int64_t of(int64_t box) const {
+    if (ids_ == nullptr) return 0;
+    if (sorted_.empty()) return static_cast<int64_t>(static_cast<uint64_t>(ids_[box]) - first_);
+    return std::lower_bound(sorted_.begin(), sorted_.end(), ids_[box]) - sorted_.begin();
   }
 
  private:
-  std::vector<T> x1_, y1_, x2_, y2_;
+  const int64_t* ids_;
+  int64_t count_ = 1;
+  uint64_t first_ = 0;           // the lowest id, where the ids are close together
+  std::vector<int64_t> sorted_;  // where they are not
 };
 
 }  // namespace
@@ -79,34 +87,20 @@ void box_iou(const BoxIou<T>& call) {
 template <typename T>
 int64_t nms(const Nms<T>& call) {
   check(call);
-  const T* scores = call.scores.data;
-  const auto before = [scores](int64_t a, int64_t b) {
-    return semantics::ranks_before(scores[a], a, scores[b], b);
-  };
-  const auto class_of = [&call](int64_t i) {
-    return call.class_ids == nullptr ? int64_t{0} : call.class_ids[i];
-  };
+  const int64_t boxes = call.boxes.shape[0];
+  std::vector<Ranked<T>> order;
+  order.reserve(boxes);
+  for (int64_t i = 0; i < boxes; ++i)
+    if (const T score = call.scores.data[i]; score == score)
+      order.push_back({semantics::rank_key(score), i});
+  sort_by_score(order);
 
-  // Visited class by class; only boxes of the class at hand are compared.
-  std::vector<int64_t> order(call.boxes.shape[0]);
-  std::iota(order.begin(), order.end(), int64_t{0});
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    const int64_t class_a = class_of(a), class_b = class_of(b);
-    return class_a != class_b ? class_a < class_b : before(a, b);
-  });
-
-  const T side = call.inclusive ? T(1) : T(0);
-  KeptBoxes<T> kept_boxes;
+  const ClassNumbers classes(call.class_ids, boxes);
+  GreedySuppression<T> suppression(classes.count(), boxes, call.iou_threshold, call.inclusive);
   int64_t kept = 0;
-  for (size_t position = 0; position < order.size(); ++position) {
-    const int64_t i = order[position];
-    if (position > 0 && class_of(i) != class_of(order[position - 1])) kept_boxes.clear();
-    const Box<T> box = box_at(call.boxes.data, i);
-    if (scores[i] != scores[i] || kept_boxes.suppress(box, call.iou_threshold, side)) continue;
-    kept_boxes.add(box);
-    call.keep.data[kept++] = i;
-  }
-  if (call.class_ids != nullptr) std::sort(call.keep.data, call.keep.data + kept, before);
+  for (const Ranked<T>& entry : order)
+    if (suppression.keep(box_at(call.boxes.data, entry.index), classes.of(entry.index)))
+      call.keep.data[kept++] = entry.index;
   return kept;
 }
 

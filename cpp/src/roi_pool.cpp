@@ -7,6 +7,9 @@
 
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/roi_bins.h"
+#include "memory.h"
+#include "parallel.h"
+#include "roi_pool_kernels.h"
 
 namespace fastrcnn_engine {
 
@@ -27,15 +30,19 @@ void require_rois(const View<const float, 2>& rois) {
           rois.shape[0], ", ", rois.shape[1], ")");
 }
 
-void require_int32_cells(int64_t h, int64_t w) {
-  require(h * w <= std::numeric_limits<int32_t>::max(), "argmax is int32: a map of ", h, " x ", w,
+// Every cell has a number of its own; 65535 of uint16 stands for -1.
+template <typename Index>
+void require_numbered_cells(int64_t h, int64_t w) {
+  constexpr bool is_signed = std::numeric_limits<Index>::is_signed;
+  const int64_t most = std::numeric_limits<Index>::max();
+  require(h * w <= most, "argmax is ", is_signed ? "int32" : "uint16", ": a map of ", h, " x ", w,
           " cells is too large for it");
 }
 
 }  // namespace
 
-template <typename T>
-void check(const RoiPoolForward<T>& call) {
+template <typename T, typename Index>
+void check(const RoiPoolForward<T, Index>& call) {
   require_rois(call.rois);
   require(call.output.h > 0 && call.output.w > 0, "output_size must be positive, got (",
           call.output.h, ", ", call.output.w, ")");
@@ -49,12 +56,12 @@ void check(const RoiPoolForward<T>& call) {
           "output must have the memory layout of input (both NCHW or both channels-last)");
   if (call.argmax.data != nullptr) {
     require_same_map(call.output, "output", call.argmax, "argmax");
-    require_int32_cells(call.features.h, call.features.w);
+    require_numbered_cells<Index>(call.features.h, call.features.w);
   }
 }
 
-template <typename T>
-void check(const RoiPoolBackward<T>& call) {
+template <typename T, typename Index>
+void check(const RoiPoolBackward<T, Index>& call) {
   require_rois(call.rois);
   require_same_map(call.grad_output, "grad_output", call.argmax, "argmax");
   require(call.grad_output.n == call.rois.shape[0] && call.grad_output.c == call.grad_input.c,
@@ -63,7 +70,7 @@ void check(const RoiPoolBackward<T>& call) {
           ", ", call.grad_output.h, ", ", call.grad_output.w, ")");
   require(call.grad_output.layout == call.grad_input.layout || call.grad_output.size() == 0,
           "grad_output must have the memory layout of grad_input");
-  require_int32_cells(call.grad_input.h, call.grad_input.w);
+  require_numbered_cells<Index>(call.grad_input.h, call.grad_input.w);
 }
 
 namespace cpu {
@@ -71,232 +78,209 @@ namespace {
 
 using semantics::BinRange;
 
-// One RoI on the map: its bins' edges, computed once and used by every channel.
-struct PooledRoi {
-  int64_t row;                // of `rois`
-  std::vector<BinRange> ys;   // PH
-  std::vector<BinRange> xs;   // PW
-  int64_t cells_read;
+// RoIs by image: rows of image i are rows[begin[i]] to rows[begin[i + 1]], ascending.
+struct RowsByImage {
+  std::vector<int64_t> begin;
+  std::vector<int64_t> rows;
 };
 
-// The RoIs of every image, in ascending row order.
-template <typename T>
-std::vector<std::vector<PooledRoi>> locate(const RoiPoolForward<T>& call) {
-  std::vector<std::vector<PooledRoi>> by_image(call.features.n);
-  for (int64_t r = 0; r < call.rois.shape[0]; ++r) {
-    const float* roi = call.rois.data + 5 * r;
-    const int64_t image = semantics::roi_image(roi[0], call.features.n);
-    require(image >= 0, "boxes[", r, "]: batch index must be in [0, ", call.features.n, "), got ",
-            roi[0]);
-    const auto y = semantics::roi_span(roi[2], roi[4], call.spatial_scale, call.output.h);
-    const auto x = semantics::roi_span(roi[1], roi[3], call.spatial_scale, call.output.w);
-    PooledRoi& pooled = by_image[image].emplace_back();
-    pooled.row = r;
-    int64_t rows = 0, columns = 0;
-    for (int64_t p = 0; p < call.output.h; ++p) {
-      const BinRange& range =
-          pooled.ys.emplace_back(semantics::bin_range(y, p, call.features.h));
-      rows += std::max<int64_t>(range.end - range.begin, 0);
+// InvalidArgument, naming the row, for a RoI whose image does not exist.
+RowsByImage rows_by_image(const View<const float, 2>& rois, int64_t images) {
+  const int64_t count = rois.shape[0];
+  std::vector<int64_t> image_of(count);
+  RowsByImage sorted{std::vector<int64_t>(images + 1), std::vector<int64_t>(count)};
+  for (int64_t r = 0; r < count; ++r) {
+    image_of[r] = semantics::roi_image(rois.data[5 * r], images);
+    require(image_of[r] >= 0, "boxes[", r, "]: batch index must be in [0, ", images, "), got ",
+            rois.data[5 * r]);
+    ++sorted.begin[image_of[r] + 1];
+  }
+  std::partial_sum(sorted.begin.begin(), sorted.begin.end(), sorted.begin.begin());
+  std::vector<int64_t> next(sorted.begin.begin(), sorted.begin.end() - 1);
+  for (int64_t r = 0; r < count; ++r) sorted.rows[next[image_of[r]]++] = r;
+  return sorted;
+}
+
+// RoIs of one image and the part of its map that holds their bins.
+struct RoiGroup {
+  int64_t image;
+  int64_t first, count;  // of PooledRois::rois
+  Window window;
+};
+
+// Every RoI located on its map, image by image.
+struct PooledRois {
+  std::vector<BinRange> edges;
+  std::vector<PooledRoi> rois;
+  std::vector<int64_t> image_of;
+  std::vector<Window> windows;  // a RoI's own
+  int64_t cells_read = 0;       // of one channel, by all RoIs
+
+  int64_t size() const { return static_cast<int64_t>(rois.size()); }
+};
+
+// From the first cell of any bin to the last.
+BinRange hull(const BinRange* ranges, int64_t count) {
+  BinRange hull{0, 0};
+  for (int64_t p = 0; p < count; ++p) {
+    if (ranges[p].end <= ranges[p].begin) continue;
+    if (hull.end == 0) hull = ranges[p];
+    hull = {std::min(hull.begin, ranges[p].begin), std::max(hull.end, ranges[p].end)};
+  }
+  return hull;
+}
+
+int64_t total_length(const BinRange* ranges, int64_t count) {
+  int64_t total = 0;
+  for (int64_t p = 0; p < count; ++p) total += std::max<int64_t>(ranges[p].end - ranges[p].begin, 0);
+  return total;
+}
+
+template <typename Call>
+PooledRois locate(const Call& call) {
+  const RowsByImage by_image = rows_by_image(call.rois, call.features.n);
+  const int64_t ph = call.output.h, pw = call.output.w;
+  PooledRois located;
+  located.edges.resize(by_image.rows.size() * (ph + pw));
+  BinRange* edges = located.edges.data();
+  for (int64_t image = 0; image < call.features.n; ++image) {
+    for (int64_t i = by_image.begin[image]; i < by_image.begin[image + 1]; ++i) {
+      const int64_t row = by_image.rows[i];
+      const float* roi = call.rois.data + 5 * row;
+      const auto y = semantics::roi_span(roi[2], roi[4], call.spatial_scale, ph);
+      const auto x = semantics::roi_span(roi[1], roi[3], call.spatial_scale, pw);
+      BinRange* const ys = edges;
+      BinRange* const xs = edges += ph;
+      edges += pw;
+      for (int64_t p = 0; p < ph; ++p) ys[p] = semantics::bin_range(y, p, call.features.h);
+      for (int64_t p = 0; p < pw; ++p) xs[p] = semantics::bin_range(x, p, call.features.w);
+      const BinRange rows = hull(ys, ph), columns = hull(xs, pw);
+      located.rois.push_back({row, ys, xs});
+      located.image_of.push_back(image);
+      located.windows.push_back(
+          {rows.begin, columns.begin, rows.end - rows.begin, columns.end - columns.begin});
+      located.cells_read += total_length(ys, ph) * total_length(xs, pw);
     }
-    for (int64_t p = 0; p < call.output.w; ++p) {
-      const BinRange& range =
-          pooled.xs.emplace_back(semantics::bin_range(x, p, call.features.w));
-      columns += std::max<int64_t>(range.end - range.begin, 0);
+  }
+  return located;
+}
+
+// Packing costs by the cell. Each image's RoIs share one window of whole rows, or have a window each,
+// whichever holds fewer cells: many RoIs must not pack the same cells again and again, and few small
+// ones must not pack a whole map.
+std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width) {
+  std::vector<RoiGroup> groups;
+  for (int64_t first = 0, last; first < located.size(); first = last) {
+    const int64_t image = located.image_of[first];
+    int64_t own_cells = 0, begin = std::numeric_limits<int64_t>::max(), end = 0;
+    for (last = first; last < located.size() && located.image_of[last] == image; ++last) {
+      const Window& window = located.windows[last];
+      own_cells += window.cells();
+      if (window.cells() == 0) continue;
+      begin = std::min(begin, window.y);
+      end = std::max(end, window.y + window.height);
     }
-    pooled.cells_read = rows * columns;
-  }
-  return by_image;
-}
-
-// The maximum over one bin for `Lanes` channels side by side: cell (y, x) of lane l is
-// cells[(y * width + x) * cell_stride + l]. The lanes are what the compiler vectorises.
-template <int Lanes, bool WithArgmax, typename T>
-void pool_bin(const T* __restrict cells, int64_t cell_stride, int64_t width, BinRange y, BinRange x,
-              T* __restrict value, int32_t* __restrict index) {
-  constexpr T lowest = -std::numeric_limits<T>::infinity();
-  if (y.end <= y.begin || x.end <= x.begin) {
-    std::fill_n(value, Lanes, T(0));
-    if constexpr (WithArgmax) std::fill_n(index, Lanes, -1);
-    return;
-  }
-  std::fill_n(value, Lanes, lowest);
-  if constexpr (WithArgmax) std::fill_n(index, Lanes, -1);
-  for (int64_t row = y.begin; row < y.end; ++row) {
-    for (int64_t cell = row * width + x.begin; cell < row * width + x.end; ++cell) {
-      const T* __restrict candidates = cells + cell * cell_stride;
-      const auto here = static_cast<int32_t>(cell);
-      for (int l = 0; l < Lanes; ++l) {
-        // Selects without a branch, the second by mask: what the compiler turns into vector code.
-        const T candidate = candidates[l], best = value[l];
-        value[l] = semantics::beats(candidate, best) ? candidate : best;
-        if constexpr (WithArgmax) {
-          const int32_t greater = -static_cast<int32_t>(semantics::beats(candidate, best));
-          index[l] ^= (index[l] ^ here) & greater;
-        }
-      }
-    }
-  }
-  // Nothing was greater than -inf: the first cell stands for the bin.
-  const int64_t first = y.begin * width + x.begin;
-  for (int l = 0; l < Lanes; ++l) {
-    if (value[l] != lowest) continue;
-    value[l] = cells[first * cell_stride + l];
-    if constexpr (WithArgmax) index[l] = static_cast<int32_t>(first);
-  }
-}
-
-constexpr int kLanes = 32;
-
-// Copies channels [channel, channel + count) of one image to [H * W][kLanes].
-template <typename T>
-void pack_lanes(const MapView<const T>& features, int64_t image, int64_t channel, int count,
-                T* packed) {
-  for (int l = 0; l < count; ++l) {
-    const T* from = features.data + features.offset(image, channel + l, 0);
-    const int64_t stride = features.cell_stride();
-    for (int64_t cell = 0; cell < features.cells(); ++cell)
-      packed[cell * kLanes + l] = from[cell * stride];
-  }
-}
-
-// Writes the bins of one RoI, [bins][Lanes], to `count` channels of the map in the order of its memory:
-// a channel's plane is one run, where a store per bin and channel would touch 32 lines over and over.
-template <int Lanes, typename T>
-void write_channels(const T* staged, const MapView<T>& map, int64_t row, int64_t channel, int count) {
-  T* to = map.data + map.offset(row, channel, 0);
-  const int64_t bins = map.cells();
-  if (map.layout == Layout::nchw) {
-    for (int l = 0; l < count; ++l)
-      for (int64_t bin = 0; bin < bins; ++bin) to[l * bins + bin] = staged[bin * Lanes + l];
-  } else {
-    for (int64_t bin = 0; bin < bins; ++bin)
-      for (int l = 0; l < count; ++l) to[bin * map.c + l] = staged[bin * Lanes + l];
-  }
-}
-
-// Pools all RoIs of one image for `count` channels starting at `channel`.
-template <int Lanes, bool WithArgmax, typename T>
-void pool_channels(const RoiPoolForward<T>& call, const std::vector<PooledRoi>& rois,
-                   const T* cells, int64_t cell_stride, int64_t channel, int count) {
-  const int64_t bins = call.output.cells();
-  std::vector<T> values(bins * Lanes);
-  std::vector<int32_t> indices(WithArgmax ? bins * Lanes : 0);
-  for (const PooledRoi& roi : rois) {
-    T* value = values.data();
-    int32_t* index = indices.data();
-    for (const BinRange& y : roi.ys) {
-      for (const BinRange& x : roi.xs) {
-        pool_bin<Lanes, WithArgmax>(cells, cell_stride, call.features.w, y, x, value, index);
-        value += Lanes;
-        if constexpr (WithArgmax) index += Lanes;
-      }
-    }
-    write_channels<Lanes>(values.data(), call.output, roi.row, channel, count);
-    if constexpr (WithArgmax)
-      write_channels<Lanes>(indices.data(), call.argmax, roi.row, channel, count);
-  }
-}
-
-template <bool WithArgmax, typename T>
-void pool_image(const RoiPoolForward<T>& call, int64_t image, const std::vector<PooledRoi>& rois) {
-  const MapView<const T>& features = call.features;
-  // Packing a block of channels costs one pass over the map, and pays when the RoIs read more cells
-  // than that. Maps whose packed block would leave the cache are read in place.
-  constexpr int64_t packed_limit = int64_t{16} << 20;  // bytes
-  int64_t cells_read = 0;
-  for (const PooledRoi& roi : rois) cells_read += roi.cells_read;
-  const bool pack = cells_read > features.cells() &&
-                    features.cells() * kLanes * static_cast<int64_t>(sizeof(T)) <= packed_limit;
-  std::vector<T> packed(pack ? features.cells() * kLanes : 0);
-
-  for (int64_t channel = 0; channel < features.c; channel += kLanes) {
-    const int count = static_cast<int>(std::min<int64_t>(kLanes, features.c - channel));
-    const T* in_place = features.data + features.offset(image, channel, 0);
-    if (features.layout == Layout::nhwc && count == kLanes) {
-      pool_channels<kLanes, WithArgmax>(call, rois, in_place, features.c, channel, count);
-    } else if (pack) {
-      pack_lanes(features, image, channel, count, packed.data());
-      pool_channels<kLanes, WithArgmax>(call, rois, packed.data(), kLanes, channel, count);
+    const Window shared{std::min(begin, end), 0, std::max<int64_t>(end - begin, 0), map_width};
+    if (shared.cells() <= own_cells) {
+      groups.push_back({image, first, last - first, shared});
     } else {
-      for (int l = 0; l < count; ++l)
-        pool_channels<1, WithArgmax>(call, rois, in_place + l * features.channel_stride(),
-                                     features.cell_stride(), channel + l, 1);
+      for (int64_t i = first; i < last; ++i) groups.push_back({image, i, 1, located.windows[i]});
     }
   }
+  return groups;
 }
+
+// A result larger than this is written past the caches: it would push out the packed map and be gone
+// itself before anybody reads it. Below, the next layer finds it there.
+constexpr int64_t kPastCaches = int64_t{64} << 20;
+
+int64_t blocks_of(int64_t channels, int64_t block) { return (channels + block - 1) / block; }
 
 }  // namespace
 
-template <typename T>
-void roi_pool_forward(const RoiPoolForward<T>& call) {
+template <typename T, typename Index>
+void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   check(call);
-  const auto by_image = locate(call);  // also names a bad row when there are no channels
+  const PooledRois located = locate(call);  // also names a bad row when there are no channels
   if (call.output.size() == 0) return;
-  for (int64_t image = 0; image < call.features.n; ++image) {
-    if (by_image[image].empty()) continue;
-    if (call.argmax.data != nullptr)
-      pool_image<true>(call, image, by_image[image]);
-    else
-      pool_image<false>(call, image, by_image[image]);
+  const RoiPoolKernels<T, Index> kernels = FRCNN_CHOSEN(roi_pool_kernels<T, Index>);
+  const auto bytes = static_cast<int64_t>(call.output.size() *
+                                          (sizeof(T) + (call.argmax.data ? sizeof(Index) : 0)));
+  const bool past_caches = bytes > kPastCaches;
+  if (past_caches) {
+    advise_huge_pages(call.output.data, call.output.size() * sizeof(T));
+    if (call.argmax.data) advise_huge_pages(call.argmax.data, call.argmax.size() * sizeof(Index));
   }
+  // On one core, roughly: a vector of cells in half a nanosecond, a byte of the result in a tenth.
+  const double microseconds =
+      (located.cells_read * static_cast<double>(call.features.c) / 16 * 0.5 + bytes * 0.1) / 1000;
+
+  if (call.features.layout == Layout::nhwc) {
+    const int threads = worthwhile_threads(located.size(), microseconds, call.threads);
+    parallel_for(located.size(), threads, [&](int, int64_t i) {
+      kernels.pool_cells(call, located.image_of[i], located.rois[i], past_caches);
+    });
+    return;
+  }
+
+  const std::vector<RoiGroup> groups = group(located, call.features.w);
+  int64_t largest = 0;
+  for (const RoiGroup& group : groups) largest = std::max(largest, group.window.cells());
+  const int64_t blocks = blocks_of(call.features.c, kBlock);
+  const auto items = static_cast<int64_t>(groups.size()) * blocks;
+  const int threads = worthwhile_threads(items, microseconds, call.threads);
+  const Scratch scratch(kernels.pool_scratch(largest, call.output.cells()), threads);
+  parallel_for(items, threads, [&](int thread, int64_t item) {
+    const RoiGroup& group = groups[item / blocks];
+    kernels.pool_planes(call, group.image, item % blocks * kBlock, &located.rois[group.first],
+                        group.count, group.window, past_caches, scratch.of(thread));
+  });
 }
 
-template <typename T>
-void roi_pool_backward(const RoiPoolBackward<T>& call) {
+template <typename T, typename Index>
+void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
   check(call);
-  const MapView<T>& grad_input = call.grad_input;
-  const int64_t rows = call.rois.shape[0];
-  std::vector<int64_t> images(rows);
-  for (int64_t r = 0; r < rows; ++r) {
-    images[r] = semantics::roi_image(call.rois.data[5 * r], grad_input.n);
-    require(images[r] >= 0, "boxes[", r, "]: batch index must be in [0, ", grad_input.n, "), got ",
-            call.rois.data[5 * r]);
-  }
-  std::fill_n(grad_input.data, grad_input.size(), T(0));
-  if (call.grad_output.size() == 0 || grad_input.size() == 0) return;
-
-  const int64_t channels = grad_input.c, bins = call.grad_output.cells(), cells = grad_input.cells();
-  const auto in_map = [cells](int64_t cell) { return cell >= 0 && cell < cells; };
-
-  // Per address the order is (RoI, bin) in both layouts; the loops over channels lie where memory is
-  // read in its own order.
-  if (grad_input.layout == Layout::nchw) {
-    constexpr int64_t block = 16;  // planes that stay in the cache while every RoI goes over them
-    for (int64_t first = 0; first < channels; first += block) {
-      const int64_t last = std::min(first + block, channels);
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = first; c < last; ++c) {
-          const T* from = call.grad_output.data + (r * channels + c) * bins;
-          const int32_t* argmax = call.argmax.data + (r * channels + c) * bins;
-          T* plane = grad_input.data + (images[r] * channels + c) * cells;
-          for (int64_t bin = 0; bin < bins; ++bin)
-            if (in_map(argmax[bin])) plane[argmax[bin]] += from[bin];
-        }
-      }
-    }
-  } else {
-    for (int64_t r = 0; r < rows; ++r) {
-      T* image = grad_input.data + images[r] * cells * channels;
-      for (int64_t bin = 0; bin < bins; ++bin) {
-        const T* from = call.grad_output.data + (r * bins + bin) * channels;
-        const int32_t* argmax = call.argmax.data + (r * bins + bin) * channels;
-        for (int64_t c = 0; c < channels; ++c)
-          if (in_map(argmax[c])) image[argmax[c] * channels + c] += from[c];
-      }
-    }
-  }
+  using Wide = semantics::Wide<T>;
+  const RowsByImage by_image = rows_by_image(call.rois, call.grad_input.n);
+  if (call.grad_input.size() == 0) return;
+  const RoiPoolKernels<T, Index> kernels = FRCNN_CHOSEN(roi_pool_kernels<T, Index>);
+  const bool planes = call.grad_input.layout == Layout::nchw;
+  // NCHW: planes that stay in the L1 cache. Channels-last: sums that stay in L2, and whole lines of
+  // the gradient.
+  const int64_t channels = planes ? 4 : kBlock;
+  const int64_t blocks = blocks_of(call.grad_input.c, channels);
+  const int64_t items = call.grad_input.n * blocks;
+  const int threads = worthwhile_threads(items, call.grad_output.size() * 0.001, call.threads);
+  const Scratch scratch(channels * call.grad_input.cells() * sizeof(Wide), threads);
+  parallel_for(items, threads, [&](int thread, int64_t item) {
+    const int64_t image = item / blocks, channel = item % blocks * channels;
+    const int64_t last = std::min(channel + channels, call.grad_input.c);
+    const int64_t* rows = by_image.rows.data() + by_image.begin[image];
+    const int64_t count = by_image.begin[image + 1] - by_image.begin[image];
+    const auto scatter = planes ? kernels.scatter_planes : kernels.scatter_cells;
+    scatter(call, image, channel, last, rows, count, static_cast<Wide*>(scratch.of(thread)));
+  });
 }
 
-template void roi_pool_forward(const RoiPoolForward<float>&);
-template void roi_pool_forward(const RoiPoolForward<double>&);
-template void roi_pool_backward(const RoiPoolBackward<float>&);
-template void roi_pool_backward(const RoiPoolBackward<double>&);
+#define FRCNN_INSTANTIATE(T, Index)                              \
+  template void roi_pool_forward(const RoiPoolForward<T, Index>&); \
+  template void roi_pool_backward(const RoiPoolBackward<T, Index>&);
+FRCNN_INSTANTIATE(float, int32_t)
+FRCNN_INSTANTIATE(double, int32_t)
+FRCNN_INSTANTIATE(float16, int32_t)
+FRCNN_INSTANTIATE(bfloat16, int32_t)
+FRCNN_INSTANTIATE(float, uint16_t)
+FRCNN_INSTANTIATE(double, uint16_t)
+FRCNN_INSTANTIATE(float16, uint16_t)
+FRCNN_INSTANTIATE(bfloat16, uint16_t)
+#undef FRCNN_INSTANTIATE
 
 }  // namespace cpu
 
-template void check(const RoiPoolForward<float>&);
-template void check(const RoiPoolForward<double>&);
-template void check(const RoiPoolBackward<float>&);
-template void check(const RoiPoolBackward<double>&);
+// The CUDA backend checks with these too.
+template void check(const RoiPoolForward<float, int32_t>&);
+template void check(const RoiPoolForward<double, int32_t>&);
+template void check(const RoiPoolBackward<float, int32_t>&);
+template void check(const RoiPoolBackward<double, int32_t>&);
 
 }  // namespace fastrcnn_engine

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <type_traits>
 
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/smooth_l1.h"
@@ -34,15 +35,31 @@ template void check(const SmoothL1<double>&);
 namespace cpu {
 namespace {
 
-// First of the D columns of deltas that row `r` uses, -1 for background.
-template <typename T>
-int64_t first_column(const SmoothL1<T>& call, int64_t r) {
-  if (call.labels == nullptr) return 0;
-  const int64_t width = call.targets.shape[1], classes = call.deltas.shape[1] / width;
-  const int64_t label = call.labels[r];
-  require(label >= 0 && label < classes, "labels[", r, "] must be in [0, ", classes, "), got ",
-          label);
-  return label == 0 ? -1 : label * width;
+// The rows that count, in order, and the first of the D columns of deltas that each uses.
+template <typename T, typename Row>
+void for_each_row(const SmoothL1<T>& call, Row row) {
+  const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
+  const int64_t classes = call.deltas.shape[1] / width;
+  for (int64_t r = 0; r < rows; ++r) {
+    int64_t column = 0;
+    if (call.labels != nullptr) {
+      const int64_t label = call.labels[r];
+      if (label < 0 || label >= classes)
+        fail("labels[", r, "] must be in [0, ", classes, "), got ", label);
+      if (label == 0) continue;
+      column = label * width;
+    }
+    row(r, column);
+  }
+}
+
+// Boxes have four components: known beforehand, they are computed side by side.
+template <typename Run>
+void for_width(int64_t width, Run run) {
+  if (width == 4)
+    run(std::integral_constant<int64_t, 4>());
+  else
+    run(width);
 }
 
 }  // namespace
@@ -50,23 +67,23 @@ int64_t first_column(const SmoothL1<T>& call, int64_t r) {
 template <typename T>
 void smooth_l1_forward(const SmoothL1<T>& call, T* loss) {
   check(call);
-  const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
   const T beta = static_cast<T>(call.beta);
   // The order of the sum is part of the contract: 256 lanes take the rows in turn and are then folded
   // in halves, which is what one CUDA block does.
   std::array<double, 256> lanes{};
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t column = first_column(call, r);
-    if (column < 0) continue;
-    const T* delta = call.deltas.data + r * call.deltas.shape[1] + column;
-    const T* target = call.targets.data + r * width;
-    double row = 0;
-    for (int64_t d = 0; d < width; ++d) {
-      const T weight = call.weights == nullptr ? T(1) : call.weights[r * width + d];
-      row += static_cast<double>(weight * semantics::smooth_l1(delta[d] - target[d], beta));
-    }
-    lanes[r % lanes.size()] += row;
-  }
+  for_width(call.targets.shape[1], [&](auto width) {
+    for_each_row(call, [&](int64_t r, int64_t column) {
+      const T* delta = call.deltas.data + r * call.deltas.shape[1] + column;
+      const T* target = call.targets.data + r * width;
+      const T* weight = call.weights == nullptr ? nullptr : call.weights + r * width;
+      double row = 0;
+      for (int64_t d = 0; d < width; ++d) {
+        const T loss = semantics::smooth_l1(delta[d] - target[d], beta);
+        row += static_cast<double>(weight == nullptr ? loss : weight[d] * loss);
+      }
+      lanes[r % lanes.size()] += row;
+    });
+  });
   for (size_t half = lanes.size() / 2; half > 0; half /= 2)
     for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   *loss = static_cast<T>(lanes[0] / call.normalizer);
@@ -78,20 +95,22 @@ void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> 
   require(grad_deltas.shape[0] == call.deltas.shape[0] &&
               grad_deltas.shape[1] == call.deltas.shape[1],
           "grad_deltas must have the shape of deltas");
-  const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
   const T beta = static_cast<T>(call.beta);
   const T scale = *grad_loss / static_cast<T>(call.normalizer);
   std::fill_n(grad_deltas.data, grad_deltas.size(), T(0));
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t column = first_column(call, r);
-    if (column < 0) continue;
-    const int64_t at = r * call.deltas.shape[1] + column;
-    for (int64_t d = 0; d < width; ++d) {
-      const T weight = call.weights == nullptr ? T(1) : call.weights[r * width + d];
-      const T difference = call.deltas.data[at + d] - call.targets.data[r * width + d];
-      grad_deltas.data[at + d] = weight * semantics::smooth_l1_slope(difference, beta) * scale;
-    }
-  }
+  for_width(call.targets.shape[1], [&](auto width) {
+    for_each_row(call, [&](int64_t r, int64_t column) {
+      const int64_t first = r * call.deltas.shape[1] + column;
+      const T* delta = call.deltas.data + first;
+      const T* target = call.targets.data + r * width;
+      const T* weight = call.weights == nullptr ? nullptr : call.weights + r * width;
+      T* gradient = grad_deltas.data + first;
+      for (int64_t d = 0; d < width; ++d) {
+        const T slope = semantics::smooth_l1_slope(delta[d] - target[d], beta);
+        gradient[d] = (weight == nullptr ? slope : weight[d] * slope) * scale;
+      }
+    });
+  });
 }
 
 template void smooth_l1_forward(const SmoothL1<float>&, float*);

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(c) for c in command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=600,
-    )
-
-
-def cmake() -> str:
-    beside_python = Path(sys.executable).with_name("cmake")
-    found = str(beside_python) if beside_python.exists() else shutil.which("cmake")
-    assert found, "cmake is needed: it is in the package's [test] extra"
-    return found
+from build.steps import ROOT, cmake, run
 
 
 @pytest.fixture(scope="module")
-def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("engine")
-    for step in (
-        (cmake(), "-S", ROOT, "-B", folder / "build", "-DFRCNN_CUDA=OFF"),
-        (cmake(), "--build", folder / "build", "--parallel", "2"),
-        (cmake(), "--install", folder / "build", "--prefix", folder / "prefix"),
-    ):
-        result = run(*step)
-        assert result.returncode == 0, result.stdout + result.stderr
-    return folder / "prefix"
+def prefix(built: Path) -> Path:
+    return built / "prefix"
+
+
+def test_kernels_of_one_instruction_set_stay_in_their_namespace(built: Path) -> None:
+    """Of a function that two sets share by name the linker keeps one: perhaps the wrong one."""
+    objects = list(built.glob("build/CMakeFiles/frcnn_kernels_*.dir/**/*.o"))
+    assert objects
+    for path in objects:
+        name = next(p for p in path.parts if p.startswith("frcnn_kernels_"))
+        name = name.removeprefix("frcnn_kernels_").removesuffix(".dir")
+        defined = run("nm", "--defined-only", "--demangle", path).stdout.splitlines()
+        assert any(f"cpu::{name}::" in line for line in defined)
+        weak = [line for line in defined if " W " in line or " V " in line or " u " in line]
+        assert [line for line in weak if f"cpu::{name}::" not in line] == [], path
 
 
 def test_example_links_and_runs_without_python(prefix: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from engine_sources import engine_sources
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TESTS = (
@@ -43,23 +45,21 @@ def run(command: list[str | Path]) -> str:
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test program: the emulator, the kernels as they are, and the CPU engine."""
     folder = tmp_path_factory.mktemp("emulation")
-    operators = ("roi_pool", "smooth_l1", "box_codec", "nms", "detections")
-    sources = [
-        *sorted(HERE.glob("*.cpp")),
-        *sorted((ROOT / "cuda").glob("*.cu")),
-        *(ROOT / "cpp" / "src" / f"{stem}.cpp" for stem in operators),
-    ]
+    here = [*sorted(HERE.glob("*.cpp")), *sorted((ROOT / "cuda").glob("*.cu"))]
+    sources = [*((source, []) for source in here), *engine_sources()]
 
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.name}.o"
+    def compile_one(number: int) -> Path:
+        source, own_flags = sources[number]
+        target = folder / f"{number}.o"
         includes = ["-I", HERE, "-I", ROOT / "cpp" / "include"]
         # The cases compile twice as fast without optimisation; only kernels are worth it.
         optimisation = "-O0" if source.name.startswith("test_") else "-O1"
-        run([*COMPILE, optimisation, *includes, "-x", "c++", "-c", source, "-o", target])
+        flags = [*COMPILE, optimisation, *own_flags, *includes]
+        run([*flags, "-x", "c++", "-c", source, "-o", target])
         return target
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
+        objects = list(pool.map(compile_one, range(len(sources))))
     run([*COMPILE, *objects, "-o", folder / "test_kernels"])
     return folder / "test_kernels"
 

@@ -18,6 +18,9 @@
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/nms.h"
 #include "fastrcnn_engine/roi_pool.h"
+#include "fastrcnn_engine/semantics/box_rows.h"
+#include "fastrcnn_engine/semantics/half.h"
+#include "fastrcnn_engine/semantics/iou.h"
 #include "fastrcnn_engine/smooth_l1.h"
 
 namespace {
@@ -59,6 +62,14 @@ class Dice {
   // Everyday numbers, halves, neighbours of the limits, and any bit pattern at all.
   template <typename T>
   T number() {
+    if constexpr (sizeof(T) == 2)
+      return one_in(3) ? any_bits<T>() : semantics::narrow<T>(number<float>());
+    else
+      return wide_number<T>();
+  }
+
+  template <typename T>
+  T wide_number() {
     using Limits = std::numeric_limits<T>;
     static const T special[] = {
         T(0), T(-0.0), T(0.5), T(-0.5), T(1.5), T(-1), T(1e9), T(-1e9), T(2147483648.0),
@@ -104,10 +115,11 @@ bool accepted(const Call& call) {
 
 template <typename T>
 bool same(T a, T b) {
-  return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof(T)) == 0;
+  const auto x = semantics::widen(a), y = semantics::widen(b);
+  return (std::isnan(x) && std::isnan(y)) || std::memcmp(&a, &b, sizeof(T)) == 0;
 }
 
-template <typename T>
+template <typename T, typename Index>
 void roi_pool(Dice& dice) {
   const int64_t n = dice.between(0, 3), h = dice.between(0, 12), w = dice.between(0, 12);
   const int64_t c = dice.one_in(3) ? dice.between(30, 70) : dice.between(0, 5);
@@ -125,9 +137,10 @@ void roi_pool(Dice& dice) {
     valid_rows = valid_rows && rois[5 * i] > -1 && rois[5 * i] < static_cast<float>(n);
   }
   Buffer<T> output(r * c * ph * pw);
-  Buffer<int32_t> argmax(output.size());
+  Buffer<Index> argmax(output.size());
 
-  RoiPoolForward<T> forward;
+  RoiPoolForward<T, Index> forward;
+  forward.threads = static_cast<int>(dice.between(0, 4));
   forward.features = {features.data(), n, c, h, w, layout};
   forward.rois = {rois.data(), {r, 5}};
   static const float scales[] = {1.0f, 0.0625f, 1e-30f, 1e30f, 0.7f};
@@ -142,10 +155,10 @@ void roi_pool(Dice& dice) {
       for (int64_t k = 0; k < c; ++k)
         for (int64_t bin = 0; bin < ph * pw; ++bin) {
           const int64_t at = forward.output.offset(i, k, bin);
-          const int32_t cell = argmax[at];
+          const int64_t cell = argmax[at] == static_cast<Index>(-1) ? -1 : int64_t{argmax[at]};
           CHECK(cell >= -1 && cell < h * w);
           const auto image = static_cast<int64_t>(rois[5 * i]);
-          const T expected = cell < 0 ? T(0) : features[forward.features.offset(image, k, cell)];
+          const T expected = cell < 0 ? T{} : features[forward.features.offset(image, k, cell)];
           CHECK(same(output[at], expected));
         }
   }
@@ -153,11 +166,11 @@ void roi_pool(Dice& dice) {
   // The argmax of a backward comes from the caller, so it may hold anything.
   if (!with_argmax || !valid_rows || dice.one_in(2))
     for (int64_t i = 0; i < argmax.size(); ++i)
-      argmax[i] = dice.one_in(3) ? static_cast<int32_t>(dice.between(INT32_MIN, INT32_MAX))
-                                 : static_cast<int32_t>(dice.between(-2, h * w + 1));
+      argmax[i] = static_cast<Index>(dice.one_in(3) ? dice.between(INT32_MIN, INT32_MAX)
+                                                    : dice.between(-2, h * w + 1));
   Buffer<T> gradient(output.size()), grad_input(features.size());
   dice.fill(gradient);
-  RoiPoolBackward<T> backward;
+  RoiPoolBackward<T, Index> backward;
   backward.grad_output = {gradient.data(), r, c, ph, pw, layout};
   backward.argmax = {argmax.data(), r, c, ph, pw, layout};
   backward.rois = forward.rois;
@@ -194,9 +207,51 @@ void fill_boxes(Dice& dice, const Buffer<T>& boxes) {
     boxes[i] = dice.one_in(8) ? dice.number<T>() : T(dice.between(0, 12) + (i % 4 >= 2 ? 8 : 0));
 }
 
+// What suppression tests before it divides must hold wherever a box suppresses another.
+template <typename T>
+void suppression_conditions(Dice& dice) {
+  using namespace semantics;
+  using Limits = std::numeric_limits<T>;
+  const T side = static_cast<T>(dice.below(2));
+  const int exponent = static_cast<int>(
+      dice.one_in(2) ? 0 : dice.between(Limits::min_exponent - Limits::digits, 0) / 2 +
+                           dice.below(Limits::max_exponent));
+  Buffer<T> corners(8);
+  fill_boxes(dice, corners);
+  for (int64_t i = 0; i < 8; ++i) {
+    corners[i] = std::ldexp(corners[i], exponent);
+    if (i >= 4 && dice.one_in(2))  // a neighbour of the same corner of the other box
+      corners[i] = std::nextafter(corners[i - 4], dice.one_in(2) ? corners[i] : Limits::infinity());
+    else if (i >= 4 && dice.one_in(2))
+      corners[i] = corners[i - 4];
+  }
+  const Box<T> a = box_at(corners.data(), 0), b = box_at(corners.data(), 1);
+  const T overlap = iou(a, b, side);
+  float threshold = static_cast<float>(dice.between(0, 10)) / 10;
+  if (overlap >= 0 && overlap <= 1 && dice.one_in(2))  // the overlap itself and its neighbours
+    threshold = std::nextafter(static_cast<float>(overlap), static_cast<float>(dice.below(2)));
+  if (!suppresses(a, b, threshold, side)) return;
+  const T area_a = area(a, side), area_b = area(b, side), limit = static_cast<T>(threshold);
+  CHECK(may_overlap(area_a) && may_overlap(area_b));
+  CHECK(may_exceed(intersection(a, b, side), area_a, area_b, limit));
+  const AreaRange<T> range = overlapping_areas(area_b, limit);
+  CHECK(range.low <= area_a && area_a <= range.high);
+}
+
+template <typename T>
+void rank_keys(Dice& dice) {
+  const T a = dice.number<T>(), b = dice.one_in(4) ? -a : dice.number<T>();
+  if (std::isnan(a) || std::isnan(b)) return;
+  const auto key_a = semantics::rank_key(a), key_b = semantics::rank_key(b);
+  CHECK((key_a < key_b || (key_a == key_b && 1 < 2)) == semantics::ranks_before(a, 1, b, 2));
+  CHECK((key_a < key_b || (key_a == key_b && 2 < 1)) == semantics::ranks_before(a, 2, b, 1));
+}
+
 template <typename T>
 void nms(Dice& dice) {
-  const int64_t b = dice.one_in(10) ? dice.between(60, 140) : dice.between(0, 12);
+  for (int i = 0; i < 50; ++i) suppression_conditions<T>(dice), rank_keys<T>(dice);
+  int64_t b = dice.one_in(10) ? dice.between(60, 140) : dice.between(0, 12);
+  if (dice.one_in(300)) b = dice.between(1020, 1100);  // several lists of kept boxes
   Buffer<T> boxes(b * 4), scores(b);
   fill_boxes(dice, boxes);
   dice.fill(scores);
@@ -218,7 +273,22 @@ void nms(Dice& dice) {
   for (int64_t i = 0; i < kept; ++i) {
     CHECK(keep[i] >= 0 && keep[i] < b && seen.insert(keep[i]).second);
     CHECK(!std::isnan(scores[keep[i]]));
-    if (i > 0) CHECK(scores[keep[i - 1]] >= scores[keep[i]]);
+    if (i > 0)
+      CHECK(semantics::ranks_before(scores[keep[i - 1]], keep[i - 1], scores[keep[i]], keep[i]));
+  }
+  // A box is there if and only if no box before it of its class suppresses it.
+  for (int64_t i = 0; i < b; ++i) {
+    if (std::isnan(scores[i])) continue;
+    bool suppressed = false;
+    for (int64_t k = 0; k < kept && !suppressed; ++k) {
+      const int64_t other = keep[k];
+      if (call.class_ids != nullptr && classes[other] != classes[i]) continue;
+      if (!semantics::ranks_before(scores[other], other, scores[i], i)) break;
+      suppressed = semantics::suppresses(semantics::box_at(boxes.data(), other),
+                                         semantics::box_at(boxes.data(), i), call.iou_threshold,
+                                         call.inclusive ? T(1) : T(0));
+    }
+    CHECK(suppressed != (seen.count(i) == 1));
   }
   call.iou_threshold = dice.one_in(2) ? -0.1f : std::nanf("");
   CHECK(!accepted([&] { cpu::nms(call); }));
@@ -354,7 +424,10 @@ int main(int argc, char** argv) {
   const int64_t rounds = std::strtoll(argv[2], nullptr, 10);
   Dice dice(seed);
   for (int64_t i = 0; i < rounds; ++i) {
-    roi_pool<float>(dice), roi_pool<double>(dice);
+    roi_pool<float, int32_t>(dice), roi_pool<float, uint16_t>(dice);
+    roi_pool<double, int32_t>(dice), roi_pool<double, uint16_t>(dice);
+    roi_pool<float16, int32_t>(dice), roi_pool<float16, uint16_t>(dice);
+    roi_pool<bfloat16, int32_t>(dice), roi_pool<bfloat16, uint16_t>(dice);
     nms<float>(dice), nms<double>(dice);
     box_codec<float>(dice), box_codec<double>(dice);
     smooth_l1<float>(dice), smooth_l1<double>(dice);

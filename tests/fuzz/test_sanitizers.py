@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from engine_sources import SUPPORTED, engine_sources
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = [
@@ -23,18 +25,19 @@ FLAGS = [
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=0"}
 
 
-def compile_sanitized(folder: Path, *sources: Path) -> Path:
-    """One program from the sources, objects built side by side."""
+def compile_sanitized(folder: Path, *sources: tuple[Path, list[str]]) -> Path:
+    """One program from (source, its own flags), objects built side by side."""
 
-    def to_object(source: Path) -> Path:
-        target = folder / f"{source.stem}.o"
-        command = [COMPILER, *FLAGS, "-c", str(source), "-o", str(target)]
+    def to_object(number: int) -> Path:
+        source, own_flags = sources[number]
+        target = folder / f"{number}.o"
+        command = [COMPILER, *FLAGS, *own_flags, "-c", str(source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(to_object, sources))
+        objects = list(pool.map(to_object, range(len(sources))))
     program = folder / "program"
     command = [COMPILER, *FLAGS, *map(str, objects), "-o", str(program), "-pthread"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -44,19 +47,18 @@ def compile_sanitized(folder: Path, *sources: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory) -> Path:
-    # build_info.cpp holds strings from CMake and nothing to fuzz.
-    engine = [p for p in sorted((ROOT / "cpp/src").glob("*.cpp")) if p.stem != "build_info"]
-    assert len(engine) >= 5
-    driver = ROOT / "tests/fuzz/fuzz_engine.cpp"
-    return compile_sanitized(tmp_path_factory.mktemp("fuzz"), driver, *engine)
+    driver = ROOT / "tests/fuzz/fuzz_engine.cpp", []
+    return compile_sanitized(tmp_path_factory.mktemp("fuzz"), driver, *engine_sources())
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_any_input_stays_inside_its_buffers(fuzzer, seed):
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("instruction_set", SUPPORTED)
+def test_any_input_stays_inside_its_buffers(fuzzer, instruction_set, seed):
     rounds = 20000 if os.environ.get("FRCNN_FUZZ") == "thorough" else 1500
     done = subprocess.run(
-        [str(fuzzer), str(seed), str(rounds)], capture_output=True, text=True, env=ENVIRONMENT
-    )
+        [str(fuzzer), str(seed), str(rounds)], capture_output=True, text=True,
+        env={**ENVIRONMENT, "FRCNN_INSTRUCTION_SET": instruction_set},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"{rounds} rounds" in done.stdout
 
@@ -72,8 +74,7 @@ def test_any_input_stays_inside_its_buffers(fuzzer, seed):
 def test_the_build_notices_a_planted_error(tmp_path, body, says):
     source = tmp_path / "planted.cpp"
     source.write_text(f"int main(int argc, char**) {{ {body} }}\n")
-    done = subprocess.run(
-        [str(compile_sanitized(tmp_path, source))], capture_output=True, text=True, env=ENVIRONMENT
-    )
+    program = compile_sanitized(tmp_path, (source, []))
+    done = subprocess.run([str(program)], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode != 0
     assert says in done.stderr

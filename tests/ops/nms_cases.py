@@ -48,6 +48,34 @@ def _below(value: float) -> float:
 _UNIT, _DOUBLE = [0, 0, 1, 1], [0, 0, 2, 1]  # IoU exactly 1/2
 _THREE_OF_TEN = [[0, 0, 10, 1], [0, 0, 3, 1]]  # IoU fl32(0.3), which is more than the double 0.3
 
+
+
+def _disjoint_then_duplicates(count: int) -> NmsCase:
+    """`count` boxes are kept, and each of the others is suppressed by another of them."""
+    corner = 3 * np.stack(np.divmod(np.arange(count), 40), axis=1)
+    boxes = np.hstack([corner, corner + 2]).astype(np.float32)
+    scores = np.concatenate([np.arange(count) + count, np.random.default_rng(1).permutation(count)])
+    return NmsCase(f"{count}-disjoint-then-duplicates", np.tile(boxes, (2, 1)), np.float32(scores))
+
+
+def _pairs_at_the_threshold(name: str, threshold: float) -> NmsCase:
+    """IoU exactly 1/2 within each of many pairs, of every scale that is exact."""
+    pair = np.array([[8, 0, 10, 1], [8, 0, 9, 1]])
+    scale = 2.0 ** (np.arange(1200) % 80 - 40)
+    apart = np.stack([np.zeros(1200), np.arange(1200) // 80 * 2.0], axis=1)
+    boxes = (pair + np.tile(apart, 2)[:, None]) * scale[:, None, None]
+    scores = np.arange(2400, 0, -1, np.float32)
+    return NmsCase(name, np.float32(boxes.reshape(-1, 4)), scores, threshold)
+
+
+def _every_size(threshold: float) -> NmsCase:
+    """Boxes from one corner, their areas from the smallest numbers there are to the largest."""
+    rng = np.random.default_rng(12)
+    sides = 2 ** (rng.uniform(-72, 62, (1500, 1)) + rng.uniform(-1, 1, (1500, 2)))
+    boxes = np.hstack([np.zeros((1500, 2)), sides]).astype(np.float32)
+    return NmsCase(f"every-size-{threshold}", boxes, np.float32(rng.permutation(1500)), threshold)
+
+
 NMS_CASES: list[NmsCase] = [
     _case("no-boxes", [], []),
     _case("one-box", [_UNIT], [0.3]),
@@ -90,6 +118,11 @@ NMS_CASES: list[NmsCase] = [
     *[_random(64, 7, threshold, True) for threshold in (0.0, 0.3, 0.7)],
     _random(2000, 8, 0.3, False),
     _random(2000, 9, 0.5, True),
+    _random(1500, 13, 0.7, False),
+    *[_disjoint_then_duplicates(count) for count in (15, 16, 17, 31, 32, 33, 511, 512, 600)],
+    _pairs_at_the_threshold("many-pairs-at-the-threshold", 0.5),
+    _pairs_at_the_threshold("many-pairs-just-above", _below(0.5)),
+    *[_every_size(threshold) for threshold in (0.0, 1e-30, 0.05, 0.3, 0.5, 0.7, 0.999, 1.0)],
     NmsCase(
         "many-tied-scores",
         random_boxes(400, 10),

@@ -68,6 +68,7 @@ DETECTION_CASES = [
     _without_deltas(_MANY),
     _random("inclusive", 300, 20, 2, inclusive=True),
     _random("one-class", 40, 1),
+    _random("crowd-of-one-class", 2200, 1, 8, max_detections=2000, score_threshold=0.0),
     _random("background-only", 40, 0),
     _random("one-proposal", 1, 3),
     _random("no-proposals", 0, 3),

@@ -87,6 +87,124 @@ def test_autograd_equals_the_reference(case: RoiPoolCase, layout):
     assert_same_bits(take(features.grad), expected)
 
 
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def half(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Rounded to the 16-bit type by torch."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(array.astype(np.float32)).to(dtype)
+
+
+@every_case
+@every_layout
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_features_equal_the_reference(case: RoiPoolCase, layout, dtype):
+    """A maximum is one of the features, so nothing is rounded on the way."""
+    features = half(laid_out(case.features, layout), dtype)
+    expected, expected_argmax = reference.roi_pool(
+        features.float().numpy(), case.rois, case.output_size, case.scale
+    )
+    rois = torch.from_numpy(case.rois)
+    values, argmax = fe.roi_pool_with_argmax(features, rois, case.output_size, case.scale)
+    assert values.dtype == dtype
+    assert_same_bits(values.float().numpy(), expected)
+    assert_same_bits(take(argmax), expected_argmax)
+    alone = fe.roi_pool(features, rois, case.output_size, case.scale)
+    assert_same_bits(alone.float().numpy(), expected)
+
+
+@every_case
+@every_layout
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_gradients_are_summed_in_float32_and_rounded_once(case, layout, dtype):
+    values, argmax = expected_of(case.name, np.float32)
+    upstream = half(laid_out(gradient_like(values), layout), dtype)
+    expected = reference.roi_pool_backward(
+        upstream.float().numpy(), argmax, case.rois, case.features.shape
+    )
+    actual = fe.roi_pool_backward(
+        upstream, torch.from_numpy(laid_out(argmax, layout)), torch.from_numpy(case.rois),
+        case.features.shape,
+    )  # fmt: skip
+    assert actual.dtype == dtype
+    assert_same_bits(actual.float().numpy(), half(expected, dtype).float().numpy())
+
+
+@every_case
+@every_layout
+def test_a_narrow_argmax_says_the_same(case: RoiPoolCase, layout):
+    features = laid_out(features_of(case.name, np.float32), layout)
+    values, argmax = expected_of(case.name, np.float32)
+    arguments = features, case.rois, case.output_size, case.scale
+    narrow = np.zeros_like(fe.roi_pool(*arguments), np.uint16)
+    fe.roi_pool_with_argmax(*arguments, argmax_out=narrow)
+    np.testing.assert_array_equal(narrow, argmax.astype(np.uint16))  # -1 is 65535
+    upstream = laid_out(gradient_like(values), layout)
+    expected = reference.roi_pool_backward(upstream, argmax, case.rois, case.features.shape)
+    actual = fe.roi_pool_backward(upstream, narrow, case.rois, case.features.shape)
+    assert_same_bits(actual, expected)
+
+
+def test_a_map_too_large_for_the_narrow_argmax_is_refused():
+    features, rois = np.zeros((1, 1, 256, 256), np.float32), np.zeros((1, 5), np.float32)
+    narrow = np.zeros((1, 1, 2, 2), np.uint16)
+    with pytest.raises(ValueError, match="argmax is uint16: a map of 256 x 256 cells is too large"):
+        fe.roi_pool_with_argmax(features, rois, 2, argmax_out=narrow)
+    pooled = fe.roi_pool(torch.from_numpy(features).requires_grad_(), torch.from_numpy(rois), 2)
+    pooled.sum().backward()  # autograd takes the wide one
+
+
+@every_layout
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_threads_change_nothing(layout, dtype):
+    """Enough work for every thread asked for; sums in which another order would show."""
+    rng = np.random.default_rng(8)
+    corners = rng.uniform(0, 300, (400, 2))
+    sides = rng.uniform(0, 150, (400, 2))
+    images = rng.integers(0, 3, (400, 1))
+    rois = np.hstack([images, corners, corners + sides]).astype(np.float32)
+    features = laid_out(rng.standard_normal((3, 70, 25, 30)).astype(dtype), layout)
+    results = []
+    before = fe.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            fe.set_num_threads(threads)
+            assert fe.get_num_threads() == threads
+            values, argmax = fe.roi_pool_with_argmax(features, rois, 7, 1 / 16)
+            gradient = fe.roi_pool_backward(values, argmax, rois, features.shape)
+            results.append((values, argmax, gradient))
+    finally:
+        fe.set_num_threads(before)
+    for more in results[1:]:
+        for array, expected in zip(more, results[0], strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+
+def test_a_thread_count_must_be_positive():
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        fe.set_num_threads(0)
+
+
+@every_layout
+@pytest.mark.parametrize("rois_per_image", [1, 2, 60])
+def test_few_small_and_many_rois_pool_alike(layout, rois_per_image):
+    """Windows of their own, or one for all: the two ways to pack planes (cpp/src/roi_pool.cpp)."""
+    rng = np.random.default_rng(rois_per_image)
+    rois = []
+    for image in range(3):
+        corners = rng.uniform(0, 380, (rois_per_image, 2))
+        sides = rng.uniform(0, 60, (rois_per_image, 2))
+        index = np.full((rois_per_image, 1), image)
+        rois.append(np.hstack([index, corners, corners + sides]))
+    rois = np.concatenate(rois).astype(np.float32)
+    features = rng.standard_normal((3, 37, 26, 25)).astype(np.float32)
+    expected, expected_argmax = reference.roi_pool(features, rois, (6, 5), 1 / 16)
+    values, argmax = fe.roi_pool_with_argmax(laid_out(features, layout), rois, (6, 5), 1 / 16)
+    assert_same_bits(values, expected)
+    assert_same_bits(argmax, expected_argmax)
+
+
 SMOOTH = [case for case in ROI_POOL_CASES if case.smooth and case.features.size and case.rois.size]
 
 

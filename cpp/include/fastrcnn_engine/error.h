@@ -20,13 +20,18 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws InvalidArgument with the message made of `parts` unless `condition` holds.
+// Throws InvalidArgument with the message made of `parts`.
 template <typename... Parts>
-void require(bool condition, const Parts&... parts) {
-  if (condition) return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
   throw InvalidArgument(message.str());
+}
+
+// The same unless `condition` holds. The parts are made either way: where that costs, ask first.
+template <typename... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
 }
 
 }  // namespace fastrcnn_engine

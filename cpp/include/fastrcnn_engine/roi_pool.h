@@ -11,38 +11,43 @@ namespace fastrcnn_engine {
 // Bins: semantics/roi_bins.h. The first maximum in row-major order wins and NaN never beats a
 // number; if nothing in a bin is greater than -inf its first cell is taken. An empty bin gives 0 and
 // argmax -1.
-template <typename T>
+//
+// T is float, double, float16 or bfloat16 (semantics/half.h; on CUDA the first two). Index is int32_t,
+// or on the CPU uint16_t for maps of fewer than 65536 cells, where 65535 stands for -1.
+template <typename T, typename Index = int32_t>
 struct RoiPoolForward {
   MapView<const T> features;    // (N, C, H, W)
   View<const float, 2> rois;    // (R, 5): batch index, x1, y1, x2, y2 in image pixels, inclusive
   float spatial_scale = 1.0f;   // cells per image pixel
   MapView<T> output;            // (R, C, PH, PW), the layout of features
-  MapView<int32_t> argmax;      // the same, h * W + w of the maximum or -1; null data: not wanted
+  MapView<Index> argmax;        // the same, h * W + w of the maximum or -1; null data: not wanted
+  int threads = 0;              // at most, on the CPU; 0: num_threads() of threads.h
 };
 
 // Adds each output's gradient to the cell its argmax names, in ascending order of (RoI, bin), so the
 // result does not depend on the machine. grad_input is overwritten. An argmax outside the map, or a
-// RoI without an image, passes nothing.
-template <typename T>
+// RoI without an image, passes nothing. 16-bit gradients are summed in float32 and rounded once.
+template <typename T, typename Index = int32_t>
 struct RoiPoolBackward {
   MapView<const T> grad_output;     // (R, C, PH, PW)
-  MapView<const int32_t> argmax;    // (R, C, PH, PW), same layout
+  MapView<const Index> argmax;      // (R, C, PH, PW), same layout
   View<const float, 2> rois;        // (R, 5), only the batch index is read
   MapView<T> grad_input;            // (N, C, H, W), same layout
+  int threads = 0;                  // as above
 };
 
 // Shapes and layouts that do not fit: InvalidArgument. Both backends call these.
-template <typename T>
-void check(const RoiPoolForward<T>& call);
-template <typename T>
-void check(const RoiPoolBackward<T>& call);
+template <typename T, typename Index>
+void check(const RoiPoolForward<T, Index>& call);
+template <typename T, typename Index>
+void check(const RoiPoolBackward<T, Index>& call);
 
 namespace cpu {
 // Also InvalidArgument, naming the row, for a RoI whose image does not exist.
-template <typename T>
-void roi_pool_forward(const RoiPoolForward<T>& call);
-template <typename T>
-void roi_pool_backward(const RoiPoolBackward<T>& call);
+template <typename T, typename Index>
+void roi_pool_forward(const RoiPoolForward<T, Index>& call);
+template <typename T, typename Index>
+void roi_pool_backward(const RoiPoolBackward<T, Index>& call);
 }  // namespace cpu
 
 namespace cuda {

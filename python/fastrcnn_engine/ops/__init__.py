@@ -8,6 +8,7 @@ from fastrcnn_engine.ops.detections import Detections, detections
 from fastrcnn_engine.ops.nms import batched_nms, box_iou, nms
 from fastrcnn_engine.ops.roi_pool import roi_pool, roi_pool_backward, roi_pool_with_argmax
 from fastrcnn_engine.ops.smooth_l1 import smooth_l1, smooth_l1_backward
+from fastrcnn_engine.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "Detections",
@@ -19,10 +20,12 @@ __all__ = [
     "decode_boxes",
     "detections",
     "encode_boxes",
+    "get_num_threads",
     "nms",
     "roi_pool",
     "roi_pool_backward",
     "roi_pool_with_argmax",
+    "set_num_threads",
     "smooth_l1",
     "smooth_l1_backward",
 ]

@@ -21,6 +21,7 @@ class NumpyArrays:
     """NumPy arrays in, NumPy arrays out. Nothing here needs a stream."""
 
     stream = 0
+    threads = 0  # as many as fastrcnn_engine.set_num_threads says
 
     def take(self, array: Any, name: str, cast: str | None = None) -> np.ndarray:
         """The array, row-major; `cast` names a dtype that floats (or for int64, integers) go to."""
@@ -65,11 +66,16 @@ class NumpyArrays:
         r, c, h, w = shape
         return np.empty((r, h, w, c), dtype).transpose(0, 3, 1, 2)
 
-    def dtype_of(self, array: Any) -> Any:
-        return array.dtype
+    def first(self, array: np.ndarray, count: int) -> np.ndarray:
+        """The first `count` rows of a new array, which is given up."""
+        return array[:count]
 
-    def indexed_boxes(self, boxes: Sequence[Any]) -> np.ndarray:
-        """A list of (L_i, 4) arrays, one per image, as (R, 5) rows with the image's index."""
+    def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> np.ndarray:
+        """A list of (L_i, 4) arrays, one per image, as (R, 5) rows with the image's index.
+
+        Without arrays to go by, the rows lie where `like` does.
+        """
+        del like
         rows = [np.empty((0, 5), np.float32)]
         for i, item in enumerate(boxes):
             item = self.take(item, f"boxes[{i}]", "float32")
@@ -106,6 +112,7 @@ class DeviceDlpackArrays:
     """A GPU array library with the array API (CuPy). Work goes to the legacy default stream."""
 
     stream = 1
+    threads = 0
 
     def __init__(self, example: Any) -> None:
         self._xp = example.__array_namespace__()
@@ -133,10 +140,11 @@ class DeviceDlpackArrays:
 
     empty_map = empty
 
-    def dtype_of(self, array: Any) -> Any:
-        return array.dtype
+    def first(self, array: Any, count: int) -> Any:
+        return array[:count]
 
-    def indexed_boxes(self, boxes: Sequence[Any]) -> Any:
+    def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> Any:
+        del like
         xp = self._xp
         rows = []
         for i, item in enumerate(boxes):
@@ -154,21 +162,31 @@ class DeviceDlpackArrays:
 
 
 class TorchArrays:
-    """Torch tensors; work is queued on the current stream of the first argument's device."""
+    """Torch tensors; work is queued on the current stream of the first argument's device.
 
-    def __init__(self, example: Any) -> None:
-        self._torch = sys.modules["torch"]
-        self._device = example.device
-        self.stream = 0
-        if example.is_cuda:
-            self.stream = self._torch.cuda.current_stream(example.device).cuda_stream
+    Every method asks before it converts: on tiny tensors a detach() that is not needed costs as
+    much as the operator.
+    """
+
+    stream = 0
+
+    def __init__(self) -> None:
+        self._torch = torch = sys.modules["torch"]
+        self.tensor_type = torch.Tensor
+        self._dtypes = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32,
+                        "uint16": getattr(torch, "uint16", None)}  # fmt: skip
+
+    @property
+    def threads(self) -> int:
+        """As many as torch's own operators may use."""
+        return self._torch.get_num_threads()
 
     def take(self, array: Any, name: str, cast: str | None = None) -> Any:
         tensor = self._tensor(array, name)
-        if cast == "float32" and tensor.is_floating_point():
-            tensor = tensor.float()
-        elif cast == "int64" and not tensor.is_floating_point():
-            tensor = tensor.long()
+        if cast is not None:
+            dtype = self._dtypes[cast]
+            if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
+                tensor = tensor.to(dtype)
         return tensor.contiguous()
 
     def take_map(self, array: Any, name: str) -> Any:
@@ -183,49 +201,58 @@ class TorchArrays:
 
     def is_channels_last(self, tensor: Any) -> bool:
         return (
-            tensor.dim() == 4
-            and not tensor.is_contiguous()
+            not tensor.is_contiguous()
+            and tensor.dim() == 4
             and tensor.is_contiguous(memory_format=self._torch.channels_last)
         )
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
-        return self._torch.empty(tuple(shape), dtype=self._dtype(dtype), device=like.device)
+        if dtype is like.dtype:
+            return like.new_empty(shape)
+        return like.new_empty(shape, dtype=self._dtypes.get(dtype, dtype))
 
     def empty_map(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
-        layout = self._torch.contiguous_format
-        if self.is_channels_last(like):
-            layout = self._torch.channels_last
+        if not self.is_channels_last(like):
+            return self.empty(shape, dtype, like)
         return self._torch.empty(
-            tuple(shape), dtype=self._dtype(dtype), device=like.device, memory_format=layout
-        )
+            tuple(shape), dtype=self._dtypes.get(dtype, dtype), device=like.device,
+            memory_format=self._torch.channels_last,
+        )  # fmt: skip
 
-    def dtype_of(self, array: Any) -> Any:
-        return array.dtype
-
-    def indexed_boxes(self, boxes: Sequence[Any]) -> Any:
+    def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> Any:
         rows = []
         for i, item in enumerate(boxes):
             item = self.take(item, f"boxes[{i}]", "float32")
             _require_four_columns(item.shape, i)
             rows.append(self._torch.cat([item.new_full((item.shape[0], 1), i), item], dim=1))
-        return self._torch.cat(rows) if rows else self._torch.empty((0, 5), device=self._device)
+        return self._torch.cat(rows) if rows else self._torch.empty((0, 5), device=like.device)
+
+    def first(self, array: Any, count: int) -> Any:
+        # In place: half of what a slice costs. The memory is kept either way.
+        return array.resize_((count, *array.shape[1:])) if count < len(array) else array
 
     def give(self, result: Any) -> Any:
         return result
 
     def _tensor(self, array: Any, name: str) -> Any:
-        if not isinstance(array, self._torch.Tensor):
+        if not isinstance(array, self.tensor_type):
             raise TypeError(
                 f"{name} must be a torch.Tensor like the first argument, got {type(array).__name__}"
             )
-        return array.detach()
+        return array.detach() if array.requires_grad else array
 
-    def _dtype(self, dtype: Any) -> Any:
-        return getattr(self._torch, dtype) if isinstance(dtype, str) else dtype
+
+class CudaTensors(TorchArrays):
+    """Torch tensors on a GPU."""
+
+    def __init__(self, example: Any) -> None:
+        super().__init__()
+        self.stream = self._torch.cuda.current_stream(example.device).cuda_stream
 
 
 Arrays = NumpyArrays | DeviceDlpackArrays | TorchArrays
 _NUMPY = NumpyArrays()
+_torch_cpu: TorchArrays | None = None  # made with the first tensor: torch may not be there at all
 
 
 def arrays_of(example: Any, name: str) -> Arrays:
@@ -233,8 +260,12 @@ def arrays_of(example: Any, name: str) -> Arrays:
 
     Raises TypeError, naming the argument, when it is no array.
     """
+    global _torch_cpu
+    if _torch_cpu is not None and isinstance(example, _torch_cpu.tensor_type):
+        return CudaTensors(example) if example.is_cuda else _torch_cpu
     if _is_tensor(example):
-        return TorchArrays(example)
+        _torch_cpu = TorchArrays()
+        return arrays_of(example, name)
     if isinstance(example, np.ndarray):
         return _NUMPY
     if not hasattr(example, "__dlpack_device__"):

@@ -37,7 +37,7 @@ def encode_boxes(reference_boxes: Any, proposals: Any) -> Any:
     proposals = arrays.take(proposals, "proposals")
     targets = arrays.take(reference_boxes, "reference_boxes")
     shape = shape_of(proposals, 2, "proposals")
-    out = arrays.empty((shape[0], 4), arrays.dtype_of(proposals), proposals)
+    out = arrays.empty((shape[0], 4), proposals.dtype, proposals)
     _core.encode_boxes(targets, proposals, out, arrays.stream)
     return arrays.give(out)
 
@@ -62,7 +62,7 @@ def decode_boxes(deltas: Any, boxes: Any, *, max_log_ratio: float = MAX_LOG_RATI
     arrays = arrays_of(deltas, "deltas")
     deltas = arrays.take(deltas, "deltas")
     boxes = arrays.take(boxes, "boxes")
-    out = arrays.empty(shape_of(deltas, 2, "deltas"), arrays.dtype_of(deltas), deltas)
+    out = arrays.empty(shape_of(deltas, 2, "deltas"), deltas.dtype, deltas)
     _core.decode_boxes(deltas, boxes, float(max_log_ratio), out, arrays.stream)
     return arrays.give(out)
 
@@ -94,7 +94,7 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int], *, inclusive: bool = 
     if not shape or shape[-1] != 4:
         raise ValueError(f"boxes must be (..., 4) rows of [x1, y1, x2, y2], got shape {shape}")
     rows = boxes.reshape((math.prod(shape[:-1]), 4))
-    out = arrays.empty(rows.shape, arrays.dtype_of(rows), rows)
+    out = arrays.empty(rows.shape, rows.dtype, rows)
     height, width = size
     _core.clip_boxes(rows, float(height), float(width), inclusive, out, arrays.stream)
     return arrays.give(out.reshape(shape))

@@ -60,7 +60,7 @@ def detections(
         deltas = arrays.take(deltas, "deltas")
     rows, columns = shape_of(scores, 2, "scores")
     capacity = min(max_detections, rows * max(columns - 1, 0))
-    dtype = arrays.dtype_of(boxes)
+    dtype = boxes.dtype
     out = Detections(
         boxes=arrays.empty((capacity, 4), dtype, boxes),
         scores=arrays.empty((capacity,), dtype, boxes),
@@ -72,4 +72,4 @@ def detections(
         boxes, scores, deltas, float(height), float(width), float(max_log_ratio),
         float(score_threshold), float(nms_threshold), inclusive, *out, arrays.stream,
     )  # fmt: skip
-    return Detections(*(arrays.give(array[:found]) for array in out))
+    return Detections(*[arrays.give(arrays.first(array, found)) for array in out])

@@ -27,7 +27,7 @@ def box_iou(boxes1: Any, boxes2: Any, *, inclusive: bool = False) -> Any:
     boxes1 = arrays.take(boxes1, "boxes1")
     boxes2 = arrays.take(boxes2, "boxes2")
     rows, columns = shape_of(boxes1, 2, "boxes1")[0], shape_of(boxes2, 2, "boxes2")[0]
-    out = arrays.empty((rows, columns), arrays.dtype_of(boxes1), boxes1)
+    out = arrays.empty((rows, columns), boxes1.dtype, boxes1)
     _core.box_iou(boxes1, boxes2, inclusive, out, arrays.stream)
     return arrays.give(out)
 
@@ -82,4 +82,4 @@ def _suppress(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusiv
         idxs = arrays.take(idxs, "idxs", "int64")
     keep = arrays.empty((shape_of(boxes, 2, "boxes")[0],), "int64", boxes)
     kept = _core.nms(boxes, scores, idxs, float(iou_threshold), inclusive, keep, arrays.stream)
-    return arrays.give(keep[:kept])
+    return arrays.give(arrays.first(keep, kept))

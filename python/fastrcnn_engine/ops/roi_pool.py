@@ -26,8 +26,8 @@ def roi_pool(
     each bin in row-major order and is the same, bit for bit, on every run.
 
     Args:
-        input: features (N, C, H, W), float32 or float64, NCHW or channels-last; the result has the
-            same memory layout.
+        input: features (N, C, H, W), NCHW or channels-last; the result has the same memory layout.
+            float16, bfloat16, float32 or float64; on a GPU the last two.
         boxes: (R, 5) rows of [batch index, x1, y1, x2, y2] in image pixels, or a list of N arrays
             (L_i, 4). Coordinates are used as float32 whatever the type of the features.
         output_size: (PH, PW), or one number for both.
@@ -46,7 +46,7 @@ def roi_pool(
     """
     size = _pair(output_size)
     arrays = arrays_of(input, "input")
-    boxes = _rows(arrays, boxes)
+    boxes = _rows(arrays, boxes, input)
     if getattr(input, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
@@ -54,7 +54,7 @@ def roi_pool(
             if out is not None:
                 raise ValueError("out cannot be used when input requires a gradient")
             return autograd.RoIPoolFunction.apply(input, boxes, size, spatial_scale)
-    output, _ = _forward(arrays, input, boxes, size, spatial_scale, out, None, want_argmax=False)
+    output, _ = pool(arrays, input, boxes, size, spatial_scale, out)
     return output
 
 
@@ -73,13 +73,14 @@ def roi_pool_with_argmax(
         (output, argmax), both (R, C, PH, PW). argmax is int32: h * W + w of the maximum within its
         plane, -1 for an empty bin.
 
-    Arguments, errors and source: as `roi_pool`; `argmax_out` is an int32 array to write into. A map
-    of more than 2^31 - 1 cells raises ValueError.
+    Arguments, errors and source: as `roi_pool`; `argmax_out` is an array to write into, int32 or,
+    in host memory, uint16, where 65535 stands for -1. A map with more cells than the type can
+    number raises ValueError.
     """
     arrays = arrays_of(input, "input")
-    boxes = _rows(arrays, boxes)
+    boxes = _rows(arrays, boxes, input)
     size = _pair(output_size)
-    return _forward(arrays, input, boxes, size, spatial_scale, out, argmax_out, want_argmax=True)
+    return pool(arrays, input, boxes, size, spatial_scale, out, argmax_out, "int32")
 
 
 def roi_pool_backward(
@@ -90,9 +91,10 @@ def roi_pool_backward(
     Sums run in ascending order of (RoI, bin), so the result never changes from run to run.
 
     Args:
-        grad_output: (R, C, PH, PW), float32 or float64.
-        argmax: (R, C, PH, PW) int32 of `roi_pool_with_argmax`. -1, or anything outside the map,
-            passes nothing.
+        grad_output: (R, C, PH, PW), the types of `roi_pool`. 16-bit ones are summed in float32 and
+            rounded once.
+        argmax: (R, C, PH, PW) of `roi_pool_with_argmax`. -1, or anything outside the map, passes
+            nothing.
         boxes: the (R, 5) RoIs of the forward pass; only the batch index is read.
         input_shape: (N, C, H, W) of the forward pass.
 
@@ -110,44 +112,53 @@ def roi_pool_backward(
     boxes = arrays.take(boxes, "boxes", "float32")
     if len(input_shape) != 4:
         raise ValueError(f"input_shape must be (N, C, H, W), got {tuple(input_shape)}")
-    dtype = arrays.dtype_of(grad_output)
-    grad_input = arrays.empty_map(input_shape, dtype, argmax)
-    _core.roi_pool_backward(grad_output, argmax, boxes, grad_input, arrays.stream)
+    grad_input = arrays.empty_map(input_shape, grad_output.dtype, argmax)
+    _core.roi_pool_backward(
+        grad_output, argmax, boxes, grad_input, arrays.stream, arrays.threads
+    )
     return arrays.give(grad_input)
 
 
-def _forward(
+def pool(
     arrays: Arrays,
     input: Any,
     boxes: Any,
     size: tuple[int, int],
     spatial_scale: float,
-    out: Any,
-    argmax_out: Any,
-    want_argmax: bool,
+    out: Any = None,
+    argmax_out: Any = None,
+    argmax_dtype: str | None = None,
 ) -> tuple[Any, Any]:
+    """`roi_pool_with_argmax`, its arguments taken and outside autograd.
+
+    A new argmax is made where `argmax_dtype` names its type; else it is what was given, or None.
+    """
     features = arrays.take_map(input, "input")
     _, channels, _, _ = shape_of(features, 4, "input")
     shape = (boxes.shape[0], channels, *size)
     output = out
     if output is None:
-        output = arrays.empty_map(shape, arrays.dtype_of(features), features)
+        output = arrays.empty_map(shape, features.dtype, features)
+    elif tuple(output.shape) != shape:
+        raise ValueError(f"out must have shape {shape}, got {tuple(output.shape)}")
     argmax = argmax_out
-    if argmax is None and want_argmax:
-        argmax = arrays.empty_map(shape, "int32", features)
-    for given, name in ((out, "out"), (argmax_out, "argmax_out")):
-        if given is not None and tuple(given.shape) != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
-    _core.roi_pool_forward(features, boxes, float(spatial_scale), output, argmax, arrays.stream)
+    if argmax is None:
+        if argmax_dtype is not None:
+            argmax = arrays.empty_map(shape, argmax_dtype, features)
+    elif tuple(argmax.shape) != shape:
+        raise ValueError(f"argmax_out must have shape {shape}, got {tuple(argmax.shape)}")
+    _core.roi_pool_forward(
+        features, boxes, float(spatial_scale), output, argmax, arrays.stream, arrays.threads
+    )
     return (
         output if out is not None else arrays.give(output),
         argmax if argmax_out is not None or argmax is None else arrays.give(argmax),
     )
 
 
-def _rows(arrays: Arrays, boxes: Any) -> Any:
+def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:
     if isinstance(boxes, (list, tuple)):
-        return arrays.indexed_boxes(boxes)
+        return arrays.indexed_boxes(boxes, input)
     return arrays.take(boxes, "boxes", "float32")
 
 

@@ -52,11 +52,8 @@ def smooth_l1(
                 deltas, targets, labels, weights, beta, normalizer
             )
     arrays = arrays_of(deltas, "deltas")
-    operands = _take(arrays, deltas, targets, labels, weights)
-    loss = arrays.empty((1,), arrays.dtype_of(operands[0]), operands[0])
-    divisor = _divisor(operands[0], normalizer)
-    _core.smooth_l1_forward(*operands, float(beta), divisor, loss, arrays.stream)
-    return arrays.give(loss.reshape(()))
+    operands = take_operands(arrays, deltas, targets, labels, weights)
+    return loss_of(arrays, operands, beta, divisor_of(operands, normalizer))
 
 
 def smooth_l1_backward(
@@ -77,19 +74,16 @@ def smooth_l1_backward(
     Arguments, errors and source: as `smooth_l1`.
     """
     arrays = arrays_of(deltas, "deltas")
-    operands = _take(arrays, deltas, targets, labels, weights)
-    upstream = arrays.take(grad_loss, "grad_loss").reshape((1,))
-    gradient = arrays.empty(operands[0].shape, arrays.dtype_of(operands[0]), operands[0])
-    divisor = _divisor(operands[0], normalizer)
-    _core.smooth_l1_backward(
-        *operands, float(beta), divisor, upstream, gradient, arrays.stream
-    )
-    return arrays.give(gradient)
+    operands = take_operands(arrays, deltas, targets, labels, weights)
+    divisor = divisor_of(operands, normalizer)
+    return gradient_of(arrays, grad_loss, operands, beta, divisor)
 
 
-def _take(
-    arrays: Arrays, deltas: Any, targets: Any, labels: Any, weights: Any
-) -> tuple[Any, Any, Any, Any]:
+Operands = tuple[Any, Any, Any, Any]  # deltas, targets, labels or None, weights or None
+
+
+def take_operands(arrays: Arrays, deltas: Any, targets: Any, labels: Any, weights: Any) -> Operands:
+    """The four array arguments of `smooth_l1` as the engine takes them."""
     return (
         arrays.take(deltas, "deltas"),
         arrays.take(targets, "targets"),
@@ -98,7 +92,27 @@ def _take(
     )
 
 
-def _divisor(deltas: Any, normalizer: float | None) -> float:
+def divisor_of(operands: Operands, normalizer: float | None) -> float:
+    """What the sum is divided by: the normalizer, or the number of rows."""
     if normalizer is not None:
         return float(normalizer)
-    return float(max(shape_of(deltas, 2, "deltas")[0], 1))
+    return float(max(shape_of(operands[0], 2, "deltas")[0], 1))
+
+
+def loss_of(arrays: Arrays, operands: Operands, beta: float, divisor: float) -> Any:
+    """`smooth_l1` of operands that are taken, outside autograd."""
+    deltas = operands[0]
+    loss = arrays.empty((), deltas.dtype, deltas)
+    _core.smooth_l1_forward(*operands, float(beta), divisor, loss, arrays.stream)
+    return arrays.give(loss)
+
+
+def gradient_of(
+    arrays: Arrays, grad_loss: Any, operands: Operands, beta: float, divisor: float
+) -> Any:
+    """`smooth_l1_backward` of operands that are taken."""
+    deltas = operands[0]
+    upstream = arrays.take(grad_loss, "grad_loss")
+    gradient = arrays.empty(deltas.shape, deltas.dtype, deltas)
+    _core.smooth_l1_backward(*operands, float(beta), divisor, upstream, gradient, arrays.stream)
+    return arrays.give(gradient)

@@ -52,9 +52,9 @@ FRCNN_HD BinRange bin_range(const RoiSpan& span, int64_t p, int64_t limit) {
 
 // Whether a cell takes the place of the bin's maximum so far. Strict, so that the first of equals
 // stays, and false for NaN. The scan starts at (-inf, none) and runs in row-major order; where nothing
-// beats -inf the bin's first cell stands for it.
+// beats -inf the bin's first cell stands for it. For numbers, and lane by lane for vectors of them.
 template <typename T>
-FRCNN_HD bool beats(T candidate, T best) {
+FRCNN_HD auto beats(const T& candidate, const T& best) {
   return candidate > best;
 }
 

@@ -9,15 +9,16 @@ namespace fastrcnn_engine::semantics {
 template <typename T>
 FRCNN_HD T smooth_l1(T d, T beta) {
   const T magnitude = d < T(0) ? -d : d;
-  return magnitude < beta ? T(0.5) * d * d / beta : magnitude - T(0.5) * beta;
+  const T square = T(0.5) * d * d / beta, line = magnitude - T(0.5) * beta;
+  return magnitude < beta ? square : line;
 }
 
 // d/dd of the above: d / beta, or the sign. At d = 0 it is 0, NaN stays NaN.
 template <typename T>
 FRCNN_HD T smooth_l1_slope(T d, T beta) {
   const T magnitude = d < T(0) ? -d : d;
-  if (magnitude < beta) return d / beta;
-  return d > T(0) ? T(1) : (d < T(0) ? T(-1) : d);
+  const T inner = d / beta, outer = d > T(0) ? T(1) : (d < T(0) ? T(-1) : d);
+  return magnitude < beta ? inner : outer;
 }
 
 }  // namespace fastrcnn_engine::semantics

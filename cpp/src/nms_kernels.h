@@ -1,0 +1,51 @@
+// What suppression asks of its kernels, which exist once per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "fastrcnn_engine/semantics/box_codec.h"
+#include "instruction_set.h"
+
+namespace fastrcnn_engine::cpu {
+
+constexpr int kTileBoxes = 16;  // compared without a branch in between
+
+// Kept boxes side by side. Places not taken hold boxes that overlap nothing.
+template <typename T>
+struct alignas(64) KeptTile {
+  T x1[kTileBoxes], y1[kTileBoxes], x2[kTileBoxes], y2[kTileBoxes], area[kTileBoxes];
+};
+
+// Lists of tiles: list l begins with tile newest[l] and tile t is followed by tile next[t]; -1 ends.
+template <typename T>
+struct KeptLists {
+  const KeptTile<T>* tiles;
+  const int32_t* next;
+  const int32_t* newest;
+};
+
+template <typename T>
+struct Suppression {
+  T threshold;
+  T side;  // as in semantics::area
+};
+
+template <typename T>
+struct NmsKernels {
+  // Whether a kept box in lists[l & mask], first <= l <= last, suppresses this one.
+  bool (*suppressed)(const KeptLists<T>& lists, uint32_t first, uint32_t last, uint32_t mask,
+                     const semantics::Box<T>& box, T area, const Suppression<T>& rule);
+  // Writes the positions of the scores that are greater than the threshold, rising, and returns how
+  // many there are.
+  int32_t (*positions_above)(const T* scores, int32_t count, T threshold, int32_t* positions);
+};
+
+#define FRCNN_DECLARE(set)        \
+  namespace set {                 \
+  template <typename T>           \
+  NmsKernels<T> nms_kernels();    \
+  }
+FRCNN_FOR_EACH_SET(FRCNN_DECLARE)
+#undef FRCNN_DECLARE
+
+}  // namespace fastrcnn_engine::cpu

@@ -1,0 +1,64 @@
+// What roi_pool.cpp asks of the RoI pooling kernels, which exist once per instruction set.
+//
+// Lane = channel: a kernel pools vectors of channels side by side, so a bin's cells are read as whole
+// vectors and no lane does anything another does not. Channels-last maps lie that way in memory. Of
+// NCHW maps, blocks of kBlock channels are brought into that order first (packed), and the pooled
+// block is brought back.
+#pragma once
+
+#include <cstdint>
+
+#include "fastrcnn_engine/roi_pool.h"
+#include "fastrcnn_engine/semantics/half.h"
+#include "fastrcnn_engine/semantics/roi_bins.h"
+#include "instruction_set.h"
+
+namespace fastrcnn_engine::cpu {
+
+constexpr int64_t kBlock = 32;  // channels packed together: 300 KiB of a 38 x 63 map, the L2 cache's share
+
+// One RoI on its image's map: its bins' edges, computed once and used by every channel.
+struct PooledRoi {
+  int64_t row;                    // of rois, output and argmax
+  const semantics::BinRange* ys;  // PH
+  const semantics::BinRange* xs;  // PW
+};
+
+// Rows [y, y + height) and columns [x, x + width) of a map.
+struct Window {
+  int64_t y, x, height, width;
+  int64_t cells() const { return height * width; }
+};
+
+template <typename T, typename Index>
+struct RoiPoolKernels {
+  using Forward = RoiPoolForward<T, Index>;
+  using Backward = RoiPoolBackward<T, Index>;
+  using Wide = semantics::Wide<T>;
+
+  // NCHW: pools `count` RoIs of one image for channels [channel, channel + kBlock), as far as there are
+  // so many. `window` holds every bin. `past_caches`: the result is too large to stay in them.
+  void (*pool_planes)(const Forward& call, int64_t image, int64_t channel, const PooledRoi* rois,
+                      int64_t count, const Window& window, bool past_caches, void* scratch);
+  // Bytes of scratch memory for that, aligned to 64.
+  int64_t (*pool_scratch)(int64_t window_cells, int64_t bins);
+  // Channels-last: pools one RoI for every channel.
+  void (*pool_cells)(const Forward& call, int64_t image, const PooledRoi& roi, bool past_caches);
+
+  // Gradient of channels [channel, last) of one image, whose RoIs are `rows`, ascending. `sums` holds
+  // a map of Wide for every channel, which channels-last needs, and NCHW where T is not Wide.
+  void (*scatter_planes)(const Backward& call, int64_t image, int64_t channel, int64_t last,
+                         const int64_t* rows, int64_t count, Wide* sums);
+  void (*scatter_cells)(const Backward& call, int64_t image, int64_t channel, int64_t last,
+                        const int64_t* rows, int64_t count, Wide* sums);
+};
+
+#define FRCNN_DECLARE(set)                     \
+  namespace set {                              \
+  template <typename T, typename Index>        \
+  RoiPoolKernels<T, Index> roi_pool_kernels(); \
+  }
+FRCNN_FOR_EACH_SET(FRCNN_DECLARE)
+#undef FRCNN_DECLARE
+
+}  // namespace fastrcnn_engine::cpu
