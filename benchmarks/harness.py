@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import datetime
 import gc
@@ -55,12 +56,21 @@ def load_peers(kinds: Sequence[type], threads: int) -> tuple[list, dict[str, str
 
 def wall_clock(run: Callable[[], Any]) -> float:
     """Seconds of one call."""
-    time.sleep(0.01)  # lets the threads of the library before stop spinning
+    if torch.get_num_threads() > 1:
+        time.sleep(0.01)  # lets the threads of the library before stop spinning
     start = time.perf_counter()
     result = run()
     seconds = time.perf_counter() - start
     del result  # freeing it is not part of the time
     return seconds
+
+
+def small_clock(run: Callable[[], Any], calls: int = 300) -> float:
+    """Seconds per call of something that takes microseconds, by `calls` in a row."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
 
 
 def cuda_clock(run: Callable[[], Any], calls: int) -> float:
@@ -98,7 +108,7 @@ def interleave(rows: Sequence[Row], rounds: int, clock: Callable = wall_clock) -
     floors = {r["job"]: r["best_ms"] for r in records if r["who"] == FLOOR}
     peers = {r["who"]: r["best_ms"] for r in records if not r["who"].startswith((OURS, FLOOR))}
     for r in records:
-        r["of_floor"] = r["best_ms"] / floors[r["job"]]
+        r["of_floor"] = r["best_ms"] / floors[r["job"]] if r["job"] in floors else None
         r["speedup"] = {who: best / r["best_ms"] for who, best in peers.items()}
     return records
 
@@ -121,7 +131,8 @@ def show(records: list[dict], caption: str) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for r in sorted(records, key=lambda r: (r["who"] == FLOOR, r["best_ms"])):
         style = "bold" if r["who"].startswith(OURS) else "dim" if r["who"] == FLOOR else ""
-        cells = [f"{r['best_ms']:.3f}", f"{r['median_ms']:.3f}", f"{r['of_floor']:.1f}x"]
+        cells = [f"{r['best_ms']:.4g}", f"{r['median_ms']:.4g}"]
+        cells.append("" if r["of_floor"] is None else f"{r['of_floor']:.1f}x")
         cells += ["" if r["who"] == FLOOR else f"{r['speedup'][peer]:.2f}x" for peer in peers]
         table.add_row(r["who"], r["job"], *cells, style=style)
     console.print(table)
@@ -153,6 +164,42 @@ def document(name: str, threads: int, rounds: int, peers: list, missing: dict) -
         "checks": [],
         "results": [],
     }
+
+
+@dataclass
+class Section:
+    """Calls that are checked, timed beside each other and shown in one table."""
+
+    title: str
+    rows: list[Row]
+    check: Callable[[], str]  # raises where a result is wrong; says what it found
+    clock: Callable = wall_clock
+
+
+def run_sections(
+    name: str, description: str, kinds: Sequence[type], sections: Callable[[list], list[Section]]
+) -> None:
+    """The command line of a benchmark that is a list of sections made from its peers."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of every library; default 1")
+    parser.add_argument("--rounds", type=int, default=15, help="samples of every row; default 15")
+    parser.add_argument("--out", type=Path, help="result file; default in benchmarks/results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    peers, missing = load_peers(kinds, args.threads)
+    result = document(name, args.threads, args.rounds, peers, missing)
+    for section in sections(peers):
+        console.print(f"\n[bold]{section.title}")
+        note = section.check()
+        console.print(f"  check: {note}")
+        records = interleave(section.rows, args.rounds, section.clock)
+        show(records, "last columns: how many times as fast as that, best against best")
+        result["checks"].append(f"{section.title}: {note}")
+        result["results"] += [{"section": section.title} | record for record in records]
+    date = datetime.date.today()
+    save(result, args.out or RESULTS / f"{name}-{args.threads}-threads-{date}.json")
 
 
 def save(result: dict, path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Suppression and the detection step beside other implementations: checked, then timed.
+
+    python benchmarks/nms_bench.py              # two minutes; keep the machine quiet
+
+Boxes come in clusters, as a detector's do: 20 a cluster, moved by 15 % and scaled by 20 % of its
+size (one standard deviation), on a 1000 pixel image; scores are a random order, without ties.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastrcnn_engine as engine
+import harness
+import roipool_peers
+from harness import OURS, Row, Section
+
+PROPOSALS, CLASSES = 2000, 21
+IMAGE = (600, 1000)
+SCORE_THRESHOLD, IOU_THRESHOLD, MOST = 0.05, 0.3, 100
+
+
+def clustered(count: int, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """(count, 4) boxes and (count,) scores."""
+    rng = np.random.default_rng(seed)
+    clusters = max(count // 20, 1)
+    which = rng.integers(0, clusters, count)
+    side = np.exp(rng.uniform(np.log(20), np.log(300), (clusters, 2)))[which]
+    centre = rng.uniform(0, 1000, (clusters, 2))[which] + rng.normal(0, 0.15, (count, 2)) * side
+    side = side * np.exp(rng.normal(0, 0.2, (count, 2)))
+    boxes = np.hstack([centre - side / 2, centre + side / 2]).astype(np.float32)
+    scores = (rng.permutation(count) / count).astype(np.float32)
+    return torch.from_numpy(boxes), torch.from_numpy(scores)
+
+
+class TorchVision(roipool_peers.TorchVision):
+    def nms(self, boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> Any:
+        return partial(self.op.nms, boxes, scores, threshold)
+
+    def batched(self, boxes: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor) -> Any:
+        return partial(self.batched_nms, boxes, scores, ids, IOU_THRESHOLD)
+
+    @property
+    def batched_nms(self) -> Any:
+        from torchvision.ops import batched_nms
+
+        return batched_nms
+
+
+class OpenVino(roipool_peers.OpenVino):
+    def _nms(self, boxes: np.ndarray, scores: np.ndarray, threshold: float) -> Any:
+        """boxes (batch, B, 4), scores (batch, 1, B): rows (batch, class, box) are kept."""
+        ops, count = self.ov.opset9, boxes.shape[1]
+        inputs = [self.ov.opset1.parameter(array.shape, np.float32) for array in (boxes, scores)]
+        kept = ops.non_max_suppression(
+            *inputs, np.int64(count), np.float32(threshold), np.float32(-1)
+        )
+        model = self.ov.Model([kept.output(0)], inputs)
+        request = self.ov.Core().compile_model(model, "CPU", self.options).create_infer_request()
+        for i, array in enumerate((boxes, scores)):
+            request.set_input_tensor(i, self.ov.Tensor(array, shared_memory=True))
+
+        def run() -> np.ndarray:
+            request.infer()
+            return request.get_output_tensor(0).data
+
+        return run
+
+    def nms(self, boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> Any:
+        run = self._nms(boxes.numpy()[None], scores.numpy()[None, None], threshold)
+        return lambda: run()[:, 2]
+
+    def batched(self, boxes: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor) -> Any:
+        """Classes of equal size, one after the other, as images of a batch."""
+        count = int(ids.max()) + 1
+        size = len(ids) // count
+        shape = (count, size)
+        run = self._nms(
+            boxes.numpy().reshape(*shape, 4), scores.numpy().reshape(count, 1, size), IOU_THRESHOLD
+        )
+        return lambda: run() @ np.array([size, 0, 1])
+
+
+def same_boxes(rows: list[Row]) -> str:
+    """Every row keeps the boxes that the first keeps."""
+    expected = torch.as_tensor(rows[0].run()).sort().values
+    for row in rows[1:]:
+        kept = row.run()
+        kept = torch.as_tensor(kept if torch.is_tensor(kept) else kept.copy()).sort().values
+        kept = kept[kept >= 0]
+        if not torch.equal(kept.long(), expected):
+            raise SystemExit(f"{row.who} keeps {len(kept)} boxes, not the same {len(expected)}")
+    return f"all keep the same {len(expected)} boxes"
+
+
+def network_outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Proposals, class probabilities (softmax of a peaked head) and deltas of one image."""
+    generator = torch.Generator().manual_seed(5)
+    boxes, _ = clustered(PROPOSALS)
+    logits = 2.5 * torch.randn(PROPOSALS, CLASSES, generator=generator)
+    deltas = 0.1 * torch.randn(PROPOSALS, 4 * CLASSES, generator=generator)
+    return boxes, logits.softmax(1), deltas
+
+
+def torch_detections(
+    suppress: Any, boxes: torch.Tensor, scores: torch.Tensor, deltas: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same step in torch, as torchvision's and detectron2's box heads do it."""
+    deltas = deltas.view(len(boxes), -1, 4)
+    size = (boxes[:, 2:] - boxes[:, :2])[:, None]
+    centre = boxes[:, None, :2] + 0.5 * size + deltas[..., :2] * size
+    half = 0.5 * size * deltas[..., 2:].clamp(max=4.135).exp()
+    decoded = torch.cat([centre - half, centre + half], -1)
+    limit = torch.tensor([IMAGE[1], IMAGE[0]] * 2, dtype=decoded.dtype)
+    decoded = torch.minimum(decoded.clamp(min=0), limit)
+    rows, labels = (scores[:, 1:] > SCORE_THRESHOLD).nonzero(as_tuple=True)
+    labels = labels + 1
+    chosen, ranks = decoded[rows, labels], scores[rows, labels]
+    keep = suppress(chosen, ranks, labels, IOU_THRESHOLD)[:MOST]
+    return chosen[keep], ranks[keep], labels[keep]
+
+
+def check_detections(rows: list[Row]) -> str:
+    boxes, scores, labels = rows[0].run()[:3]
+    for row in rows[1:]:
+        other = row.run()
+        same = torch.equal(labels, other[2]) and torch.equal(scores, other[1])
+        if not (same and torch.allclose(boxes, other[0], rtol=1e-4, atol=1e-3)):
+            raise SystemExit(f"{row.who}: other detections")
+    return f"the same {len(labels)} detections, boxes to 1e-3 of a pixel"
+
+
+def sections(peers: list) -> list[Section]:
+    found = []
+    for count in (2000, 12000):
+        for threshold in (0.3, 0.7):
+            boxes, scores = clustered(count)
+            rows = [Row(OURS, "nms", partial(engine.nms, boxes, scores, threshold))]
+            rows += [Row(p.name, "nms", p.nms(boxes, scores, threshold)) for p in peers]
+            title = f"nms, {count} boxes at {threshold}"
+            found.append(Section(title, rows, partial(same_boxes, rows)))
+    boxes, scores = clustered(6000)
+    ids = torch.arange(6000) // 300
+    rows = [Row(OURS, "nms", partial(engine.batched_nms, boxes, scores, ids, IOU_THRESHOLD))]
+    rows += [Row(p.name, "nms", p.batched(boxes, scores, ids)) for p in peers]
+    title = f"batched_nms, 20 classes x 300 boxes at {IOU_THRESHOLD}"
+    found.append(Section(title, rows, partial(same_boxes, rows)))
+    outputs = network_outputs()
+    options = {"score_threshold": SCORE_THRESHOLD, "nms_threshold": IOU_THRESHOLD}
+    rows = [Row(OURS, "detections", partial(engine.detections, *outputs, IMAGE, **options))]
+    for suppress, name in [(p.batched_nms, p.name) for p in peers if hasattr(p, "batched_nms")]:
+        rows.append(
+            Row(f"torch + {name}", "detections", partial(torch_detections, suppress, *outputs))
+        )
+    title = f"detections, {PROPOSALS} proposals x {CLASSES} classes to the best {MOST}"
+    found.append(Section(title, rows, partial(check_detections, rows)))
+    return found
+
+
+if __name__ == "__main__":
+    harness.run_sections("nms", __doc__, (TorchVision, OpenVino), sections)

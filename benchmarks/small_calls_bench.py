@@ -1,0 +1,99 @@
+"""Calls in which little is computed, from torch in eager mode: what a call costs.
+
+    python benchmarks/small_calls_bench.py      # a minute; keep the machine quiet
+
+Tiny operators beside torchvision's C++ operators, and the box loss (forward and backward) beside
+torch's own: on the columns of each foreground row's class, and on (R, 84) targets and weights as in
+the original code. Milliseconds per call, by 300 calls in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.nn.functional import smooth_l1_loss
+
+import fastrcnn_engine as engine
+import harness
+from harness import OURS, Row, Section, small_clock
+from roipool_peers import TorchVision
+
+
+def equal(rows: list[Row]) -> str:
+    results = [row.run() for row in rows]
+    results = [r[0] if isinstance(r, tuple) else r for r in results]
+    for row, result in zip(rows, results, strict=True):
+        if not torch.allclose(result, results[0], rtol=1e-4, atol=1e-6):
+            raise SystemExit(f"{row.who}: another result")
+    return f"{len(rows)} times the same"
+
+
+def gradient(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable:
+    """A call that runs forward and backward."""
+    x = x.clone().requires_grad_()
+    return lambda: torch.autograd.grad(run(x).sum(), x)[0]
+
+
+def tiny(peers: list) -> list[Section]:
+    x, rois = torch.randn(1, 4, 5, 5), torch.tensor([[0.0, 0, 0, 3, 3]])
+    boxes, scores = torch.tensor([[0.0, 0, 3, 3], [1, 1, 4, 4]]), torch.tensor([0.9, 0.8])
+    pool = partial(engine.roi_pool, boxes=rois, output_size=2)
+    rows = {
+        "roi_pool": [Row(OURS, "call", partial(pool, x))],
+        "roi_pool, forward and backward": [Row(OURS, "call", gradient(pool, x))],
+        "nms": [Row(OURS, "call", partial(engine.nms, boxes, scores, 0.5))],
+    }
+    for peer in peers:
+        op = peer.op.roi_pool
+        calls = [
+            lambda op=op: op(x, rois, 1.0, 2, 2),
+            gradient(lambda x, op=op: op(x, rois, 1.0, 2, 2)[0], x),
+            partial(peer.op.nms, boxes, scores, 0.5),
+        ]
+        for list_, call in zip(rows.values(), calls, strict=True):
+            list_.append(Row(peer.name, "call", call))
+    return [Section(f"tiny {name}", r, partial(equal, r), small_clock) for name, r in rows.items()]
+
+
+def box_loss(count: int, classes: int = 21) -> Section:
+    generator = torch.Generator().manual_seed(count)
+    deltas = torch.randn(count, 4 * classes, generator=generator)
+    targets = torch.randn(count, 4, generator=generator)
+    labels = torch.randint(1, classes, (count,), generator=generator)
+    labels[torch.rand(count, generator=generator) < 0.75] = 0  # the paper's share of background
+    weights = torch.ones(count, 4)
+    wide_targets = torch.zeros(count, classes, 4)
+    wide_weights = torch.zeros(count, classes, 4)
+    foreground = labels.nonzero()[:, 0]
+    wide_targets[foreground, labels[foreground]] = targets[foreground]
+    wide_weights[foreground, labels[foreground]] = 1
+    wide_targets, wide_weights = wide_targets.flatten(1), wide_weights.flatten(1)
+
+    def gathered(x: torch.Tensor) -> torch.Tensor:
+        rows = torch.nonzero(labels > 0)[:, 0]
+        columns = x.view(count, -1, 4)[rows, labels[rows]]
+        loss = smooth_l1_loss(columns, targets[rows], reduction="none", beta=1.0)
+        return (loss * weights[rows]).sum() / count
+
+    def wide(x: torch.Tensor) -> torch.Tensor:
+        loss = smooth_l1_loss(x, wide_targets, reduction="none", beta=1.0)
+        return (loss * wide_weights).sum() / count
+
+    ours = partial(engine.smooth_l1, targets=targets, labels=labels, weights=weights)
+    rows = [
+        Row(OURS, "loss and gradient", gradient(ours, deltas)),
+        Row("torch, class columns", "loss and gradient", gradient(gathered, deltas)),
+        Row("torch, wide targets", "loss and gradient", gradient(wide, deltas)),
+    ]
+    title = f"box loss, forward and backward, ({count}, {4 * classes})"
+    return Section(title, rows, partial(equal, rows), small_clock)
+
+
+def sections(peers: list) -> list[Section]:
+    return [*tiny(peers), box_loss(128), box_loss(2000)]
+
+
+if __name__ == "__main__":
+    harness.run_sections("small-calls", __doc__, (TorchVision,), sections)
