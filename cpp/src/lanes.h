@@ -181,11 +181,6 @@ FRCNN_INLINE void prefetch_to_write(const void* first, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i, 1, 2);
 }
 
-FRCNN_INLINE void prefetch_to_read(const void* first, int64_t bytes) {
-  const char* at = static_cast<const char*>(first);
-  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i, 0, 3);
-}
-
 // Writes one vector past the caches where the machine can. `to` is aligned to the vector.
 FRCNN_INLINE void stream(void* to, const void* from) {
 #if defined(__AVX512F__)

@@ -190,9 +190,9 @@ std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width) {
   return groups;
 }
 
-// A result larger than this is written past the caches: it would push out the packed map and be gone
-// itself before anybody reads it. Below, the next layer finds it there.
-constexpr int64_t kPastCaches = int64_t{64} << 20;
+// A result larger than this is written past the caches. Else its every line would be read before it is
+// written, and would push out the packed map. Below, the next layer finds it there.
+constexpr int64_t kPastCaches = int64_t{8} << 20;
 
 int64_t blocks_of(int64_t channels, int64_t block) { return (channels + block - 1) / block; }
 
@@ -226,13 +226,13 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   const std::vector<RoiGroup> groups = group(located, call.features.w);
   int64_t largest = 0;
   for (const RoiGroup& group : groups) largest = std::max(largest, group.window.cells());
-  const int64_t blocks = blocks_of(call.features.c, kBlock);
+  const int64_t blocks = blocks_of(call.features.c, kernels.block);
   const auto items = static_cast<int64_t>(groups.size()) * blocks;
   const int threads = worthwhile_threads(items, microseconds, call.threads);
   const Scratch scratch(kernels.pool_scratch(largest, call.output.cells()), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {
     const RoiGroup& group = groups[item / blocks];
-    kernels.pool_planes(call, group.image, item % blocks * kBlock, &located.rois[group.first],
+    kernels.pool_planes(call, group.image, item % blocks * kernels.block, &located.rois[group.first],
                         group.count, group.window, past_caches, scratch.of(thread));
   });
 }
@@ -245,12 +245,19 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
   if (call.grad_input.size() == 0) return;
   const RoiPoolKernels<T, Index> kernels = FRCNN_CHOSEN(roi_pool_kernels<T, Index>);
   const bool planes = call.grad_input.layout == Layout::nchw;
-  // NCHW: planes that stay in the L1 cache. Channels-last: sums that stay in L2, and whole lines of
-  // the gradient.
-  const int64_t channels = planes ? 4 : kBlock;
+  const double microseconds = call.grad_output.size() * 0.001;
+  // NCHW: planes that stay in the L2 cache, their runs of the gradient long enough to read ahead.
+  // Channels-last: whole rows, or as few parts of them as give every thread one.
+  int64_t channels = 8;
+  if (!planes) {
+    const int threads =
+        worthwhile_threads(call.grad_input.n * call.grad_input.c, microseconds, call.threads);
+    const int64_t parts = (threads + call.grad_input.n - 1) / call.grad_input.n;
+    channels = (blocks_of(call.grad_input.c, parts) + 15) / 16 * 16;
+  }
   const int64_t blocks = blocks_of(call.grad_input.c, channels);
   const int64_t items = call.grad_input.n * blocks;
-  const int threads = worthwhile_threads(items, call.grad_output.size() * 0.001, call.threads);
+  const int threads = worthwhile_threads(items, microseconds, call.threads);
   const Scratch scratch(channels * call.grad_input.cells() * sizeof(Wide), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {
     const int64_t image = item / blocks, channel = item % blocks * channels;

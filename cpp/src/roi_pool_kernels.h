@@ -2,7 +2,7 @@
 //
 // Lane = channel: a kernel pools vectors of channels side by side, so a bin's cells are read as whole
 // vectors and no lane does anything another does not. Channels-last maps lie that way in memory. Of
-// NCHW maps, blocks of kBlock channels are brought into that order first (packed), and the pooled
+// NCHW maps, blocks of channels are brought into that order first (packed), and the pooled
 // block is brought back.
 #pragma once
 
@@ -14,8 +14,6 @@
 #include "instruction_set.h"
 
 namespace fastrcnn_engine::cpu {
-
-constexpr int64_t kBlock = 32;  // channels packed together: 300 KiB of a 38 x 63 map, the L2 cache's share
 
 // One RoI on its image's map: its bins' edges, computed once and used by every channel.
 struct PooledRoi {
@@ -36,7 +34,8 @@ struct RoiPoolKernels {
   using Backward = RoiPoolBackward<T, Index>;
   using Wide = semantics::Wide<T>;
 
-  // NCHW: pools `count` RoIs of one image for channels [channel, channel + kBlock), as far as there are
+  int64_t block;  // channels packed together
+  // NCHW: pools `count` RoIs of one image for channels [channel, channel + block), as far as there are
   // so many. `window` holds every bin. `past_caches`: the result is too large to stay in them.
   void (*pool_planes)(const Forward& call, int64_t image, int64_t channel, const PooledRoi* rois,
                       int64_t count, const Window& window, bool past_caches, void* scratch);
@@ -46,7 +45,8 @@ struct RoiPoolKernels {
   void (*pool_cells)(const Forward& call, int64_t image, const PooledRoi& roi, bool past_caches);
 
   // Gradient of channels [channel, last) of one image, whose RoIs are `rows`, ascending. `sums` holds
-  // a map of Wide for every channel, which channels-last needs, and NCHW where T is not Wide.
+  // a map of Wide for every channel, for where the result cannot be summed in: it is of another type, or
+  // its rows hold other channels too.
   void (*scatter_planes)(const Backward& call, int64_t image, int64_t channel, int64_t last,
                          const int64_t* rows, int64_t count, Wide* sums);
   void (*scatter_cells)(const Backward& call, int64_t image, int64_t channel, int64_t last,
