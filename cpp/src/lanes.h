@@ -44,7 +44,8 @@ using Vector = typename VectorOf<T, Lanes>::type;
 
 // The integer of the same width: what comparisons of vectors give, and what indices are held in.
 template <typename T>
-using IndexOf = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+using IndexOf = std::conditional_t<sizeof(T) == 8, int64_t,
+                                   std::conditional_t<sizeof(T) == 4, int32_t, int16_t>>;
 
 // Through memcpy: no alignment is asked for, and the compiler makes it one instruction.
 template <typename V>
@@ -88,6 +89,12 @@ FRCNN_INLINE unsigned lane_bits(const Vector<IndexOf<T>>& holds) {
 #endif
 }
 
+template <typename V>
+FRCNN_INLINE bool any_lane(const V& holds) {
+  const V none{};
+  return std::memcmp(&holds, &none, sizeof(V)) != 0;
+}
+
 // ---- conversions ------------------------------------------------------------------------------------
 // `Lanes` numbers in memory as the type they are computed in.
 template <int Lanes, typename T>
@@ -111,25 +118,33 @@ FRCNN_INLINE Vector<semantics::Wide<T>, Lanes> load_wide(const T* from) {
   }
 }
 
-// The other way; integers keep their low bits.
-template <typename W, int Lanes, typename T>
-FRCNN_INLINE void store_narrow(T* to, const Vector<W, Lanes>& v) {
-  const auto put = [to](const auto& narrow) { std::memcpy(to, &narrow, sizeof(narrow)); };
-  if constexpr (std::is_same_v<T, W>) {
-    put(v);
-  } else if constexpr (std::is_integral_v<T>) {
-    put(__builtin_convertvector(v, Vector<T, Lanes>));
-  } else {
+// How a T is held in a lane of its own size.
+template <typename T>
+using LaneOf = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
+
+// The other way: values rounded, of integers the low bits.
+template <typename T, typename W, int Lanes>
+FRCNN_INLINE Vector<LaneOf<T>, Lanes> narrow_lanes(const Vector<W, Lanes>& v) {
+  using Narrow [[maybe_unused]] = Vector<uint16_t, Lanes>;
+  if constexpr (!std::is_integral_v<T>) {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, float16> && Lanes == 16)
-      return put(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+      return (Narrow)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
 #endif
 #if defined(__F16C__)
     if constexpr (std::is_same_v<T, float16> && Lanes == 8)
-      return put(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+      return (Narrow)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
 #endif
     const auto bits = semantics::narrow<Vector<float, Lanes>, Vector<uint32_t, Lanes>>(T{}, v);
-    put(__builtin_convertvector(bits, Vector<uint16_t, Lanes>));
+    return narrow_lanes<uint16_t, uint32_t, Lanes>(bits);
+  } else {
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 2 && sizeof(W) == 4 && Lanes == 8) {
+      const auto low = (__m256i)(v & 0xffff);
+      return (Narrow)_mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    }
+#endif
+    return __builtin_convertvector(v, Vector<T, Lanes>);
   }
 }
 
@@ -139,37 +154,84 @@ constexpr int kSquare = 16 / sizeof(T);
 
 // Interleaves runs of `Run` elements of two vectors, within every 16 bytes: of their first half
 // (Half = 0) or their second.
-template <int Run, int Half, typename T, int... I>
-FRCNN_INLINE Vector<T> zip(const Vector<T>& a, const Vector<T>& b,
-                           std::integer_sequence<int, I...>) {
+template <int Run, int Half, typename T, int Lanes, int... I>
+FRCNN_INLINE Vector<T, Lanes> zip(const Vector<T, Lanes>& a, const Vector<T, Lanes>& b,
+                                  std::integer_sequence<int, I...>) {
   constexpr auto source = [](int i) {
     const int in_square = i % kSquare<T>, run = in_square / Run;
     const int from = i - in_square + Half * kSquare<T> / 2 + run / 2 * Run + in_square % Run;
-    return from + run % 2 * kLanes<T>;
+    return from + run % 2 * Lanes;
   };
 #if __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, source(I)...);
 #else
-  return __builtin_shuffle(a, b, Vector<IndexOf<T>>{source(I)...});
+  return __builtin_shuffle(a, b, Vector<IndexOf<T>, Lanes>{source(I)...});
 #endif
 }
 
-template <int Run, int Half, typename T>
-FRCNN_INLINE Vector<T> zip(const Vector<T>& a, const Vector<T>& b) {
-  return zip<Run, Half, T>(a, b, std::make_integer_sequence<int, kLanes<T>>());
+template <typename T, int Lanes>
+FRCNN_INLINE void transpose_squares(Vector<T, Lanes> (&rows)[kSquare<T>]) {
+  const auto pair = [&]<int Run>(Vector<T, Lanes>& a, Vector<T, Lanes>& b) __attribute__((always_inline)) {
+    constexpr auto all = std::make_integer_sequence<int, Lanes>();
+    const Vector<T, Lanes> first = zip<Run, 0, T, Lanes>(a, b, all);
+    b = zip<Run, 1, T, Lanes>(a, b, all), a = first;
+  };
+  // Runs of one element, then of two, and so on; each round leaves the rows in bit-reversed order.
+  constexpr int square = kSquare<T>;
+  for (int r = 0; r < square; r += 2) pair.template operator()<1>(rows[r], rows[r + 1]);
+  if constexpr (square >= 4)
+    for (int r = 0; r < square; r += 4)
+      for (int i = 0; i < 2; ++i) pair.template operator()<2>(rows[r + i], rows[r + i + 2]);
+  if constexpr (square == 4) std::swap(rows[1], rows[2]);
+  if constexpr (square == 8) {
+    for (int i = 0; i < 4; ++i) pair.template operator()<4>(rows[i], rows[i + 4]);
+    std::swap(rows[1], rows[4]), std::swap(rows[3], rows[6]);
+  }
 }
 
-template <typename T>
-FRCNN_INLINE void transpose_squares(Vector<T> (&rows)[kSquare<T>]) {
-  if constexpr (kSquare<T> == 4) {
-    const Vector<T> a = zip<1, 0, T>(rows[0], rows[1]), b = zip<1, 1, T>(rows[0], rows[1]);
-    const Vector<T> c = zip<1, 0, T>(rows[2], rows[3]), d = zip<1, 1, T>(rows[2], rows[3]);
-    rows[0] = zip<2, 0, T>(a, c), rows[1] = zip<2, 1, T>(a, c);
-    rows[2] = zip<2, 0, T>(b, d), rows[3] = zip<2, 1, T>(b, d);
+// Both vectors, one after the other, in one twice as wide.
+template <typename T, int Lanes>
+FRCNN_INLINE Vector<T, 2 * Lanes> join(const Vector<T, Lanes>& a, const Vector<T, Lanes>& b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(a) == 32)  // from memory without a shuffle, which compilers do not see
+    return (Vector<T, 2 * Lanes>)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)a), (__m256i)b, 1);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(a) == 16)
+    return (Vector<T, 2 * Lanes>)_mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)a), (__m128i)b, 1);
+#endif
+  Vector<T, 2 * Lanes> both;
+  std::memcpy(&both, &a, sizeof(a));
+  std::memcpy(reinterpret_cast<char*>(&both) + sizeof(a), &b, sizeof(b));
+  return both;
+}
+
+// `Lanes` numbers as lanes of type L: of the same size the bits as they are, else widened.
+template <typename L, int Lanes, typename T>
+FRCNN_INLINE Vector<L, Lanes> load_lanes(const T* from) {
+  if constexpr (sizeof(T) == sizeof(L))
+    return load_as<Vector<L, Lanes>>(from);
+  else
+    return load_wide<Lanes>(from);
+}
+
+// kSquare<L> numbers at each of `Pieces` places, from(first), from(first + kSquare<L>) and so on.
+template <typename L, int Pieces, typename From>
+FRCNN_INLINE auto load_pieces(From from, int first) {
+  constexpr int square = kSquare<L>, lanes = Pieces * square;
+  if constexpr (Pieces > 1) {
+    return join<L, lanes / 2>(load_pieces<L, Pieces / 2>(from, first),
+                              load_pieces<L, Pieces / 2>(from, first + lanes / 2));
   } else {
-    const Vector<T> a = zip<1, 0, T>(rows[0], rows[1]);
-    rows[1] = zip<1, 1, T>(rows[0], rows[1]), rows[0] = a;
+    return load_lanes<L, square>(from(first));
   }
+}
+
+// kSquare<L> numbers from each of `Lanes` places, so that rows[r] holds the r-th of each.
+template <typename L, int Lanes, typename From>
+FRCNN_INLINE void load_transposed(From from, Vector<L, Lanes> (&rows)[kSquare<L>]) {
+  for (int r = 0; r < kSquare<L>; ++r) rows[r] = load_pieces<L, Lanes / kSquare<L>>(from, r);
+  transpose_squares<L, Lanes>(rows);
 }
 
 // ---- memory -------------------------------------------------------------------------------------------
@@ -182,15 +244,16 @@ FRCNN_INLINE void prefetch_to_write(const void* first, int64_t bytes) {
 }
 
 // Writes one vector past the caches where the machine can. `to` is aligned to the vector.
-FRCNN_INLINE void stream(void* to, const void* from) {
+template <typename V>
+FRCNN_INLINE void stream(void* to, const V& v) {
 #if defined(__AVX512F__)
-  _mm512_stream_si512(static_cast<__m512i*>(to), load_as<__m512i>(from));
+  _mm512_stream_si512(static_cast<__m512i*>(to), (__m512i)v);
 #elif defined(__AVX2__)
-  _mm256_stream_si256(static_cast<__m256i*>(to), load_as<__m256i>(from));
+  _mm256_stream_si256(static_cast<__m256i*>(to), (__m256i)v);
 #elif defined(__x86_64__)
-  _mm_stream_si128(static_cast<__m128i*>(to), load_as<__m128i>(from));
+  _mm_stream_si128(static_cast<__m128i*>(to), (__m128i)v);
 #else
-  std::memcpy(to, from, kVectorBytes);
+  std::memcpy(to, &v, kVectorBytes);
 #endif
 }
 

@@ -1,7 +1,6 @@
 // Memory of the CPU operators.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <new>
 
@@ -11,12 +10,13 @@ namespace fastrcnn_engine::cpu {
 // memory takes several times as long as the operator. Memory in use already is left as it is.
 void advise_huge_pages(void* data, int64_t bytes);
 
-// A piece of memory for every thread of a call, each beginning on a cache line.
+// A piece of memory for every thread of a call, each beginning on a cache line. There is more than was
+// asked for, so that kernels may read the last vectors whole.
 class Scratch {
  public:
   Scratch(int64_t bytes_per_thread, int threads)
-      : stride_((bytes_per_thread + kLine - 1) / kLine * kLine),
-        memory_(static_cast<char*>(::operator new(std::max(stride_ * threads, kLine),
+      : stride_((bytes_per_thread + 4 * kLine - 1) / kLine * kLine),
+        memory_(static_cast<char*>(::operator new(stride_ * threads,
                                                   std::align_val_t{kLine}))) {}
   ~Scratch() { ::operator delete(memory_, std::align_val_t{kLine}); }
   Scratch(const Scratch&) = delete;

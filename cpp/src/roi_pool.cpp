@@ -215,24 +215,16 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   const double microseconds =
       (located.cells_read * static_cast<double>(call.features.c) / 16 * 0.5 + bytes * 0.1) / 1000;
 
-  if (call.features.layout == Layout::nhwc) {
-    const int threads = worthwhile_threads(located.size(), microseconds, call.threads);
-    parallel_for(located.size(), threads, [&](int, int64_t i) {
-      kernels.pool_cells(call, located.image_of[i], located.rois[i], past_caches);
-    });
-    return;
-  }
-
   const std::vector<RoiGroup> groups = group(located, call.features.w);
   int64_t largest = 0;
   for (const RoiGroup& group : groups) largest = std::max(largest, group.window.cells());
   const int64_t blocks = blocks_of(call.features.c, kernels.block);
   const auto items = static_cast<int64_t>(groups.size()) * blocks;
   const int threads = worthwhile_threads(items, microseconds, call.threads);
-  const Scratch scratch(kernels.pool_scratch(largest, call.output.cells()), threads);
+  const Scratch scratch(kernels.block_scratch(largest, call.output.cells()), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {
     const RoiGroup& group = groups[item / blocks];
-    kernels.pool_planes(call, group.image, item % blocks * kernels.block, &located.rois[group.first],
+    kernels.pool_block(call, group.image, item % blocks * kernels.block, &located.rois[group.first],
                         group.count, group.window, past_caches, scratch.of(thread));
   });
 }

@@ -10,321 +10,388 @@ namespace {
 using semantics::BinRange;
 using semantics::Wide;
 
-// Channels of an NCHW map packed together: 300 KiB of a 38 x 63 map for 32 floats, the L2 cache's share.
-// With wider vectors as many as pool_bin keeps in registers: a bin's setting up then pays for more.
-template <typename W>
-constexpr int64_t kBlock = 4 * kLanes<W> > 32 ? 4 * kLanes<W> : 32;
+// Channels packed together: as many as there are registers for the maxima of a bin.
+constexpr int kVectors = 4;
+template <typename L>
+constexpr int64_t kBlock = kVectors * kLanes<L>;
 
-// ---- one bin ------------------------------------------------------------------------------------------
+// ---- lanes: what features of type T are compared as ---------------------------------------------------
+// float and double as they are. 16-bit features as int16_t, twice as many at once, by their keys; where a
+// key does not say all, as float.
 
-// Cells of one map in memory, vectors of channels in each.
-template <typename T>
-struct Cells {
-  const T* origin;    // cell (0, 0) of the map, whether it is there or not
-  int64_t cell, row;  // elements from one to the next
-  int64_t map_width;  // what argmax counts rows by
-};
+template <typename L>
+constexpr bool kIsKey = std::is_same_v<L, int16_t>;
 
-// The maxima of one bin for `Vectors` vectors of channels, and where they are.
-template <typename W, int Lanes, int Vectors>
-struct Maxima {
-  Vector<W, Lanes> best[Vectors];
-  Vector<IndexOf<W>, Lanes> where[Vectors];
-};
-
-template <bool WithArgmax, int Lanes, int Vectors, typename T>
-FRCNN_INLINE Maxima<Wide<T>, Lanes, Vectors> pool_bin(const Cells<T>& cells, const BinRange& y,
-                                                      const BinRange& x) {
-  using W = Wide<T>;
-  using Index = IndexOf<W>;
-  // Plain arrays and one way out: GCC then keeps them in registers.
-  Vector<W, Lanes> best[Vectors];
-  Vector<Index, Lanes> where[Vectors];
-  if (y.end <= y.begin || x.end <= x.begin) {
-    for (int v = 0; v < Vectors; ++v) {
-      best[v] = splat<Lanes>(W(0));
-      where[v] = splat<Lanes>(Index(-1));
-    }
+// Takes lanes as they were loaded for what they are compared as, and returns those in which they cannot.
+template <typename T, typename L>
+FRCNN_INLINE Vector<IndexOf<L>> make_comparable(Vector<L>& v) {
+  if constexpr (kIsKey<L>) {
+    const Vector<IndexOf<L>> lacking = semantics::lacks_key(T{}, v);
+    v = semantics::order_key(v);
+    return lacking;
   } else {
-    const Vector<W, Lanes> lowest = splat<Lanes>(-std::numeric_limits<W>::infinity());
-    const T* const first = cells.origin + y.begin * cells.row + x.begin * cells.cell;
-    const int64_t width = x.end - x.begin;
-    Vector<Index, Lanes> here =
-        splat<Lanes>(static_cast<Index>(y.begin * cells.map_width + x.begin));
-    for (int v = 0; v < Vectors; ++v) {
-      const Vector<W, Lanes> value = load_wide<Lanes>(first + v * Lanes);
-      best[v] = semantics::beats(value, lowest) ? value : lowest;  // a NaN does not
-      where[v] = here;
-    }
-    const T* cell = first + cells.cell;
-    const T* end = first + width * cells.cell;
-    for (int64_t rows = y.end - y.begin;;) {
-      for (; cell < end; cell += cells.cell) {
-        if constexpr (WithArgmax) here += 1;
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
-          const Vector<W, Lanes> value = load_wide<Lanes>(cell + v * Lanes);
-          const auto greater = semantics::beats(value, best[v]);
-          best[v] = greater ? value : best[v];
-          if constexpr (WithArgmax) where[v] = greater ? here : where[v];
-        }
-      }
-      if (--rows == 0) break;
-      end += cells.row;
-      cell = end - width * cells.cell;
-      if constexpr (WithArgmax) here += static_cast<Index>(cells.map_width - width);
-    }
-    // Where nothing was greater than -inf the first cell stands for the bin.
-    for (int v = 0; v < Vectors; ++v)
-      best[v] = best[v] == lowest ? load_wide<Lanes>(first + v * Lanes) : best[v];
+    return v != v;
   }
-  Maxima<W, Lanes, Vectors> bin;
-  for (int v = 0; v < Vectors; ++v) bin.best[v] = best[v], bin.where[v] = where[v];
-  return bin;
 }
 
-// ---- NCHW: pack, pool, bring back ---------------------------------------------------------------------
+// ---- pack: a window of the map as [cell][kBlock] ------------------------------------------------------
 
-// [cell][kBlock] <- `cells` neighbouring cells of `count` planes: as many channels as cells make a
-// square. Lanes beyond the last channel repeat it.
-template <typename T>
-void pack_run(const T* planes, int64_t plane, int64_t count, int64_t cells, Wide<T>* packed) {
-  using W = Wide<T>;
-  constexpr int square = kSquare<W>, lanes = kLanes<W>;
-  const auto channel = [=](int64_t c) { return planes + (c < count ? c : count - 1) * plane; };
-  if (cells < square) {
-    for (int64_t cell = 0; cell < cells; ++cell)
-      for (int64_t c = 0; c < kBlock<W>; ++c)
-        packed[cell * kBlock<W> + c] = semantics::widen(channel(c)[cell]);
-    return;
+template <typename L>
+struct PackedMap {
+  const L* origin;    // cell (0, 0) of the map, whether it is in the window or not
+  int64_t row;        // elements from one row to the next
+  int64_t map_width;  // what argmax counts rows by
+  bool incomparable;  // some number of it
+};
+
+// `cells` neighbouring cells of `count` planes, by squares. Returns whether some are incomparable.
+template <typename L, typename T>
+bool pack_planes(const T* planes, int64_t plane, int64_t count, int64_t cells, L* packed) {
+  constexpr int64_t square = kSquare<L>, lanes = kLanes<L>;
+  T few[kBlock<L> * square];
+  if (cells < square) {  // a copy to read whole squares from
+    std::memset(few, 0, sizeof(few));
+    for (int64_t c = 0; c < count; ++c)
+      std::memcpy(few + c * square, planes + c * plane, cells * sizeof(T));
+    planes = few, plane = square;
   }
-  for (int64_t c = 0; c < kBlock<W>; c += lanes) {
+  const int64_t run = cells < square ? cells : square;
+  Vector<IndexOf<L>> incomparable{};
+  for (int64_t c = 0; c < kBlock<L>; c += lanes) {
+    // Lanes beyond the last channel repeat it.
+    const auto place = [=](int64_t lane) {
+      return planes + (c + lane < count ? c + lane : count - 1) * plane;
+    };
     for (int64_t next = 0; next < cells; next += square) {
-      const int64_t cell = next + square <= cells ? next : cells - square;  // some of them again
-      Vector<W> rows[square];
-      for (int r = 0; r < square; ++r) {
-        for (int s = 0; s < lanes / square; ++s) {
-          const auto part = load_wide<square>(channel(c + s * square + r) + cell);
-          std::memcpy(reinterpret_cast<char*>(&rows[r]) + 16 * s, &part, 16);
-        }
+      const int64_t cell = next + run <= cells ? next : cells - run;  // some of them again
+      Vector<L> rows[square];
+      load_transposed<L, lanes>([&](int lane) { return place(lane) + cell; }, rows);
+      for (int r = 0; r < run; ++r) {
+        incomparable |= make_comparable<T, L>(rows[r]);
+        store(packed + (cell + r) * kBlock<L> + c, rows[r]);
       }
-      transpose_squares<W>(rows);
-      for (int r = 0; r < square; ++r) store(packed + (cell + r) * kBlock<W> + c, rows[r]);
     }
   }
+  return any_lane(incomparable);
 }
 
-template <typename T>
-Cells<Wide<T>> pack(const MapView<const T>& map, int64_t image, int64_t channel, int64_t count,
-                    const Window& window, Wide<T>* packed) {
-  constexpr int64_t block = kBlock<Wide<T>>;
+// The same of channels-last cells.
+template <typename L, typename T>
+bool pack_cells(const T* from, int64_t channels, int64_t count, int64_t cells, L* packed) {
+  constexpr int lanes = kLanes<L>;
+  T few[kBlock<L>] = {};
+  Vector<IndexOf<L>> incomparable{};
+  for (int64_t cell = 0; cell < cells; ++cell, from += channels, packed += kBlock<L>) {
+    const T* whole = from;
+    if (count < kBlock<L>) std::memcpy(few, from, count * sizeof(T)), whole = few;
+    for (int64_t c = 0; c < kBlock<L>; c += lanes) {
+      Vector<L> values = load_lanes<L, lanes>(whole + c);
+      incomparable |= make_comparable<T, L>(values);
+      store(packed + c, values);
+    }
+  }
+  return any_lane(incomparable);
+}
+
+template <typename L, typename T>
+PackedMap<L> pack(const MapView<const T>& map, int64_t image, int64_t channel, int64_t count,
+                  const Window& window, L* packed) {
   const bool whole_rows = window.width == map.w;  // one run in memory
   const int64_t runs = whole_rows ? 1 : window.height;
   const int64_t run = whole_rows ? window.cells() : window.width;
-  for (int64_t y = 0; y < runs; ++y)
-    pack_run(map.data + map.offset(image, channel, (window.y + y) * map.w + window.x), map.cells(),
-             count, run, packed + y * run * block);
-  const int64_t row = window.width * block;
-  return {packed - window.y * row - window.x * block, block, row, map.w};
+  bool incomparable = false;
+  for (int64_t y = 0; y < runs; ++y) {
+    const T* from = map.data + map.offset(image, channel, (window.y + y) * map.w + window.x);
+    L* const to = packed + y * run * kBlock<L>;
+    incomparable |= map.layout == Layout::nchw ? pack_planes(from, map.cells(), count, run, to)
+                                               : pack_cells(from, map.c, count, run, to);
+  }
+  const int64_t row = window.width * kBlock<L>;
+  return {packed - window.y * row - window.x * kBlock<L>, row, map.w, incomparable};
 }
 
-// Turns `square` consecutive bins of every channel, [square][kBlock], into runs of the tile, which is
-// [channel][bins] like the result.
-template <typename W>
-FRCNN_INLINE void put_square(const W* bins_by_channel, int64_t bins, W* tile) {
-  constexpr int square = kSquare<W>, lanes = kLanes<W>;
-  for (int64_t c = 0; c < kBlock<W>; c += lanes) {
-    Vector<W> rows[square];
-    for (int r = 0; r < square; ++r) rows[r] = load(bins_by_channel + r * kBlock<W> + c);
-    transpose_squares<W>(rows);
-    for (int s = 0; s < lanes / square; ++s)
-      for (int r = 0; r < square; ++r)
-        std::memcpy(tile + (c + s * square + r) * bins,
-                    reinterpret_cast<const char*>(&rows[r]) + 16 * s, 16);
+// ---- pool ---------------------------------------------------------------------------------------------
+
+template <typename L>
+struct PackedBin {
+  const L* first;  // its first cell, if it has any
+  int64_t number;  // which is that of the map
+  int64_t height, width;
+};
+
+template <typename T>
+FRCNN_INLINE void put(T* to, const Vector<T>& v, bool past_caches) {
+  if (past_caches)
+    stream(to, v);
+  else
+    store(to, v);
+}
+
+// Where the maxima of bins go, and the cells they are in: kBlock numbers of each, `step` apart.
+template <typename L>
+struct Pooled {
+  L* maxima;
+  IndexOf<L>* cells;
+  int64_t step;
+  bool past_caches;  // then aligned to vectors
+};
+
+template <bool WithArgmax, bool MayBeNan, typename L>
+void pool_bins(const PackedBin<L>* bins, int64_t count, const PackedMap<L>& map,
+               const Pooled<L>& pooled) {
+  using Index = IndexOf<L>;
+  constexpr int64_t block = kBlock<L>, lanes = kLanes<L>;
+  const int64_t row = map.row, step = pooled.step;
+  L* maxima = pooled.maxima;
+  Index* cells = pooled.cells;
+  for (const PackedBin<L>* const last = bins + count; bins < last; ++bins) {
+    // Plain arrays: GCC keeps them in registers.
+    Vector<L> best[kVectors];
+    Vector<Index> where[kVectors];
+    int64_t rows = bins->height;
+    const int64_t width = bins->width * block;
+    if (rows <= 0 || width <= 0) {
+      for (int v = 0; v < kVectors; ++v) {
+        best[v] = splat<lanes>(L(0));
+        where[v] = splat<lanes>(Index(-1));
+      }
+    } else {
+      const L* const first = bins->first;
+      Vector<Index> here;
+      if constexpr (WithArgmax) here = splat<lanes>(static_cast<Index>(bins->number));
+      [[maybe_unused]] Vector<L> lowest;
+      if constexpr (MayBeNan) lowest = splat<lanes>(-std::numeric_limits<L>::infinity());
+      for (int v = 0; v < kVectors; ++v) {
+        best[v] = load(first + v * lanes);
+        if constexpr (MayBeNan)  // any number takes its place
+          best[v] = semantics::beats(best[v], lowest) ? best[v] : lowest;
+        if constexpr (WithArgmax) where[v] = here;
+      }
+      const L* cell = first + block;
+      const L* end = first + width;
+      for (;;) {
+        for (; cell < end; cell += block) {
+          if constexpr (WithArgmax) here += 1;
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) {
+            const Vector<L> value = load(cell + v * lanes);
+            const auto greater = semantics::beats(value, best[v]);
+            best[v] = greater ? value : best[v];
+            if constexpr (WithArgmax) where[v] = greater ? here : where[v];
+          }
+        }
+        if (--rows == 0) break;
+        end += row;
+        cell = end - width;
+        if constexpr (WithArgmax) here += static_cast<Index>(map.map_width - bins->width);
+      }
+      if constexpr (MayBeNan)  // where nothing was greater than -inf the first cell stands for the bin
+        for (int v = 0; v < kVectors; ++v)
+          best[v] = best[v] == lowest ? load(first + v * lanes) : best[v];
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      if constexpr (kIsKey<L>) best[v] = semantics::order_key(best[v]);
+      put(maxima + v * lanes, best[v], pooled.past_caches);
+      if constexpr (WithArgmax) put(cells + v * lanes, where[v], pooled.past_caches);
+    }
+    maxima += step;
+    cells += step;
   }
 }
 
-// Copies a tile to the result, in the result's type.
-template <typename T, typename W>
-FRCNN_INLINE void put_tile(T* to, const W* tile, int64_t size, bool past_caches) {
+// ---- put the bins where the result has them -----------------------------------------------------------
+
+// `Lanes` numbers as the result has them: values, the bits of values, or the numbers of cells.
+template <typename T, int Lanes, typename L>
+FRCNN_INLINE Vector<LaneOf<T>, Lanes> load_result(const L* from) {
+  if constexpr (Lanes > kLanes<L>) {
+    return join<LaneOf<T>, Lanes / 2>(load_result<T, Lanes / 2>(from),
+                                      load_result<T, Lanes / 2>(from + Lanes / 2));
+  } else {
+    const auto v = load_as<Vector<L, Lanes>>(from);
+    if constexpr (sizeof(T) == sizeof(L)) {
+      return (Vector<LaneOf<T>, Lanes>)v;
+    } else if constexpr (sizeof(T) < sizeof(L)) {
+      return narrow_lanes<T, L, Lanes>(v);
+    } else {  // 16 bits count without a sign, and all of them set stand for -1
+      const auto number = __builtin_convertvector(v, Vector<T, Lanes>) & 0xffff;
+      return number == 0xffff ? number | -1 : number;
+    }
+  }
+}
+
+// Copies a run of numbers to the result. Whole vectors of them are read.
+template <typename T, typename L>
+FRCNN_INLINE void put_run(T* to, const L* from, int64_t size, bool past_caches) {
   constexpr int64_t step = kVectorBytes / sizeof(T);
-  const bool aligned = reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
+  past_caches = past_caches && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
   int64_t i = 0;
-  if constexpr (std::is_same_v<T, W>) {
-    if (past_caches && aligned)
-      for (; i + step <= size; i += step) stream(to + i, tile + i);
-    std::memcpy(to + i, tile + i, (size - i) * sizeof(T));
+  if (past_caches)
+    for (; i + step <= size; i += step) stream(to + i, load_result<T, step>(from + i));
+  if constexpr (sizeof(T) == sizeof(L)) {
+    std::memcpy(to + i, from + i, (size - i) * sizeof(T));
   } else {
     for (; i + step <= size; i += step) {
-      alignas(kVectorBytes) T part[step];
-      for (int64_t j = 0; j < step; j += kLanes<W>)
-        store_narrow<W, kLanes<W>>(part + j, load(tile + i + j));
-      if (past_caches && aligned)
-        stream(to + i, part);
-      else
-        std::memcpy(to + i, part, sizeof(part));
+      const auto part = load_result<T, step>(from + i);
+      std::memcpy(to + i, &part, sizeof(part));
     }
-    for (; i < size; ++i) {
-      if constexpr (std::is_integral_v<T>)
-        to[i] = static_cast<T>(tile[i]);
-      else
-        to[i] = semantics::narrow<T>(tile[i]);
-    }
+    const auto last = load_result<T, step>(from + i);
+    std::memcpy(to + i, &last, (size - i) * sizeof(T));
   }
 }
 
-// Memory for one call of pool_planes. Each part begins on a cache line.
-template <typename W>
-struct PlaneScratch {
-  W* packed;
-  W* tile;
-  IndexOf<W>* index_tile;
+// Turns `Lanes` consecutive bins of every channel, [bin][kBlock], into runs of the tile, which is
+// [channel][bins] like the result.
+template <int Lanes, typename L>
+FRCNN_INLINE void put_runs(const L* by_bin, int64_t bins, L* tile) {
+  constexpr int square = kSquare<L>;
+  for (int64_t c = 0; c < kBlock<L>; c += square) {
+    Vector<L, Lanes> rows[square];
+    load_transposed<L, Lanes>([&](int lane) { return by_bin + lane * kBlock<L> + c; }, rows);
+    for (int r = 0; r < square; ++r)
+      std::memcpy(tile + (c + r) * bins, &rows[r], sizeof(rows[r]));
+  }
+}
+
+// The same of up to kLanes bins; what is beyond `count` goes on into the next channel.
+template <typename L>
+void put_bins(const L* by_bin, int64_t count, int64_t bins, L* tile) {
+  constexpr int64_t square = kSquare<L>;
+  if (count > kLanes<L> / 2) return put_runs<kLanes<L>>(by_bin, bins, tile);
+  for (int64_t b = (count - 1) / square * square; b >= 0; b -= square)
+    put_runs<square>(by_bin + b * kBlock<L>, bins, tile + b);
+}
+
+// Memory for one call of pool_block. Each part begins on a cache line.
+template <typename L>
+struct BlockScratch {
+  L* packed;               // the window
+  PackedBin<L>* bins;      // of the RoI
+  L* maxima;               // kLanes bins, [bin][kBlock]
+  L* tile;                 // the RoI, [channel][bins]
+  IndexOf<L>* cells;       // as maxima
+  IndexOf<L>* cells_tile;  // as tile
   int64_t bytes;
 
-  PlaneScratch(void* memory, int64_t window_cells, int64_t bins) {
-    // A square may reach beyond the bins of the last channel.
-    const int64_t tile_bytes = round_up((kBlock<W> * bins + kSquare<W>) * sizeof(W));
-    char* at = static_cast<char*>(memory);
-    packed = reinterpret_cast<W*>(at);
-    tile = reinterpret_cast<W*>(at += round_up(window_cells * kBlock<W> * sizeof(W)));
-    index_tile = reinterpret_cast<IndexOf<W>*>(at += tile_bytes);
-    bytes = at + tile_bytes - static_cast<char*>(memory);
+  BlockScratch(void* memory, int64_t window_cells, int64_t bins) : next_(static_cast<char*>(memory)) {
+    take(packed, window_cells * kBlock<L>);
+    take(this->bins, bins);
+    take(maxima, kLanes<L> * kBlock<L>);
+    take(tile, kBlock<L> * bins + kBlock<L>);  // the last channel's run goes on too
+    take(cells, kLanes<L> * kBlock<L>);
+    take(cells_tile, kBlock<L> * bins + kBlock<L>);
+    bytes = next_ - static_cast<char*>(memory);
   }
 
  private:
-  static int64_t round_up(int64_t size) { return (size + kLine - 1) / kLine * kLine; }
+  template <typename T>
+  void take(T*& part, int64_t count) {
+    part = reinterpret_cast<T*>(next_);
+    next_ += (count * sizeof(T) + kLine - 1) / kLine * kLine;
+  }
+  char* next_;
 };
 
-template <bool WithArgmax, typename T, typename Index>
-void pool_packed(const RoiPoolForward<T, Index>& call, int64_t channel, int64_t count,
-                 const PooledRoi& roi, const Cells<Wide<T>>& cells, bool past_caches,
-                 const PlaneScratch<Wide<T>>& scratch) {
-  using W = Wide<T>;
-  using WideIndex = IndexOf<W>;
-  constexpr int square = kSquare<W>, lanes = kLanes<W>;
-  constexpr int vectors = 4;  // what registers hold
+template <typename L, typename T, typename Index>
+void pool_roi(const RoiPoolForward<T, Index>& call, int64_t channel, int64_t count,
+              const PooledRoi& roi, const PackedMap<L>& map, bool past_caches,
+              const BlockScratch<L>& scratch) {
+  constexpr int64_t block = kBlock<L>, group = kLanes<L>;
   const int64_t bins = call.output.cells();
+  const bool planes = call.output.layout == Layout::nchw, with_argmax = call.argmax.data != nullptr;
+  auto pool = with_argmax ? pool_bins<true, false, L> : pool_bins<false, false, L>;
+  if constexpr (!kIsKey<L>)
+    if (map.incomparable) pool = with_argmax ? pool_bins<true, true, L> : pool_bins<false, true, L>;
+
+  PackedBin<L>* bin = scratch.bins;
+  for (int64_t y = 0; y < call.output.h; ++y) {
+    const BinRange rows = roi.ys[y];
+    for (int64_t x = 0; x < call.output.w; ++x) {
+      const BinRange columns = roi.xs[x];
+      *bin++ = {map.origin + rows.begin * map.row + columns.begin * block,
+                rows.begin * map.map_width + columns.begin, rows.end - rows.begin,
+                columns.end - columns.begin};
+    }
+  }
   T* const output = call.output.data + call.output.offset(roi.row, channel, 0);
   Index* const argmax =
-      WithArgmax ? call.argmax.data + call.argmax.offset(roi.row, channel, 0) : nullptr;
-  alignas(64) W values[square * kBlock<W>] = {};
-  alignas(64) WideIndex indices[square * kBlock<W>] = {};
-
-  // From the last square to the first: what the last one writes beyond its channel's bins lies in the
-  // next channel, whose first square comes later.
-  int64_t y = call.output.h - 1, x = call.output.w - 1;
-  for (int64_t first = (bins - 1) / square * square, bin = bins - 1; first >= 0; first -= square) {
-    for (; bin >= first; --bin) {
-      for (int64_t c = 0; c < kBlock<W>; c += vectors * lanes) {
-        const Cells<W> part{cells.origin + c, cells.cell, cells.row, cells.map_width};
-        const auto pooled = pool_bin<WithArgmax, lanes, vectors>(part, roi.ys[y], roi.xs[x]);
-        for (int v = 0; v < vectors; ++v) {
-          const int64_t at = (bin - first) * kBlock<W> + c + v * lanes;
-          store(values + at, pooled.best[v]);
-          if constexpr (WithArgmax) store(indices + at, pooled.where[v]);
-        }
+      with_argmax ? call.argmax.data + call.argmax.offset(roi.row, channel, 0) : nullptr;
+  if (!planes && count == block && sizeof(T) == sizeof(L) &&
+      (!with_argmax || sizeof(Index) == sizeof(IndexOf<L>))) {
+    // The lanes are the result, as they come.
+    const auto aligned = [](const auto* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; };
+    const int64_t step = call.output.c;
+    const bool stream = past_caches && aligned(output) && aligned(output + step) && aligned(argmax);
+    return pool(scratch.bins, bins, map,
+                {reinterpret_cast<L*>(output), reinterpret_cast<IndexOf<L>*>(argmax), step, stream});
+  }
+  // From the last bins to the first: what a run writes beyond its channel's last bin lies in the next
+  // channel, whose first bins come later.
+  for (int64_t first = (bins - 1) / group * group; first >= 0; first -= group) {
+    const int64_t taken = bins - first < group ? bins - first : group;
+    pool(scratch.bins + first, taken, map, {scratch.maxima, scratch.cells, block, false});
+    if (planes) {
+      put_bins(scratch.maxima, taken, bins, scratch.tile + first);
+      if (with_argmax) put_bins(scratch.cells, taken, bins, scratch.cells_tile + first);
+      if (!past_caches) {  // as much of the result as this run is of the tile
+        const int64_t part = count * taken, at = count * first;
+        prefetch_to_write(output + at, part * sizeof(T));
+        if (with_argmax) prefetch_to_write(argmax + at, part * sizeof(Index));
       }
-      if (--x < 0) x = call.output.w - 1, --y;
-    }
-    put_square(values, bins, scratch.tile + first);
-    if constexpr (WithArgmax) put_square(indices, bins, scratch.index_tile + first);
-    if (!past_caches) {  // as much of the result as this square is of the tile
-      const int64_t part = count * square, at = count * first;
-      prefetch_to_write(output + at, part * sizeof(T));
-      if constexpr (WithArgmax) prefetch_to_write(argmax + at, part * sizeof(Index));
+    } else {
+      for (int64_t b = 0; b < taken; ++b) {
+        const int64_t at = (first + b) * call.output.c;
+        put_run(output + at, scratch.maxima + b * block, count, past_caches);
+        if (with_argmax) put_run(argmax + at, scratch.cells + b * block, count, past_caches);
+      }
     }
   }
-  put_tile(output, scratch.tile, count * bins, past_caches);
-  if constexpr (WithArgmax) put_tile(argmax, scratch.index_tile, count * bins, past_caches);
+  if (planes) {
+    put_run(output, scratch.tile, count * bins, past_caches);
+    if (with_argmax) put_run(argmax, scratch.cells_tile, count * bins, past_caches);
+  }
 }
 
-template <typename T, typename Index>
-void pool_planes(const RoiPoolForward<T, Index>& call, int64_t image, int64_t channel,
-                 const PooledRoi* rois, int64_t count, const Window& window, bool past_caches,
-                 void* memory) {
-  constexpr int64_t block = kBlock<Wide<T>>;
-  const int64_t left = call.features.c - channel, channels = left < block ? left : block;
-  const PlaneScratch<Wide<T>> scratch(memory, window.cells(), call.output.cells());
-  const auto cells = pack(call.features, image, channel, channels, window, scratch.packed);
-  for (int64_t r = 0; r < count; ++r) {
-    if (call.argmax.data != nullptr)
-      pool_packed<true>(call, channel, channels, rois[r], cells, past_caches, scratch);
-    else
-      pool_packed<false>(call, channel, channels, rois[r], cells, past_caches, scratch);
-  }
+// Channels [channel, channel + kBlock<L>) of some RoIs. False where keys cannot say all there is to say.
+template <typename L, typename T, typename Index>
+bool pool_lanes(const RoiPoolForward<T, Index>& call, int64_t image, int64_t channel,
+                const PooledRoi* rois, int64_t count, const Window& window, bool past_caches,
+                void* memory) {
+  const int64_t left = call.features.c - channel, channels = left < kBlock<L> ? left : kBlock<L>;
+  const BlockScratch<L> scratch(memory, window.cells(), call.output.cells());
+  const auto map = pack(call.features, image, channel, channels, window, scratch.packed);
+  if (kIsKey<L> && map.incomparable) return false;
+  for (int64_t r = 0; r < count; ++r)
+    pool_roi(call, channel, channels, rois[r], map, past_caches, scratch);
   if (past_caches) end_streaming();
+  return true;
 }
 
 template <typename T>
-int64_t pool_scratch(int64_t window_cells, int64_t bins) {
-  return PlaneScratch<Wide<T>>(nullptr, window_cells, bins).bytes;
-}
-
-// ---- channels-last: the lanes are there ---------------------------------------------------------------
-
-template <typename W, int Lanes, int Vectors, typename T>
-FRCNN_INLINE void put_vectors(T* to, const Vector<W, Lanes> (&from)[Vectors], bool past_caches) {
-  constexpr int64_t bytes = Vectors * Lanes * sizeof(T);
-  alignas(kLine) T part[Vectors * Lanes];
-  for (int v = 0; v < Vectors; ++v) store_narrow<W, Lanes>(part + v * Lanes, from[v]);
-  if (bytes % kVectorBytes == 0 && past_caches &&
-      reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0) {
-    for (int64_t i = 0; i < bytes; i += kVectorBytes)
-      stream(reinterpret_cast<char*>(to) + i, reinterpret_cast<const char*>(part) + i);
-  } else {
-    std::memcpy(to, part, bytes);
-  }
-}
-
-// `Vectors` vectors of channels from `channel` on, every bin: the RoI's cells stay in the L1 cache.
-template <bool WithArgmax, int Lanes, int Vectors, typename T, typename Index>
-void pool_strip(const RoiPoolForward<T, Index>& call, int64_t image, const PooledRoi& roi,
-                int64_t channel, bool past_caches) {
-  using W = Wide<T>;
-  const int64_t channels = call.features.c;
-  const Cells<T> cells{call.features.data + call.features.offset(image, channel, 0), channels,
-                       channels * call.features.w, call.features.w};
-  T* output = call.output.data + call.output.offset(roi.row, channel, 0);
-  Index* argmax = WithArgmax ? call.argmax.data + call.argmax.offset(roi.row, channel, 0) : nullptr;
-  for (int64_t y = 0; y < call.output.h; ++y) {
-    for (int64_t x = 0; x < call.output.w; ++x) {
-      const auto pooled = pool_bin<WithArgmax, Lanes, Vectors>(cells, roi.ys[y], roi.xs[x]);
-      put_vectors<W, Lanes>(output, pooled.best, past_caches);
-      output += channels;
-      if constexpr (WithArgmax) {
-        put_vectors<IndexOf<W>, Lanes>(argmax, pooled.where, past_caches);
-        argmax += channels;
-      }
-    }
-  }
-}
-
-template <bool WithArgmax, typename T, typename Index>
-void pool_row(const RoiPoolForward<T, Index>& call, int64_t image, const PooledRoi& roi,
-              bool past_caches) {
-  constexpr int64_t lanes = kLanes<Wide<T>>, strip = 4 * lanes;
-  const int64_t channels = call.features.c;
-  int64_t c = 0;
-  for (; c + strip <= channels; c += strip)
-    pool_strip<WithArgmax, lanes, 4>(call, image, roi, c, past_caches);
-  for (; c + lanes <= channels; c += lanes)
-    pool_strip<WithArgmax, lanes, 1>(call, image, roi, c, past_caches);
-  if (c == channels) return;
-  if (channels >= lanes) {  // the last full vector, some of whose channels are pooled again
-    pool_strip<WithArgmax, lanes, 1>(call, image, roi, channels - lanes, false);
-  } else {
-    for (; c < channels; ++c) pool_strip<WithArgmax, 1, 1>(call, image, roi, c, false);
-  }
-}
+using ComparedAs = std::conditional_t<sizeof(T) == 2, int16_t, T>;
 
 template <typename T, typename Index>
-void pool_cells(const RoiPoolForward<T, Index>& call, int64_t image, const PooledRoi& roi,
-                bool past_caches) {
-  if (call.argmax.data != nullptr)
-    pool_row<true>(call, image, roi, past_caches);
-  else
-    pool_row<false>(call, image, roi, past_caches);
-  if (past_caches) end_streaming();
+void pool_block(const RoiPoolForward<T, Index>& call, int64_t image, int64_t channel,
+                const PooledRoi* rois, int64_t count, const Window& window, bool past_caches,
+                void* scratch) {
+  const auto pool = [&]<typename L>(int64_t first) {
+    return pool_lanes<L>(call, image, first, rois, count, window, past_caches, scratch);
+  };
+  if constexpr (kIsKey<ComparedAs<T>>) {
+    const bool numbered = call.argmax.data == nullptr || call.features.cells() <= 0xffff;
+    if (numbered && pool.template operator()<int16_t>(channel)) return;
+    for (int64_t half : {int64_t{0}, kBlock<float>})
+      if (channel + half < call.features.c) pool.template operator()<float>(channel + half);
+  } else {
+    pool.template operator()<T>(channel);
+  }
+}
+
+template <typename T>
+int64_t block_scratch(int64_t window_cells, int64_t bins) {
+  const int64_t first = BlockScratch<ComparedAs<T>>(nullptr, window_cells, bins).bytes;
+  const int64_t second = BlockScratch<Wide<T>>(nullptr, window_cells, bins).bytes;
+  return first > second ? first : second;
 }
 
 // ---- gradient -----------------------------------------------------------------------------------------
@@ -375,7 +442,7 @@ void scatter_planes(const RoiPoolBackward<T, Index>& call, int64_t image, int64_
     for (; c < channels; ++c)
       scatter_bins<1>(grad + c * bins, argmax + c * bins, bins, cells, ahead, sums + c * cells);
   }
-  if constexpr (!std::is_same_v<T, W>) put_tile(result, sums, channels * cells, false);
+  if constexpr (!std::is_same_v<T, W>) put_run(result, sums, channels * cells, false);
 }
 
 // The channels' sums lie side by side: [cell][last - channel]. Of whole rows they are the result.
@@ -400,15 +467,15 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
   }
   if (in_place) return;
   for (int64_t cell = 0; cell < cells; ++cell)
-    put_tile(result + cell * channels, sums + cell * width, width, false);
+    put_run(result + cell * channels, sums + cell * width, width, false);
 }
 
 }  // namespace
 
 template <typename T, typename Index>
 RoiPoolKernels<T, Index> roi_pool_kernels() {
-  return {kBlock<Wide<T>>,         pool_planes<T, Index>,    pool_scratch<T>,
-          pool_cells<T, Index>,    scatter_planes<T, Index>, scatter_cells<T, Index>};
+  return {kBlock<ComparedAs<T>>, pool_block<T, Index>, block_scratch<T>, scatter_planes<T, Index>,
+          scatter_cells<T, Index>};
 }
 
 #define FRCNN_INSTANTIATE(T)                               \

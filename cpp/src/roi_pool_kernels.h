@@ -1,9 +1,8 @@
 // What roi_pool.cpp asks of the RoI pooling kernels, which exist once per instruction set.
 //
 // Lane = channel: a kernel pools vectors of channels side by side, so a bin's cells are read as whole
-// vectors and no lane does anything another does not. Channels-last maps lie that way in memory. Of
-// NCHW maps, blocks of channels are brought into that order first (packed), and the pooled
-// block is brought back.
+// vectors and no lane does anything another does not. Of any map, a block of channels is brought into
+// that order first (packed): it then lies together in the L2 cache, for all RoIs.
 #pragma once
 
 #include <cstdint>
@@ -35,14 +34,12 @@ struct RoiPoolKernels {
   using Wide = semantics::Wide<T>;
 
   int64_t block;  // channels packed together
-  // NCHW: pools `count` RoIs of one image for channels [channel, channel + block), as far as there are
-  // so many. `window` holds every bin. `past_caches`: the result is too large to stay in them.
-  void (*pool_planes)(const Forward& call, int64_t image, int64_t channel, const PooledRoi* rois,
-                      int64_t count, const Window& window, bool past_caches, void* scratch);
+  // Pools `count` RoIs of one image for channels [channel, channel + block), as far as there are so
+  // many. `window` holds every bin. `past_caches`: the result is too large to stay in them.
+  void (*pool_block)(const Forward& call, int64_t image, int64_t channel, const PooledRoi* rois,
+                     int64_t count, const Window& window, bool past_caches, void* scratch);
   // Bytes of scratch memory for that, aligned to 64.
-  int64_t (*pool_scratch)(int64_t window_cells, int64_t bins);
-  // Channels-last: pools one RoI for every channel.
-  void (*pool_cells)(const Forward& call, int64_t image, const PooledRoi& roi, bool past_caches);
+  int64_t (*block_scratch)(int64_t window_cells, int64_t bins);
 
   // Gradient of channels [channel, last) of one image, whose RoIs are `rows`, ascending. `sums` holds
   // a map of Wide for every channel, for where the result cannot be summed in: it is of another type, or

@@ -89,6 +89,18 @@ class Dice {
     for (int64_t i = 0; i < buffer.size(); ++i) buffer[i] = number<T>();
   }
 
+  // Everyday numbers alone.
+  template <typename T>
+  void fill_plainly(const Buffer<T>& buffer) {
+    for (int64_t i = 0; i < buffer.size(); ++i) {
+      const auto value = static_cast<float>(between(-40, 90)) / 8;
+      if constexpr (sizeof(T) == 2)
+        buffer[i] = semantics::narrow<T>(value);
+      else
+        buffer[i] = value;
+    }
+  }
+
  private:
   template <typename T>
   T any_bits() {
@@ -122,13 +134,16 @@ bool same(T a, T b) {
 template <typename T, typename Index>
 void roi_pool(Dice& dice) {
   const int64_t n = dice.between(0, 3), h = dice.between(0, 12), w = dice.between(0, 12);
-  const int64_t c = dice.one_in(3) ? dice.between(30, 70) : dice.between(0, 5);
+  const int64_t c = dice.one_in(3) ? dice.between(30, 150) : dice.between(0, 5);
   const int64_t ph = dice.between(1, dice.one_in(9) ? 40 : 8), pw = dice.between(1, 8);
   const int64_t r = n == 0 ? 0 : dice.between(0, 6);
   const Layout layout = dice.one_in(2) ? Layout::nchw : Layout::nhwc;
 
   Buffer<T> features(n * c * h * w);
-  dice.fill(features);
+  if (dice.one_in(2))
+    dice.fill(features);
+  else
+    dice.fill_plainly(features);
   Buffer<float> rois(r * 5);
   dice.fill(rois);
   bool valid_rows = true;

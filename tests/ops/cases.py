@@ -82,6 +82,13 @@ def _first_cell_nan() -> np.ndarray:
     return x
 
 
+def _one_among(value: float, channels: int, seed: int) -> np.ndarray:
+    """A map after ReLU with one `value`: the channels beside it must not feel it."""
+    x = _relu(1, channels, 10, 12, seed=seed)
+    x[0, channels - 20, 4, 5] = value
+    return x
+
+
 _BELOW_HALF = float(np.nextafter(np.float32(0.5), np.float32(0)))
 _FULL = _rois((0, 0, 10, 8), (2, 1, 9, 7), (3, 3, 5, 5), (4, 4, 4, 4), (-3, -2, 14, 12))
 
@@ -272,6 +279,16 @@ _VALUES = [
         (3, 3),
         smooth=False,
     ),
+    *[
+        RoiPoolCase(
+            f"one-{value}-among-{channels}-channels",
+            _one_among(value, channels, channels),
+            _random_rois(9, 1, 12, 10, channels),
+            (3, 4),
+            smooth=False,
+        )
+        for value, channels in ((NAN, 150), (-0.0, 200), (-INF, 90))
+    ],
     # In float64 every cell lies below -FLT_MAX; cast to float32 the map is -inf.
     RoiPoolCase(
         "below-minus-flt-max", -1e300 * (2 + _relu(1, 3, 9, 11)), _FULL, (3, 3), smooth=False
@@ -290,8 +307,10 @@ _SHAPES = [
         RoiPoolCase(
             f"channels-{c}", _noise(2, c, 10, 12, seed=c), _random_rois(9, 2, 12, 10, c), (3, 4)
         )
-        for c in (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 70)
+        for c in (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 70, 127, 128, 260)
     ],
+    # Cells are counted beyond what 16 bits hold with a sign.
+    RoiPoolCase("many-cells", _noise(1, 2, 210, 170, seed=17), _random_rois(9, 1, 170, 210, 18)),
     RoiPoolCase("images-unordered", _noise(3, 5, 10, 12, seed=7), _random_rois(30, 3, 12, 10, 8)),
     RoiPoolCase(
         "fractional-batch-index",

@@ -205,6 +205,41 @@ def test_few_small_and_many_rois_pool_alike(layout, rois_per_image):
     assert_same_bits(argmax, expected_argmax)
 
 
+@every_layout
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_maps_of_more_cells_than_16_bits_can_number(layout, dtype):
+    features = half(np.random.default_rng(3).standard_normal((1, 3, 260, 270)), dtype)
+    if layout == "channels_last":
+        features = features.contiguous(memory_format=torch.channels_last)
+    rois = np.array([[0, 0, 0, 269, 259], [0, 200, 250, 269, 259]], np.float32)
+    expected, where = reference.roi_pool(features.float().numpy(), rois, (5, 4), 1.0)
+    values, argmax = fe.roi_pool_with_argmax(features, torch.from_numpy(rois), (5, 4))
+    assert_same_bits(values.float().numpy(), expected)
+    assert_same_bits(take(argmax), where)
+
+
+@every_layout
+@pytest.mark.parametrize("channels", [70, 192])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_a_large_result_is_what_its_parts_are(layout, channels, dtype):
+    """Large results are written past the caches (cpp/src/roi_pool.cpp)."""
+    rng = np.random.default_rng(6)
+    corners = rng.uniform(0, 300, (1400, 2))
+    rois = np.hstack([np.zeros((1400, 1)), corners, corners + rng.uniform(0, 150, (1400, 2))])
+    rois = torch.from_numpy(rois.astype(np.float32))
+    features = torch.from_numpy(rng.standard_normal((1, channels, 20, 20))).to(dtype)
+    if layout == "channels_last":
+        features = features.contiguous(memory_format=torch.channels_last)
+    values, argmax = fe.roi_pool_with_argmax(features, rois, (7, 7), 1 / 16)
+    assert values.nbytes > 8 << 20
+    for part in range(0, 1400, 100):
+        few = slice(part, part + 100)
+        expected, where = fe.roi_pool_with_argmax(features, rois[few], (7, 7), 1 / 16)
+        assert torch.equal(values[few], expected)
+        assert torch.equal(argmax[few], where)
+    assert torch.equal(fe.roi_pool(features, rois, (7, 7), 1 / 16), values)
+
+
 SMOOTH = [case for case in ROI_POOL_CASES if case.smooth and case.features.size and case.rois.size]
 
 

@@ -67,6 +67,23 @@ FRCNN_HD U narrow(float16, const F& value) {
   return whole | ((bits >> 16) & 0x8000u);
 }
 
+// The bits of a 16-bit number as an integer that is greater where the number is: its key. Its own inverse.
+// For one int16_t, and for vectors of them.
+template <typename S>
+FRCNN_HD S order_key(const S& bits) {
+  return bits ^ ((bits >> 15) & 0x7fff);
+}
+
+// What keys cannot say: a NaN is not less than any number, and -0 not less than 0.
+template <typename S>
+FRCNN_HD auto lacks_key(float16, const S& bits) {
+  return ((bits & 0x7fff) > 0x7c00) | (bits == -0x8000);
+}
+template <typename S>
+FRCNN_HD auto lacks_key(bfloat16, const S& bits) {
+  return ((bits & 0x7fff) > 0x7f80) | (bits == -0x8000);
+}
+
 // ---- one number; float and double are themselves ------------------------------------------------------
 FRCNN_HD float widen(float value) { return value; }
 FRCNN_HD double widen(double value) { return value; }
