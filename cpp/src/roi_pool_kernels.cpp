@@ -1,5 +1,6 @@
 #include "roi_pool_kernels.h"
 
+#include <array>
 #include <limits>
 
 #include "lanes.h"
@@ -397,24 +398,49 @@ int64_t block_scratch(int64_t window_cells, int64_t bins) {
 // ---- gradient -----------------------------------------------------------------------------------------
 
 // One test for both ends of the map: -1, and 65535 of uint16, are large without a sign.
-template <typename Index>
-FRCNN_INLINE bool in_map(Index cell, int64_t cells) {
-  return static_cast<uint64_t>(static_cast<std::make_unsigned_t<Index>>(cell)) <
-         static_cast<uint64_t>(cells);
-}
+FRCNN_INLINE bool in_map(uint64_t cell, int64_t cells) { return cell < static_cast<uint64_t>(cells); }
 
-// Adds one RoI's gradients of `Planes` channels. Bin by bin, and channel by channel within a bin: two
-// bins of one channel often share a cell, and the second addition would wait for the first. `ahead`
-// elements on is the next RoI's run, too far away for the machine to guess.
-template <int Planes, typename T, typename Index, typename W>
+// `Count` numbers of cells, without their sign, loaded together.
+template <typename Index, int Count>
+class CellNumbers {
+ public:
+  FRCNN_INLINE explicit CellNumbers(const Index* from) { std::memcpy(words_, from, sizeof(words_)); }
+  FRCNN_INLINE uint64_t operator[](int i) const {
+    constexpr int bits = 8 * sizeof(Index), in_word = 64 / bits;
+    return words_[i / in_word] >> (i % in_word * bits) & ((uint64_t{1} << bits) - 1);
+  }
+
+ private:
+  static_assert(Count * sizeof(Index) % 8 == 0);
+  uint64_t words_[Count * sizeof(Index) / 8];
+};
+
+// Adds one RoI's gradients of `Planes` channels, `Together` bins of each loaded at once. The planes take
+// turns: two bins of one plane often share a cell, and the second addition would wait for the first.
+// `ahead` elements on is the next RoI's run, too far away for the machine to guess.
+template <int Planes, int Together, typename T, typename Index, typename W>
 FRCNN_INLINE void scatter_bins(const T* grad, const Index* argmax, int64_t bins, int64_t cells,
                                int64_t ahead, W* sums) {
-  for (int64_t bin = 0; bin < bins; ++bin) {
+  int64_t bin = 0;
+  for (; bin + Together <= bins; bin += Together) {
     __builtin_prefetch(grad + ahead + bin * Planes);
     __builtin_prefetch(argmax + ahead + bin * Planes);
-#pragma GCC unroll 4
-    for (int64_t p = 0; p < Planes; ++p) {
-      const Index cell = argmax[p * bins + bin];
+    const auto numbers = [&]<int... P>(std::integer_sequence<int, P...>) {
+      return std::array{CellNumbers<Index, Together>(argmax + P * bins + bin)...};
+    }(std::make_integer_sequence<int, Planes>());
+#pragma GCC unroll 8
+    for (int i = 0; i < Together; ++i) {
+#pragma GCC unroll 8
+      for (int p = 0; p < Planes; ++p) {
+        const uint64_t cell = numbers[p][i];
+        if (in_map(cell, cells))
+          sums[p * cells + cell] += semantics::widen(grad[p * bins + bin + i]);
+      }
+    }
+  }
+  for (; bin < bins; ++bin) {
+    for (int p = 0; p < Planes; ++p) {
+      const auto cell = static_cast<std::make_unsigned_t<Index>>(argmax[p * bins + bin]);
       if (in_map(cell, cells)) sums[p * cells + cell] += semantics::widen(grad[p * bins + bin]);
     }
   }
@@ -424,7 +450,7 @@ template <typename T, typename Index>
 void scatter_planes(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t channel,
                     int64_t last, const int64_t* rows, int64_t count, Wide<T>* sums) {
   using W = Wide<T>;
-  constexpr int together = 4;
+  constexpr int planes = 2, together = 4;
   const int64_t cells = call.grad_input.cells(), bins = call.grad_output.cells();
   const int64_t channels = last - channel;
   T* const result = call.grad_input.data + call.grad_input.offset(image, channel, 0);
@@ -437,10 +463,10 @@ void scatter_planes(const RoiPoolBackward<T, Index>& call, int64_t image, int64_
     const Index* const argmax = call.argmax.data + here;
     const int64_t ahead = next - here;
     int64_t c = 0;
-    for (; c + together <= channels; c += together)
-      scatter_bins<together>(grad + c * bins, argmax + c * bins, bins, cells, ahead, sums + c * cells);
+    for (; c + planes <= channels; c += planes)
+      scatter_bins<planes, together>(grad + c * bins, argmax + c * bins, bins, cells, ahead, sums + c * cells);
     for (; c < channels; ++c)
-      scatter_bins<1>(grad + c * bins, argmax + c * bins, bins, cells, ahead, sums + c * cells);
+      scatter_bins<1, together>(grad + c * bins, argmax + c * bins, bins, cells, ahead, sums + c * cells);
   }
   if constexpr (!std::is_same_v<T, W>) put_run(result, sums, channels * cells, false);
 }
@@ -462,7 +488,8 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
       const T* grad = call.grad_output.data + row + bin * channels;
       const Index* argmax = call.argmax.data + row + bin * channels;
       for (int64_t c = 0; c < width; ++c)
-        if (in_map(argmax[c], cells)) sums[argmax[c] * width + c] += semantics::widen(grad[c]);
+        if (const auto cell = static_cast<std::make_unsigned_t<Index>>(argmax[c]); in_map(cell, cells))
+          sums[cell * width + c] += semantics::widen(grad[c]);
     }
   }
   if (in_place) return;
