@@ -1,4 +1,4 @@
-"""Suppression and the detection step beside other implementations: checked, then timed.
+"""Suppression beside other implementations: checked, then timed.
 
     python benchmarks/nms_bench.py              # two minutes; keep the machine quiet
 
@@ -19,9 +19,7 @@ import harness
 import roipool_peers
 from harness import OURS, Row, Section
 
-PROPOSALS, CLASSES = 2000, 21
-IMAGE = (600, 1000)
-SCORE_THRESHOLD, IOU_THRESHOLD, MOST = 0.05, 0.3, 100
+IOU_THRESHOLD = 0.3
 
 
 def clustered(count: int, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,43 +95,6 @@ def same_boxes(rows: list[Row]) -> str:
     return f"all keep the same {len(expected)} boxes"
 
 
-def network_outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Proposals, class probabilities (softmax of a peaked head) and deltas of one image."""
-    generator = torch.Generator().manual_seed(5)
-    boxes, _ = clustered(PROPOSALS)
-    logits = 2.5 * torch.randn(PROPOSALS, CLASSES, generator=generator)
-    deltas = 0.1 * torch.randn(PROPOSALS, 4 * CLASSES, generator=generator)
-    return boxes, logits.softmax(1), deltas
-
-
-def torch_detections(
-    suppress: Any, boxes: torch.Tensor, scores: torch.Tensor, deltas: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same step in torch, as torchvision's and detectron2's box heads do it."""
-    deltas = deltas.view(len(boxes), -1, 4)
-    size = (boxes[:, 2:] - boxes[:, :2])[:, None]
-    centre = boxes[:, None, :2] + 0.5 * size + deltas[..., :2] * size
-    half = 0.5 * size * deltas[..., 2:].clamp(max=4.135).exp()
-    decoded = torch.cat([centre - half, centre + half], -1)
-    limit = torch.tensor([IMAGE[1], IMAGE[0]] * 2, dtype=decoded.dtype)
-    decoded = torch.minimum(decoded.clamp(min=0), limit)
-    rows, labels = (scores[:, 1:] > SCORE_THRESHOLD).nonzero(as_tuple=True)
-    labels = labels + 1
-    chosen, ranks = decoded[rows, labels], scores[rows, labels]
-    keep = suppress(chosen, ranks, labels, IOU_THRESHOLD)[:MOST]
-    return chosen[keep], ranks[keep], labels[keep]
-
-
-def check_detections(rows: list[Row]) -> str:
-    boxes, scores, labels = rows[0].run()[:3]
-    for row in rows[1:]:
-        other = row.run()
-        same = torch.equal(labels, other[2]) and torch.equal(scores, other[1])
-        if not (same and torch.allclose(boxes, other[0], rtol=1e-4, atol=1e-3)):
-            raise SystemExit(f"{row.who}: other detections")
-    return f"the same {len(labels)} detections, boxes to 1e-3 of a pixel"
-
-
 def sections(peers: list) -> list[Section]:
     found = []
     for count in (2000, 12000):
@@ -149,15 +110,6 @@ def sections(peers: list) -> list[Section]:
     rows += [Row(p.name, "nms", p.batched(boxes, scores, ids)) for p in peers]
     title = f"batched_nms, 20 classes x 300 boxes at {IOU_THRESHOLD}"
     found.append(Section(title, rows, partial(same_boxes, rows)))
-    outputs = network_outputs()
-    options = {"score_threshold": SCORE_THRESHOLD, "nms_threshold": IOU_THRESHOLD}
-    rows = [Row(OURS, "detections", partial(engine.detections, *outputs, IMAGE, **options))]
-    for suppress, name in [(p.batched_nms, p.name) for p in peers if hasattr(p, "batched_nms")]:
-        rows.append(
-            Row(f"torch + {name}", "detections", partial(torch_detections, suppress, *outputs))
-        )
-    title = f"detections, {PROPOSALS} proposals x {CLASSES} classes to the best {MOST}"
-    found.append(Section(title, rows, partial(check_detections, rows)))
     return found
 
 

@@ -36,7 +36,8 @@ def forward_rows(problem: Problem) -> list[Row]:
     arguments = {"boxes": problem.rois, "output_size": problem.workload.p, "spatial_scale": SCALE}
     rows = []
     for who, layout in LAYOUTS.items():
-        x, *kept = (t.contiguous(memory_format=layout) for t in (problem.x, out, argmax))
+        x = problem.x.contiguous(memory_format=layout)
+        kept = [torch.empty_like(t, memory_format=layout) for t in (out, argmax)]
         values = partial(engine.roi_pool, x, **arguments)
         both = partial(engine.roi_pool_with_argmax, x, **arguments)
         rows += [
@@ -46,10 +47,12 @@ def forward_rows(problem: Problem) -> list[Row]:
             Row(who, ARGMAX_FRESH, both),
         ]
     for dtype in (torch.float16, torch.bfloat16) if problem.x.device.type == "cpu" else ():
-        x, kept = problem.x.to(dtype), out.to(dtype)
-        who = f"{OURS}, {str(dtype).removeprefix('torch.')}"
-        values = partial(engine.roi_pool, x, **arguments)
-        rows.append(Row(who, VALUES_KEPT, partial(values, out=kept)))
+        for who, layout in LAYOUTS.items():
+            x = problem.x.to(dtype).contiguous(memory_format=layout)
+            kept = torch.empty_like(out, dtype=dtype, memory_format=layout)
+            values = partial(engine.roi_pool, x, **arguments, out=kept)
+            name = str(dtype).removeprefix("torch.")
+            rows.append(Row(f"{who}, {name}", VALUES_KEPT, values))
     read = [problem.x]
     return rows + [
         Row(FLOOR, VALUES_KEPT, partial(floor, read, kept=[out])),
@@ -60,13 +63,20 @@ def forward_rows(problem: Problem) -> list[Row]:
 
 
 def backward_rows(problem: Problem) -> list[Row]:
-    """Our gradient in both layouts, and its floor (ones for argmax: floats are summed faster)."""
+    """Our gradient in both layouts, and its floor (ones for argmax: floats are summed faster).
+
+    On the CPU also from the 16-bit argmax that autograd keeps.
+    """
     grad, rois, x = problem.grad, problem.rois, problem.x
     _, argmax = engine.roi_pool_with_argmax(x, rois, problem.workload.p, SCALE)
     rows = [Row(FLOOR, GRADIENT, partial(floor, [grad, torch.ones_like(grad)], fresh=[x]))]
     for who, layout in LAYOUTS.items():
         given = [t.contiguous(memory_format=layout) for t in (grad, argmax)]
         rows.append(Row(who, GRADIENT, partial(engine.roi_pool_backward, *given, rois, x.shape)))
+        if x.device.type == "cpu":
+            given[1] = given[1].to(torch.uint16)
+            run = partial(engine.roi_pool_backward, *given, rois, x.shape)
+            rows.append(Row(f"{who}, 16-bit argmax", GRADIENT, run))
     return rows
 
 

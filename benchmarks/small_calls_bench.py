@@ -31,8 +31,10 @@ def equal(rows: list[Row]) -> str:
 
 
 def gradient(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable:
-    """A call that runs forward and backward."""
+    """A call that runs forward and backward, from a loss or from the sum of anything larger."""
     x = x.clone().requires_grad_()
+    if run(x).dim() == 0:
+        return lambda: torch.autograd.grad(run(x), x)[0]
     return lambda: torch.autograd.grad(run(x).sum(), x)[0]
 
 

@@ -156,37 +156,6 @@ def test_a_map_too_large_for_the_narrow_argmax_is_refused():
 
 
 @every_layout
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-def test_threads_change_nothing(layout, dtype):
-    """Enough work for every thread asked for; sums in which another order would show."""
-    rng = np.random.default_rng(8)
-    corners = rng.uniform(0, 300, (400, 2))
-    sides = rng.uniform(0, 150, (400, 2))
-    images = rng.integers(0, 3, (400, 1))
-    rois = np.hstack([images, corners, corners + sides]).astype(np.float32)
-    features = laid_out(rng.standard_normal((3, 70, 25, 30)).astype(dtype), layout)
-    results = []
-    before = fe.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 7):
-            fe.set_num_threads(threads)
-            assert fe.get_num_threads() == threads
-            values, argmax = fe.roi_pool_with_argmax(features, rois, 7, 1 / 16)
-            gradient = fe.roi_pool_backward(values, argmax, rois, features.shape)
-            results.append((values, argmax, gradient))
-    finally:
-        fe.set_num_threads(before)
-    for more in results[1:]:
-        for array, expected in zip(more, results[0], strict=True):
-            np.testing.assert_array_equal(array, expected)
-
-
-def test_a_thread_count_must_be_positive():
-    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        fe.set_num_threads(0)
-
-
-@every_layout
 @pytest.mark.parametrize("rois_per_image", [1, 2, 60])
 def test_few_small_and_many_rois_pool_alike(layout, rois_per_image):
     """Windows of their own, or one for all: the two ways to pack planes (cpp/src/roi_pool.cpp)."""

@@ -1,0 +1,80 @@
+"""The detection step, from the network's outputs to an image's detections: checked, then timed.
+
+    python benchmarks/detections_bench.py       # half a minute; keep the machine quiet
+
+Proposals come in clusters, as in nms_bench.py. `undecided`: three classes of a proposal pass the
+threshold, as early in training. `decided`: the background leads, and few of all classes pass.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+import fastrcnn_engine as engine
+import harness
+from harness import OURS, Row, Section
+from nms_bench import TorchVision, clustered
+
+PROPOSALS, CLASSES = 2000, 21
+IMAGE = (600, 1000)
+SCORE_THRESHOLD, IOU_THRESHOLD, MOST = 0.05, 0.3, 100
+LEAD = {"undecided": 0.0, "decided": 6.0}  # of the background's logits
+
+
+def network_outputs(lead: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Proposals, class probabilities and deltas of one image."""
+    generator = torch.Generator().manual_seed(5)
+    boxes, _ = clustered(PROPOSALS)
+    logits = 2.5 * torch.randn(PROPOSALS, CLASSES, generator=generator)
+    logits[:, 0] += lead
+    deltas = 0.1 * torch.randn(PROPOSALS, 4 * CLASSES, generator=generator)
+    return boxes, logits.softmax(1), deltas
+
+
+def torch_detections(
+    suppress: Any, boxes: torch.Tensor, scores: torch.Tensor, deltas: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same step in torch, as torchvision's and detectron2's box heads do it."""
+    deltas = deltas.view(len(boxes), -1, 4)
+    size = (boxes[:, 2:] - boxes[:, :2])[:, None]
+    centre = boxes[:, None, :2] + 0.5 * size + deltas[..., :2] * size
+    half = 0.5 * size * deltas[..., 2:].clamp(max=4.135).exp()
+    decoded = torch.cat([centre - half, centre + half], -1)
+    limit = torch.tensor([IMAGE[1], IMAGE[0]] * 2, dtype=decoded.dtype)
+    decoded = torch.minimum(decoded.clamp(min=0), limit)
+    rows, labels = (scores[:, 1:] > SCORE_THRESHOLD).nonzero(as_tuple=True)
+    labels = labels + 1
+    chosen, ranks = decoded[rows, labels], scores[rows, labels]
+    keep = suppress(chosen, ranks, labels, IOU_THRESHOLD)[:MOST]
+    return chosen[keep], ranks[keep], labels[keep]
+
+
+def check_detections(rows: list[Row]) -> str:
+    boxes, scores, labels = rows[0].run()[:3]
+    for row in rows[1:]:
+        other = row.run()
+        same = torch.equal(labels, other[2]) and torch.equal(scores, other[1])
+        if not (same and torch.allclose(boxes, other[0], rtol=1e-4, atol=1e-3)):
+            raise SystemExit(f"{row.who}: other detections")
+    return f"the same {len(labels)} detections, boxes to 1e-3 of a pixel"
+
+
+def sections(peers: list) -> list[Section]:
+    found = []
+    for name, lead in LEAD.items():
+        outputs = network_outputs(lead)
+        options = {"score_threshold": SCORE_THRESHOLD, "nms_threshold": IOU_THRESHOLD}
+        rows = [Row(OURS, "detections", partial(engine.detections, *outputs, IMAGE, **options))]
+        for peer in peers:
+            run = partial(torch_detections, peer.batched_nms, *outputs)
+            rows.append(Row(f"torch + {peer.name}", "detections", run))
+        title = f"detections, {PROPOSALS} proposals x {CLASSES} classes to the best {MOST}, {name}"
+        found.append(Section(title, rows, partial(check_detections, rows)))
+    return found
+
+
+if __name__ == "__main__":
+    harness.run_sections("detections", __doc__, (TorchVision,), sections)
