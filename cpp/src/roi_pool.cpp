@@ -165,15 +165,16 @@ PooledRois locate(const Call& call) {
   return located;
 }
 
-// Packing costs by the cell. Each image's RoIs share one window of whole rows, or have a window each,
+// Packing costs by the cell. RoIs of an image share one window of whole rows, or have a window each,
 // whichever holds fewer cells: many RoIs must not pack the same cells again and again, and few small
-// ones must not pack a whole map.
-std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width) {
+// ones must not pack a whole map. At most `most` RoIs share one.
+std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width, int64_t most) {
   std::vector<RoiGroup> groups;
   for (int64_t first = 0, last; first < located.size(); first = last) {
     const int64_t image = located.image_of[first];
     int64_t own_cells = 0, begin = std::numeric_limits<int64_t>::max(), end = 0;
-    for (last = first; last < located.size() && located.image_of[last] == image; ++last) {
+    const int64_t limit = std::min(first + most, located.size());
+    for (last = first; last < limit && located.image_of[last] == image; ++last) {
       const Window& window = located.windows[last];
       own_cells += window.cells();
       if (window.cells() == 0) continue;
@@ -194,7 +195,7 @@ std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width) {
 // written, and would push out the packed map. Below, the next layer finds it there.
 constexpr int64_t kPastCaches = int64_t{8} << 20;
 
-int64_t blocks_of(int64_t channels, int64_t block) { return (channels + block - 1) / block; }
+int64_t ceil_div(int64_t total, int64_t part) { return (total + part - 1) / part; }
 
 }  // namespace
 
@@ -215,12 +216,17 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   const double microseconds =
       (located.cells_read * static_cast<double>(call.features.c) / 16 * 0.5 + bytes * 0.1) / 1000;
 
-  const std::vector<RoiGroup> groups = group(located, call.features.w);
+  // Two items for every thread or more; but RoIs that share a window share the cost of packing it.
+  constexpr int64_t kFewest = 32;
+  const int64_t blocks = ceil_div(call.features.c, kernels.block), rois = located.size();
+  const int most_threads = worthwhile_threads(rois * blocks, microseconds, call.threads);
+  const int64_t parts = ceil_div(2 * most_threads, blocks);
+  const std::vector<RoiGroup> groups =
+      group(located, call.features.w, std::max(ceil_div(rois, parts), kFewest));
   int64_t largest = 0;
   for (const RoiGroup& group : groups) largest = std::max(largest, group.window.cells());
-  const int64_t blocks = blocks_of(call.features.c, kernels.block);
   const auto items = static_cast<int64_t>(groups.size()) * blocks;
-  const int threads = worthwhile_threads(items, microseconds, call.threads);
+  const int threads = static_cast<int>(std::min<int64_t>(most_threads, items));
   const Scratch scratch(kernels.block_scratch(largest, call.output.cells()), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {
     const RoiGroup& group = groups[item / blocks];
@@ -245,9 +251,9 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
     const int threads =
         worthwhile_threads(call.grad_input.n * call.grad_input.c, microseconds, call.threads);
     const int64_t parts = (threads + call.grad_input.n - 1) / call.grad_input.n;
-    channels = (blocks_of(call.grad_input.c, parts) + 15) / 16 * 16;
+    channels = (ceil_div(call.grad_input.c, parts) + 15) / 16 * 16;
   }
-  const int64_t blocks = blocks_of(call.grad_input.c, channels);
+  const int64_t blocks = ceil_div(call.grad_input.c, channels);
   const int64_t items = call.grad_input.n * blocks;
   const int threads = worthwhile_threads(items, microseconds, call.threads);
   const Scratch scratch(channels * call.grad_input.cells() * sizeof(Wide), threads);
