@@ -2,6 +2,10 @@
 
 #include <cstdlib>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "fastrcnn_engine/error.h"
 
 namespace fastrcnn_engine::cpu {
@@ -35,7 +39,9 @@ std::vector<InstructionSet> supported_instruction_sets() {
   std::vector<InstructionSet> sets = {InstructionSet::baseline};
 #if defined(__x86_64__)
   // As the build compiles them (CMakeLists.txt); the compiler's check includes the operating system's.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
+  // Clang's does not know F16C, which needs no more of it than AVX2 does.
+  unsigned a, b, c = 0, d;
+  if (__builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C))
     sets.push_back(InstructionSet::avx2);
   if (sets.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

@@ -70,6 +70,16 @@ FRCNN_INLINE Vector<T, Lanes> splat(T value) {
   return value - Vector<T, Lanes>{};  // minus zero keeps the sign of a zero, plus does not
 }
 
+// a > b ? a : b, lane by lane.
+template <typename T, int Lanes>
+FRCNN_INLINE Vector<T, Lanes> larger(const Vector<T, Lanes>& a, const Vector<T, Lanes>& b) {
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(a) == 64 && std::is_same_v<T, int16_t>)  // GCC compares and blends
+    return (Vector<T, Lanes>)_mm512_max_epi16((__m512i)a, (__m512i)b);
+#endif
+  return a > b ? a : b;
+}
+
 // The lanes in which a comparison of vectors of T holds, as bits: lane 0 lowest.
 template <typename T>
 FRCNN_INLINE unsigned lane_bits(const Vector<IndexOf<T>>& holds) {
@@ -152,41 +162,48 @@ FRCNN_INLINE Vector<LaneOf<T>, Lanes> narrow_lanes(const Vector<W, Lanes>& v) {
 template <typename T>
 constexpr int kSquare = 16 / sizeof(T);
 
-// Interleaves runs of `Run` elements of two vectors, within every 16 bytes: of their first half
-// (Half = 0) or their second.
-template <int Run, int Half, typename T, int Lanes, int... I>
+// Interleaves the elements of two vectors within every 16 bytes: those of their first half (Half = 0) or
+// their second.
+template <int Half, typename T, int Lanes, int... I>
 FRCNN_INLINE Vector<T, Lanes> zip(const Vector<T, Lanes>& a, const Vector<T, Lanes>& b,
                                   std::integer_sequence<int, I...>) {
   constexpr auto source = [](int i) {
-    const int in_square = i % kSquare<T>, run = in_square / Run;
-    const int from = i - in_square + Half * kSquare<T> / 2 + run / 2 * Run + in_square % Run;
-    return from + run % 2 * Lanes;
+    const int in_square = i % kSquare<T>;
+    return i - in_square + Half * kSquare<T> / 2 + in_square / 2 + in_square % 2 * Lanes;
   };
 #if __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, source(I)...);
 #else
-  return __builtin_shuffle(a, b, Vector<IndexOf<T>, Lanes>{source(I)...});
+  using Index = std::conditional_t<(sizeof(T) > 4), int64_t, IndexOf<T>>;
+  return __builtin_shuffle(a, b, Vector<Index, Lanes>{source(I)...});
 #endif
 }
 
+// Interleaves runs of `Run` elements: a becomes their first half, b their second. A run is moved as one
+// element as long as it, which machines have an instruction for.
+template <int Run, typename T, int Lanes>
+FRCNN_INLINE void interleave(Vector<T, Lanes>& a, Vector<T, Lanes>& b) {
+  using Whole = std::conditional_t<
+      Run == 1, T, std::conditional_t<Run * sizeof(T) == 4, int32_t, int64_t>>;
+  constexpr int wholes = Lanes / Run;
+  constexpr auto all = std::make_integer_sequence<int, wholes>();
+  const auto x = (Vector<Whole, wholes>)a, y = (Vector<Whole, wholes>)b;
+  a = (Vector<T, Lanes>)zip<0, Whole, wholes>(x, y, all);
+  b = (Vector<T, Lanes>)zip<1, Whole, wholes>(x, y, all);
+}
+
+// By runs of one element, then of two, and so on; that leaves the rows in bit-reversed order.
 template <typename T, int Lanes>
 FRCNN_INLINE void transpose_squares(Vector<T, Lanes> (&rows)[kSquare<T>]) {
-  const auto pair = [&]<int Run>(Vector<T, Lanes>& a, Vector<T, Lanes>& b) __attribute__((always_inline)) {
-    constexpr auto all = std::make_integer_sequence<int, Lanes>();
-    const Vector<T, Lanes> first = zip<Run, 0, T, Lanes>(a, b, all);
-    b = zip<Run, 1, T, Lanes>(a, b, all), a = first;
-  };
-  // Runs of one element, then of two, and so on; each round leaves the rows in bit-reversed order.
   constexpr int square = kSquare<T>;
-  for (int r = 0; r < square; r += 2) pair.template operator()<1>(rows[r], rows[r + 1]);
+  for (int r = 0; r < square; r += 2) interleave<1, T, Lanes>(rows[r], rows[r + 1]);
   if constexpr (square >= 4)
-    for (int r = 0; r < square; r += 4)
-      for (int i = 0; i < 2; ++i) pair.template operator()<2>(rows[r + i], rows[r + i + 2]);
+    for (int r = 0; r < square; ++r)
+      if (r % 4 < 2) interleave<2, T, Lanes>(rows[r], rows[r + 2]);
+  if constexpr (square == 8)
+    for (int r = 0; r < 4; ++r) interleave<4, T, Lanes>(rows[r], rows[r + 4]);
   if constexpr (square == 4) std::swap(rows[1], rows[2]);
-  if constexpr (square == 8) {
-    for (int i = 0; i < 4; ++i) pair.template operator()<4>(rows[i], rows[i + 4]);
-    std::swap(rows[1], rows[4]), std::swap(rows[3], rows[6]);
-  }
+  if constexpr (square == 8) std::swap(rows[1], rows[4]), std::swap(rows[3], rows[6]);
 }
 
 // Both vectors, one after the other, in one twice as wide.
@@ -230,6 +247,7 @@ FRCNN_INLINE auto load_pieces(From from, int first) {
 // kSquare<L> numbers from each of `Lanes` places, so that rows[r] holds the r-th of each.
 template <typename L, int Lanes, typename From>
 FRCNN_INLINE void load_transposed(From from, Vector<L, Lanes> (&rows)[kSquare<L>]) {
+#pragma GCC unroll 8
   for (int r = 0; r < kSquare<L>; ++r) rows[r] = load_pieces<L, Lanes / kSquare<L>>(from, r);
   transpose_squares<L, Lanes>(rows);
 }

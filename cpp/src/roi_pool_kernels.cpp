@@ -67,9 +67,10 @@ bool pack_planes(const T* planes, int64_t plane, int64_t count, int64_t cells, L
       const int64_t cell = next + run <= cells ? next : cells - run;  // some of them again
       Vector<L> rows[square];
       load_transposed<L, lanes>([&](int lane) { return place(lane) + cell; }, rows);
-      for (int r = 0; r < run; ++r) {
+#pragma GCC unroll 8
+      for (int r = 0; r < square; ++r) {  // by constants alone, or the rows would lie in memory
         incomparable |= make_comparable<T, L>(rows[r]);
-        store(packed + (cell + r) * kBlock<L> + c, rows[r]);
+        if (r < run) store(packed + (cell + r) * kBlock<L> + c, rows[r]);
       }
     }
   }
@@ -176,9 +177,9 @@ void pool_bins(const PackedBin<L>* bins, int64_t count, const PackedMap<L>& map,
 #pragma GCC unroll 8
           for (int v = 0; v < kVectors; ++v) {
             const Vector<L> value = load(cell + v * lanes);
-            const auto greater = semantics::beats(value, best[v]);
-            best[v] = greater ? value : best[v];
-            if constexpr (WithArgmax) where[v] = greater ? here : where[v];
+            if constexpr (WithArgmax)
+              where[v] = semantics::beats(value, best[v]) ? here : where[v];
+            best[v] = larger<L, lanes>(value, best[v]);  // the one that beats the other
           }
         }
         if (--rows == 0) break;
@@ -249,6 +250,7 @@ FRCNN_INLINE void put_runs(const L* by_bin, int64_t bins, L* tile) {
   for (int64_t c = 0; c < kBlock<L>; c += square) {
     Vector<L, Lanes> rows[square];
     load_transposed<L, Lanes>([&](int lane) { return by_bin + lane * kBlock<L> + c; }, rows);
+#pragma GCC unroll 8
     for (int r = 0; r < square; ++r)
       std::memcpy(tile + (c + r) * bins, &rows[r], sizeof(rows[r]));
   }
