@@ -65,6 +65,9 @@ bool pack_planes(const T* planes, int64_t plane, int64_t count, int64_t cells, L
     };
     for (int64_t next = 0; next < cells; next += square) {
       const int64_t cell = next + run <= cells ? next : cells - run;  // some of them again
+      if (next * sizeof(T) % kLine == 0)  // so many planes at once are too much for the machine to guess
+        for (int lane = 0; lane < lanes; ++lane)
+          __builtin_prefetch(place(lane) + cell + 3 * kLine / sizeof(T));
       Vector<L> rows[square];
       load_transposed<L, lanes>([&](int lane) { return place(lane) + cell; }, rows);
 #pragma GCC unroll 8
