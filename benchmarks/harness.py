@@ -106,10 +106,15 @@ def interleave(rows: Sequence[Row], rounds: int, clock: Callable = wall_clock) -
         for row, s in zip(rows, seconds, strict=True)
     ]
     floors = {r["job"]: r["best_ms"] for r in records if r["who"] == FLOOR}
-    peers = {r["who"]: r["best_ms"] for r in records if not r["who"].startswith((OURS, FLOOR))}
+    peers: dict[str, dict[str, float]] = {}
+    for r in records:
+        if not r["who"].startswith((OURS, FLOOR)):
+            peers.setdefault(r["who"], {})[r["job"]] = r["best_ms"]
     for r in records:
         r["of_floor"] = r["best_ms"] / floors[r["job"]] if r["job"] in floors else None
-        r["speedup"] = {who: best / r["best_ms"] for who, best in peers.items()}
+        # Against the same job, or against the nearest that the peer can do: its only one.
+        best = {who: jobs.get(r["job"], min(jobs.values())) for who, jobs in peers.items()}
+        r["speedup"] = {who: ms / r["best_ms"] for who, ms in best.items()}
     return records
 
 

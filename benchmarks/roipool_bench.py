@@ -23,7 +23,16 @@ import torch
 import fastrcnn_engine as engine
 import harness
 from harness import FLOOR, OURS, Row, console
-from roipool_peers import ARGMAX_FRESH, ARGMAX_KEPT, GRADIENT, PEERS, VALUES_FRESH, VALUES_KEPT
+from roipool_peers import (
+    ARGMAX_FRESH,
+    ARGMAX_KEPT,
+    GRADIENT,
+    GRADIENT_16_BIT,
+    PEERS,
+    VALUES_16_BIT,
+    VALUES_FRESH,
+    VALUES_KEPT,
+)
 from roipool_plot import plot
 from roipool_workloads import QUICK, SCALE, WORKLOADS, Problem, Workload
 
@@ -46,13 +55,15 @@ def forward_rows(problem: Problem) -> list[Row]:
             Row(who, ARGMAX_KEPT, partial(both, out=kept[0], argmax_out=kept[1])),
             Row(who, ARGMAX_FRESH, both),
         ]
-    for dtype in (torch.float16, torch.bfloat16) if problem.x.device.type == "cpu" else ():
-        for who, layout in LAYOUTS.items():
-            x = problem.x.to(dtype).contiguous(memory_format=layout)
-            kept = torch.empty_like(out, dtype=dtype, memory_format=layout)
-            values = partial(engine.roi_pool, x, **arguments, out=kept)
-            name = str(dtype).removeprefix("torch.")
-            rows.append(Row(f"{who}, {name}", VALUES_KEPT, values))
+    if problem.x.device.type == "cpu":
+        for dtype in (torch.float16, torch.bfloat16):
+            for who, layout in LAYOUTS.items():
+                x = problem.x.to(dtype).contiguous(memory_format=layout)
+                kept = torch.empty_like(out, dtype=dtype, memory_format=layout)
+                values = partial(engine.roi_pool, x, **arguments, out=kept)
+                name = str(dtype).removeprefix("torch.")
+                rows.append(Row(f"{who}, {name}", VALUES_16_BIT, values))
+        rows.append(Row(FLOOR, VALUES_16_BIT, partial(floor, [x], kept=[kept])))
     read = [problem.x]
     return rows + [
         Row(FLOOR, VALUES_KEPT, partial(floor, read, kept=[out])),
@@ -63,20 +74,18 @@ def forward_rows(problem: Problem) -> list[Row]:
 
 
 def backward_rows(problem: Problem) -> list[Row]:
-    """Our gradient in both layouts, and its floor (ones for argmax: floats are summed faster).
-
-    On the CPU also from the 16-bit argmax that autograd keeps.
-    """
+    """Our gradient in both layouts, and its floor (ones for argmax: floats are summed faster)."""
     grad, rois, x = problem.grad, problem.rois, problem.x
     _, argmax = engine.roi_pool_with_argmax(x, rois, problem.workload.p, SCALE)
-    rows = [Row(FLOOR, GRADIENT, partial(floor, [grad, torch.ones_like(grad)], fresh=[x]))]
-    for who, layout in LAYOUTS.items():
-        given = [t.contiguous(memory_format=layout) for t in (grad, argmax)]
-        rows.append(Row(who, GRADIENT, partial(engine.roi_pool_backward, *given, rois, x.shape)))
-        if x.device.type == "cpu":
-            given[1] = given[1].to(torch.uint16)
-            run = partial(engine.roi_pool_backward, *given, rois, x.shape)
-            rows.append(Row(f"{who}, 16-bit argmax", GRADIENT, run))
+    kinds = {GRADIENT: (argmax, torch.ones_like(grad))}
+    if x.device.type == "cpu":
+        kinds[GRADIENT_16_BIT] = argmax.to(torch.uint16), torch.ones_like(grad)[::2]
+    rows = []
+    for job, (cells, as_many_bytes) in kinds.items():
+        rows.append(Row(FLOOR, job, partial(floor, [grad, as_many_bytes], fresh=[x])))
+        for who, layout in LAYOUTS.items():
+            given = [t.contiguous(memory_format=layout) for t in (grad, cells)]
+            rows.append(Row(who, job, partial(engine.roi_pool_backward, *given, rois, x.shape)))
     return rows
 
 

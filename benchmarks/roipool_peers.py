@@ -15,10 +15,12 @@ from harness import Row
 from roipool_workloads import SCALE, Problem, map_corners
 
 VALUES_KEPT = "values, kept"  # kept: written into memory that is there
+VALUES_16_BIT = "16-bit values, kept"  # float16, bfloat16: half the bytes
 VALUES_FRESH = "values, fresh"
 ARGMAX_KEPT = "values+argmax, kept"
 ARGMAX_FRESH = "values+argmax, fresh"
 GRADIENT = "gradient, fresh"
+GRADIENT_16_BIT = "from 16-bit argmax"  # as autograd keeps it
 
 
 class TorchVision:

@@ -202,8 +202,12 @@ FRCNN_INLINE void transpose_squares(Vector<T, Lanes> (&rows)[kSquare<T>]) {
       if (r % 4 < 2) interleave<2, T, Lanes>(rows[r], rows[r + 2]);
   if constexpr (square == 8)
     for (int r = 0; r < 4; ++r) interleave<4, T, Lanes>(rows[r], rows[r + 4]);
-  if constexpr (square == 4) std::swap(rows[1], rows[2]);
-  if constexpr (square == 8) std::swap(rows[1], rows[4]), std::swap(rows[3], rows[6]);
+  const auto swap = [&](int i, int j) __attribute__((always_inline)) {
+    const Vector<T, Lanes> row = rows[i];
+    rows[i] = rows[j], rows[j] = row;
+  };
+  if constexpr (square == 4) swap(1, 2);
+  if constexpr (square == 8) swap(1, 4), swap(3, 6);
 }
 
 // Both vectors, one after the other, in one twice as wide.

@@ -11,7 +11,7 @@ namespace fastrcnn_engine::cpu {
 void advise_huge_pages(void* data, int64_t bytes);
 
 // A piece of memory for every thread of a call, each beginning on a cache line. There is more than was
-// asked for, so that kernels may read the last vectors whole.
+// asked for: kernels read the last vectors whole, two lines of sums for one of 16-bit results.
 class Scratch {
  public:
   Scratch(int64_t bytes_per_thread, int threads)

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -32,33 +36,45 @@ std::atomic<int>& thread_count() {
   return count;
 }
 
-#if defined(__linux__)
-const pid_t process = getpid();
-#endif
-
 using Take = std::function<void(int thread)>;
 
-// Runs take(0) to take(threads - 1) on the threads of the process's OpenMP runtime, where it has one
-// that everybody can see, as torch's is. Between two operators those threads wait by spinning, and any
-// others would have to share the cores with them. False where that cannot be done.
+#if defined(__linux__)
+// Whether this process began as a copy of another and goes on running its program.
+bool is_forked() {
+  constexpr unsigned long kForkedNoExec = 0x40;  // PF_FORKNOEXEC
+  std::ifstream stat("/proc/self/stat");
+  std::string line, field;
+  std::getline(stat, line);
+  const size_t name_end = line.rfind(')');  // the name before it may hold anything
+  if (name_end == std::string::npos) return false;
+  std::istringstream fields(line.substr(name_end + 1));
+  for (int i = 3; i <= 9; ++i) fields >> field;
+  return std::strtoul(field.c_str(), nullptr, 10) & kForkedNoExec;
+}
+
+const pid_t loading_process = is_forked() ? -1 : getpid();
+#endif
+
+// Shares take(0), take(1) and so on, below `threads`, out to the OpenMP runtime of the process, where it
+// has one that everybody can see, as torch's is. Between two operators its threads wait by spinning, and
+// any others would have to share the cores with them. There may be fewer of them: in a parallel region
+// of the caller's only one. False where that cannot be done.
 bool run_on_openmp([[maybe_unused]] int threads, [[maybe_unused]] const Take& take) {
 #if defined(__linux__)
-  if (getpid() != process) return false;  // its threads do not survive a fork
+  if (getpid() != loading_process) return false;  // OpenMP's threads do not survive a fork
   // The interface that compilers call, GCC's name for it; Intel's and LLVM's runtimes have it too.
   using Parallel = void (*)(void (*run)(void*), void* data, unsigned team, unsigned flags);
-  using Number = int (*)();
   const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  const auto thread_number = reinterpret_cast<Number>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
-  const auto max_threads = reinterpret_cast<Number>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
-  if (!parallel || !thread_number || !max_threads || max_threads() < threads) return false;
+  const auto most = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+  if (parallel == nullptr || most == nullptr || most() < threads) return false;
   struct Team {
     int threads;
     const Take& take;
-    Number thread_number;
-  } team{threads, take, thread_number};
+    std::atomic<int> begun = 0;
+  } team{threads, take};
   const auto run = [](void* data) {
-    const auto& team = *static_cast<Team*>(data);
-    if (const int thread = team.thread_number(); thread < team.threads) team.take(thread);
+    auto& team = *static_cast<Team*>(data);
+    if (const int thread = team.begun++; thread < team.threads) team.take(thread);
   };
   parallel(run, &team, 0, 0);  // all of them: a team of another size would have to be made anew
   return true;

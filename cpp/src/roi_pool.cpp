@@ -193,7 +193,10 @@ std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width, int64_
 
 // A result larger than this is written past the caches. Else its every line would be read before it is
 // written, and would push out the packed map. Below, the next layer finds it there.
-constexpr int64_t kPastCaches = int64_t{8} << 20;
+#ifndef FRCNN_PAST_CACHES  // smaller in a test
+#define FRCNN_PAST_CACHES (int64_t{8} << 20)
+#endif
+constexpr int64_t kPastCaches = FRCNN_PAST_CACHES;
 
 int64_t ceil_div(int64_t total, int64_t part) { return (total + part - 1) / part; }
 
@@ -220,7 +223,7 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   constexpr int64_t kFewest = 32;
   const int64_t blocks = ceil_div(call.features.c, kernels.block), rois = located.size();
   const int most_threads = worthwhile_threads(rois * blocks, microseconds, call.threads);
-  const int64_t parts = ceil_div(2 * most_threads, blocks);
+  const int64_t parts = most_threads > 1 ? ceil_div(2 * most_threads, blocks) : 1;
   const std::vector<RoiGroup> groups =
       group(located, call.features.w, std::max(ceil_div(rois, parts), kFewest));
   int64_t largest = 0;

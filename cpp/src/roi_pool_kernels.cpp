@@ -1,6 +1,6 @@
 #include "roi_pool_kernels.h"
 
-#include <array>
+#include <bit>
 #include <limits>
 
 #include "lanes.h"
@@ -105,7 +105,7 @@ PackedMap<L> pack(const MapView<const T>& map, int64_t image, int64_t channel, i
   const int64_t runs = whole_rows ? 1 : window.height;
   const int64_t run = whole_rows ? window.cells() : window.width;
   bool incomparable = false;
-  for (int64_t y = 0; y < runs; ++y) {
+  for (int64_t y = 0; y < runs && run > 0; ++y) {
     const T* from = map.data + map.offset(image, channel, (window.y + y) * map.w + window.x);
     L* const to = packed + y * run * kBlock<L>;
     incomparable |= map.layout == Layout::nchw ? pack_planes(from, map.cells(), count, run, to)
@@ -200,7 +200,7 @@ void pool_bins(const PackedBin<L>* bins, int64_t count, const PackedMap<L>& map,
       if constexpr (WithArgmax) put(cells + v * lanes, where[v], pooled.past_caches);
     }
     maxima += step;
-    cells += step;
+    if constexpr (WithArgmax) cells += step;
   }
 }
 
@@ -220,7 +220,7 @@ FRCNN_INLINE Vector<LaneOf<T>, Lanes> load_result(const L* from) {
       return narrow_lanes<T, L, Lanes>(v);
     } else {  // 16 bits count without a sign, and all of them set stand for -1
       const auto number = __builtin_convertvector(v, Vector<T, Lanes>) & 0xffff;
-      return number == 0xffff ? number | -1 : number;
+      return number | (number == 0xffff);
     }
   }
 }
@@ -229,19 +229,21 @@ FRCNN_INLINE Vector<LaneOf<T>, Lanes> load_result(const L* from) {
 template <typename T, typename L>
 FRCNN_INLINE void put_run(T* to, const L* from, int64_t size, bool past_caches) {
   constexpr int64_t step = kVectorBytes / sizeof(T);
-  past_caches = past_caches && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
+  static_assert(step <= kBlock<L>, "what is read beyond the end must be scratch");
+  const bool streamed = past_caches && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
   int64_t i = 0;
-  if (past_caches)
+  if (streamed)
     for (; i + step <= size; i += step) stream(to + i, load_result<T, step>(from + i));
   if constexpr (sizeof(T) == sizeof(L)) {
     std::memcpy(to + i, from + i, (size - i) * sizeof(T));
   } else {
-    for (; i + step <= size; i += step) {
+    for (; i < size; i += step) {
       const auto part = load_result<T, step>(from + i);
-      std::memcpy(to + i, &part, sizeof(part));
+      if (i + step <= size)
+        std::memcpy(to + i, &part, sizeof(part));
+      else
+        std::memcpy(to + i, &part, (size - i) * sizeof(T));
     }
-    const auto last = load_result<T, step>(from + i);
-    std::memcpy(to + i, &last, (size - i) * sizeof(T));
   }
 }
 
@@ -279,14 +281,16 @@ struct BlockScratch {
   IndexOf<L>* cells_tile;  // as tile
   int64_t bytes;
 
-  BlockScratch(void* memory, int64_t window_cells, int64_t bins) : next_(static_cast<char*>(memory)) {
+  BlockScratch(void* memory, int64_t window_cells, int64_t bins)
+      : next_(reinterpret_cast<uintptr_t>(memory)) {
+    const uintptr_t begin = next_;
     take(packed, window_cells * kBlock<L>);
     take(this->bins, bins);
     take(maxima, kLanes<L> * kBlock<L>);
     take(tile, kBlock<L> * bins + kBlock<L>);  // the last channel's run goes on too
     take(cells, kLanes<L> * kBlock<L>);
     take(cells_tile, kBlock<L> * bins + kBlock<L>);
-    bytes = next_ - static_cast<char*>(memory);
+    bytes = static_cast<int64_t>(next_ - begin);
   }
 
  private:
@@ -295,7 +299,7 @@ struct BlockScratch {
     part = reinterpret_cast<T*>(next_);
     next_ += (count * sizeof(T) + kLine - 1) / kLine * kLine;
   }
-  char* next_;
+  uintptr_t next_;
 };
 
 template <typename L, typename T, typename Index>
@@ -384,6 +388,7 @@ void pool_block(const RoiPoolForward<T, Index>& call, int64_t image, int64_t cha
     return pool_lanes<L>(call, image, first, rois, count, window, past_caches, scratch);
   };
   if constexpr (kIsKey<ComparedAs<T>>) {
+    // 16 bits can number every cell, and none.
     const bool numbered = call.argmax.data == nullptr || call.features.cells() <= 0xffff;
     if (numbered && pool.template operator()<int16_t>(channel)) return;
     for (int64_t half : {int64_t{0}, kBlock<float>})
@@ -407,17 +412,16 @@ FRCNN_INLINE bool in_map(uint64_t cell, int64_t cells) { return cell < static_ca
 
 // `Count` numbers of cells, without their sign, loaded together.
 template <typename Index, int Count>
-class CellNumbers {
- public:
-  FRCNN_INLINE explicit CellNumbers(const Index* from) { std::memcpy(words_, from, sizeof(words_)); }
-  FRCNN_INLINE uint64_t operator[](int i) const {
-    constexpr int bits = 8 * sizeof(Index), in_word = 64 / bits;
-    return words_[i / in_word] >> (i % in_word * bits) & ((uint64_t{1} << bits) - 1);
-  }
+struct CellNumbers {
+  static constexpr int kBits = 8 * sizeof(Index), kInWord = 64 / kBits;
+  static_assert(Count % kInWord == 0);
+  uint64_t words[Count / kInWord];
 
- private:
-  static_assert(Count * sizeof(Index) % 8 == 0);
-  uint64_t words_[Count * sizeof(Index) / 8];
+  FRCNN_INLINE uint64_t operator[](int i) const {
+    constexpr bool lowest_first = std::endian::native == std::endian::little;
+    const int place = lowest_first ? i % kInWord : kInWord - 1 - i % kInWord;
+    return words[i / kInWord] >> (place * kBits) & ((uint64_t{1} << kBits) - 1);
+  }
 };
 
 // Adds one RoI's gradients of `Planes` channels, `Together` bins of each loaded at once. The planes take
@@ -430,9 +434,10 @@ FRCNN_INLINE void scatter_bins(const T* grad, const Index* argmax, int64_t bins,
   for (; bin + Together <= bins; bin += Together) {
     __builtin_prefetch(grad + ahead + bin * Planes);
     __builtin_prefetch(argmax + ahead + bin * Planes);
-    const auto numbers = [&]<int... P>(std::integer_sequence<int, P...>) {
-      return std::array{CellNumbers<Index, Together>(argmax + P * bins + bin)...};
-    }(std::make_integer_sequence<int, Planes>());
+    CellNumbers<Index, Together> numbers[Planes];
+#pragma GCC unroll 8
+    for (int p = 0; p < Planes; ++p)
+      std::memcpy(&numbers[p], argmax + p * bins + bin, sizeof(numbers[p]));
 #pragma GCC unroll 8
     for (int i = 0; i < Together; ++i) {
 #pragma GCC unroll 8
@@ -484,6 +489,7 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
   const int64_t cells = call.grad_input.cells(), bins = call.grad_output.cells();
   const int64_t width = last - channel, channels = call.grad_input.c;
   T* const result = call.grad_input.data + call.grad_input.offset(image, channel, 0);
+  constexpr int64_t run = 16;  // a line of floats
   const bool in_place = std::is_same_v<T, W> && width == channels;
   if constexpr (std::is_same_v<T, W>) sums = in_place ? result : sums;
   for (int64_t i = 0; i < cells * width; ++i) sums[i] = W(0);
@@ -492,9 +498,17 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
     for (int64_t bin = 0; bin < bins; ++bin) {
       const T* grad = call.grad_output.data + row + bin * channels;
       const Index* argmax = call.argmax.data + row + bin * channels;
-      for (int64_t c = 0; c < width; ++c)
-        if (const auto cell = static_cast<std::make_unsigned_t<Index>>(argmax[c]); in_map(cell, cells))
-          sums[cell * width + c] += semantics::widen(grad[c]);
+      for (int64_t first = 0; first < width; first += run) {
+        if (width < channels) {  // the machine does not guess that parts of the rows are skipped
+          __builtin_prefetch(grad + channels + first);
+          __builtin_prefetch(argmax + channels + first);
+        }
+        const int64_t end = first + run < width ? first + run : width;
+        for (int64_t c = first; c < end; ++c)
+          if (const auto cell = static_cast<std::make_unsigned_t<Index>>(argmax[c]);
+              in_map(cell, cells))
+            sums[cell * width + c] += semantics::widen(grad[c]);
+      }
     }
   }
   if (in_place) return;

@@ -24,7 +24,7 @@ struct PooledRoi {
 // Rows [y, y + height) and columns [x, x + width) of a map.
 struct Window {
   int64_t y, x, height, width;
-  int64_t cells() const { return height * width; }
+  FRCNN_HD int64_t cells() const { return height * width; }
 };
 
 template <typename T, typename Index>

@@ -32,7 +32,7 @@ def program(built: Path) -> Path:
     done = run(
         os.environ.get("CXX", "g++"), "-std=c++20", "-O2", f"-I{built / 'prefix/include'}",
         ROOT / "tests/build/count_instructions.cpp", "-o", target,
-        next((built / "prefix").glob("lib*/libfastrcnn_engine.a")), "-pthread",
+        next((built / "prefix").glob("lib*/libfastrcnn_engine.a")), "-pthread", "-ldl",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return target

@@ -20,6 +20,7 @@ FLAGS = [
     "-std=c++20", "-O1", "-g1", "-ffp-contract=off", "-fno-omit-frame-pointer",
     "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all",
     "-D_GLIBCXX_ASSERTIONS", f"-I{ROOT / 'cpp/include'}", f"-I{ROOT / 'cpp/src'}",
+    "-DFRCNN_PAST_CACHES=4096",  # bytes from which results are streamed: small ones are too
 ]  # fmt: skip
 # Leaks need ptrace, which containers often refuse; everything else stays on.
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=0"}
@@ -39,7 +40,7 @@ def compile_sanitized(folder: Path, *sources: tuple[Path, list[str]]) -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(to_object, range(len(sources))))
     program = folder / "program"
-    command = [COMPILER, *FLAGS, *map(str, objects), "-o", str(program), "-pthread"]
+    command = [COMPILER, *FLAGS, *map(str, objects), "-o", str(program), "-pthread", "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return program

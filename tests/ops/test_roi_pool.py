@@ -133,17 +133,19 @@ def test_half_gradients_are_summed_in_float32_and_rounded_once(case, layout, dty
 
 @every_case
 @every_layout
-def test_a_narrow_argmax_says_the_same(case: RoiPoolCase, layout):
-    features = laid_out(features_of(case.name, np.float32), layout)
-    values, argmax = expected_of(case.name, np.float32)
-    arguments = features, case.rois, case.output_size, case.scale
-    narrow = np.zeros_like(fe.roi_pool(*arguments), np.uint16)
-    fe.roi_pool_with_argmax(*arguments, argmax_out=narrow)
-    np.testing.assert_array_equal(narrow, argmax.astype(np.uint16))  # -1 is 65535
-    upstream = laid_out(gradient_like(values), layout)
-    expected = reference.roi_pool_backward(upstream, argmax, case.rois, case.features.shape)
-    actual = fe.roi_pool_backward(upstream, narrow, case.rois, case.features.shape)
-    assert_same_bits(actual, expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_a_narrow_argmax_says_the_same(case: RoiPoolCase, layout, dtype):
+    features = torch.from_numpy(laid_out(case.features, layout)).to(dtype)
+    given = torch.from_numpy(case.rois), case.output_size, case.scale
+    values, argmax = fe.roi_pool_with_argmax(features, *given)
+    narrow = torch.empty_like(argmax, dtype=torch.uint16)
+    again, _ = fe.roi_pool_with_argmax(features, *given, argmax_out=narrow)
+    assert_same_bits(again.float().numpy(), values.float().numpy())
+    np.testing.assert_array_equal(narrow.numpy(), argmax.numpy().astype(np.uint16))  # -1 is 65535
+    upstream = torch.from_numpy(laid_out(gradient_like(values.double().numpy()), layout)).to(dtype)
+    expected = fe.roi_pool_backward(upstream, argmax, given[0], case.features.shape)
+    actual = fe.roi_pool_backward(upstream, narrow, given[0], case.features.shape)
+    assert_same_bits(actual.float().numpy(), expected.float().numpy())
 
 
 def test_a_map_too_large_for_the_narrow_argmax_is_refused():
@@ -157,8 +159,9 @@ def test_a_map_too_large_for_the_narrow_argmax_is_refused():
 
 @every_layout
 @pytest.mark.parametrize("rois_per_image", [1, 2, 60])
-def test_few_small_and_many_rois_pool_alike(layout, rois_per_image):
-    """Windows of their own, or one for all: the two ways to pack planes (cpp/src/roi_pool.cpp)."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_few_small_and_many_rois_pool_alike(layout, rois_per_image, dtype):
+    """Windows of their own, or one for all: the two ways to pack maps (cpp/src/roi_pool.cpp)."""
     rng = np.random.default_rng(rois_per_image)
     rois = []
     for image in range(3):
@@ -167,11 +170,13 @@ def test_few_small_and_many_rois_pool_alike(layout, rois_per_image):
         index = np.full((rois_per_image, 1), image)
         rois.append(np.hstack([index, corners, corners + sides]))
     rois = np.concatenate(rois).astype(np.float32)
-    features = rng.standard_normal((3, 37, 26, 25)).astype(np.float32)
-    expected, expected_argmax = reference.roi_pool(features, rois, (6, 5), 1 / 16)
-    values, argmax = fe.roi_pool_with_argmax(laid_out(features, layout), rois, (6, 5), 1 / 16)
-    assert_same_bits(values, expected)
-    assert_same_bits(argmax, expected_argmax)
+    features = laid_out(rng.standard_normal((3, 37, 26, 25)), layout)
+    features = torch.from_numpy(features).to(dtype)
+    given = rois, (6, 5), 1 / 16
+    expected, expected_argmax = reference.roi_pool(features.double().numpy(), *given)
+    values, argmax = fe.roi_pool_with_argmax(features, torch.from_numpy(rois), *given[1:])
+    assert_same_bits(values.double().numpy(), expected)
+    assert_same_bits(take(argmax), expected_argmax)
 
 
 @every_layout
@@ -185,6 +190,8 @@ def test_half_maps_of_more_cells_than_16_bits_can_number(layout, dtype):
     values, argmax = fe.roi_pool_with_argmax(features, torch.from_numpy(rois), (5, 4))
     assert_same_bits(values.float().numpy(), expected)
     assert_same_bits(take(argmax), where)
+    alone = fe.roi_pool(features, torch.from_numpy(rois), (5, 4))
+    assert_same_bits(alone.float().numpy(), expected)
 
 
 @every_layout
@@ -201,8 +208,8 @@ def test_a_large_result_is_what_its_parts_are(layout, channels, dtype):
         features = features.contiguous(memory_format=torch.channels_last)
     values, argmax = fe.roi_pool_with_argmax(features, rois, (7, 7), 1 / 16)
     assert values.nbytes > 8 << 20
-    for part in range(0, 1400, 100):
-        few = slice(part, part + 100)
+    for part in range(0, 1400, 50):
+        few = slice(part, part + 50)
         expected, where = fe.roi_pool_with_argmax(features, rois[few], (7, 7), 1 / 16)
         assert torch.equal(values[few], expected)
         assert torch.equal(argmax[few], where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,25 +76,75 @@ def test_a_thread_count_must_be_positive():
         fe.set_num_threads(0)
 
 
+# What a child computes after a fork, the module imported before (early) or in the child (late).
 FORK = """
-import os, signal, numpy as np, torch, fastrcnn_engine as fe
+import os, signal, sys, numpy as np, torch
+if sys.argv[1] == "early":
+    import fastrcnn_engine
 torch.set_num_threads(2)
-fe.set_num_threads(2)
-features = torch.randn(1, 256, 40, 40)
-rois = torch.tensor([[0.0, 0, 0, 39, 39]]).repeat(300, 1)
-expected = fe.roi_pool(features, rois, 7)
+torch.ones(1000, 1000).sin().sum()  # torch's threads are there
 if os.fork() == 0:
     signal.alarm(30)
-    on_tensors = fe.roi_pool(features, rois, 7).numpy()
-    on_arrays = fe.roi_pool(features.numpy(), rois.numpy(), 7)
-    same = [np.array_equal(found, expected.numpy()) for found in (on_tensors, on_arrays)]
+    import fastrcnn_engine as fe
+    features = np.random.default_rng(1).standard_normal((1, 256, 40, 40)).astype(np.float32)
+    rois = np.tile(np.float32([[0, 0, 0, 39, 39]]), (300, 1))
+    fe.set_num_threads(1)
+    expected = fe.roi_pool(features, rois, 7)
+    fe.set_num_threads(2)
+    on_arrays = fe.roi_pool(features, rois, 7)
+    on_tensors = fe.roi_pool(torch.from_numpy(features), torch.from_numpy(rois), 7).numpy()
+    same = [np.array_equal(found, expected) for found in (on_tensors, on_arrays)]
     os._exit(0 if all(same) else 1)
 raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
-def test_a_forked_process_computes():
+@pytest.mark.parametrize("imported", ["early", "late"])
+def test_a_forked_process_computes(imported):
     """The threads a process had are gone in its child: a call that counts on them never returns."""
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, imported], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
+
+
+# An OpenMP runtime of which there is one thread, as in a parallel region, or three: it says so.
+RUNTIME = """
+#include <stdio.h>
+int omp_get_max_threads(void) { return 8; }
+void GOMP_parallel(void (*run)(void*), void* data, unsigned team, unsigned flags) {
+  (void)team, (void)flags;
+  puts("borrowed");
+  fflush(stdout);
+  for (int i = 0; i < MEMBERS; ++i) run(data);
+}
+"""
+CALL = """
+import numpy as np, fastrcnn_engine as fe
+rng = np.random.default_rng(2)
+features = rng.standard_normal((2, 128, 40, 40)).astype(np.float32)
+corners = rng.uniform(0, 20, (300, 4)) + [0, 0, 20, 20]
+rois = np.hstack([rng.integers(0, 2, (300, 1)), corners]).astype(np.float32)
+found = []
+for threads in (1, 2):
+    fe.set_num_threads(threads)
+    found.append(fe.roi_pool(features, rois, 7))
+assert np.array_equal(*found)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only looked for on Linux")
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_threads_of_a_visible_openmp_are_borrowed(tmp_path, members):
+    (tmp_path / "runtime.c").write_text(RUNTIME)
+    library = tmp_path / "libruntime.so"
+    compiler = os.environ.get("CC", "gcc")
+    flags = "-shared", "-fPIC", f"-DMEMBERS={members}"
+    subprocess.run([compiler, *flags, tmp_path / "runtime.c", "-o", library], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CALL], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "LD_PRELOAD": str(library)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "borrowed\n"
