@@ -286,4 +286,50 @@ FRCNN_INLINE void end_streaming() {
 #endif
 }
 
+// ---- results ------------------------------------------------------------------------------------------
+// `Lanes` numbers as the result has them: values, the bits of values, or the numbers of cells.
+template <typename T, int Lanes, typename L>
+FRCNN_INLINE Vector<LaneOf<T>, Lanes> load_result(const L* from) {
+  if constexpr (Lanes > kLanes<L>) {
+    return join<LaneOf<T>, Lanes / 2>(load_result<T, Lanes / 2>(from),
+                                      load_result<T, Lanes / 2>(from + Lanes / 2));
+  } else {
+    const auto v = load_as<Vector<L, Lanes>>(from);
+    if constexpr (sizeof(T) == sizeof(L)) {
+      return (Vector<LaneOf<T>, Lanes>)v;
+    } else if constexpr (sizeof(T) < sizeof(L)) {
+      return narrow_lanes<T, L, Lanes>(v);
+    } else {  // 16 bits count without a sign, and all of them set stand for -1
+      const auto number = __builtin_convertvector(v, Vector<T, Lanes>) & 0xffff;
+      return number | (number == 0xffff);
+    }
+  }
+}
+
+// As many numbers beyond a run are read with its last vector, at most.
+template <typename L>
+constexpr int64_t kRunSpare = 4 * kLanes<L>;
+
+// Copies a run of numbers to the result.
+template <typename T, typename L>
+FRCNN_INLINE void put_run(T* to, const L* from, int64_t size, bool past_caches) {
+  constexpr int64_t step = kVectorBytes / sizeof(T);
+  static_assert(step <= kRunSpare<L>);
+  const bool streamed = past_caches && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
+  int64_t i = 0;
+  if (streamed)
+    for (; i + step <= size; i += step) stream(to + i, load_result<T, step>(from + i));
+  if constexpr (sizeof(T) == sizeof(L)) {
+    std::memcpy(to + i, from + i, (size - i) * sizeof(T));
+  } else {
+    for (; i < size; i += step) {
+      const auto part = load_result<T, step>(from + i);
+      if (i + step <= size)
+        std::memcpy(to + i, &part, sizeof(part));
+      else
+        std::memcpy(to + i, &part, (size - i) * sizeof(T));
+    }
+  }
+}
+
 }  // namespace fastrcnn_engine::cpu::FRCNN_SET

@@ -244,7 +244,8 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
   using Wide = semantics::Wide<T>;
   const RowsByImage by_image = rows_by_image(call.rois, call.grad_input.n);
   if (call.grad_input.size() == 0) return;
-  const RoiPoolKernels<T, Index> kernels = FRCNN_CHOSEN(roi_pool_kernels<T, Index>);
+  const RoiPoolGradientKernels<T, Index> kernels =
+      FRCNN_CHOSEN(roi_pool_gradient_kernels<T, Index>);
   const bool planes = call.grad_input.layout == Layout::nchw;
   const double microseconds = call.grad_output.size() * 0.001;
   // NCHW: planes that stay in the L2 cache, their runs of the gradient long enough to read ahead.

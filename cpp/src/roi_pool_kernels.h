@@ -30,8 +30,6 @@ struct Window {
 template <typename T, typename Index>
 struct RoiPoolKernels {
   using Forward = RoiPoolForward<T, Index>;
-  using Backward = RoiPoolBackward<T, Index>;
-  using Wide = semantics::Wide<T>;
 
   int64_t block;  // channels packed together
   // Pools `count` RoIs of one image for channels [channel, channel + block), as far as there are so
@@ -40,6 +38,12 @@ struct RoiPoolKernels {
                      int64_t count, const Window& window, bool past_caches, void* scratch);
   // Bytes of scratch memory for that, aligned to 64.
   int64_t (*block_scratch)(int64_t window_cells, int64_t bins);
+};
+
+template <typename T, typename Index>
+struct RoiPoolGradientKernels {
+  using Backward = RoiPoolBackward<T, Index>;
+  using Wide = semantics::Wide<T>;
 
   // Gradient of channels [channel, last) of one image, whose RoIs are `rows`, ascending. `sums` holds
   // a map of Wide for every channel, for where the result cannot be summed in: it is of another type, or
@@ -50,10 +54,12 @@ struct RoiPoolKernels {
                         const int64_t* rows, int64_t count, Wide* sums);
 };
 
-#define FRCNN_DECLARE(set)                     \
-  namespace set {                              \
-  template <typename T, typename Index>        \
-  RoiPoolKernels<T, Index> roi_pool_kernels(); \
+#define FRCNN_DECLARE(set)                                      \
+  namespace set {                                               \
+  template <typename T, typename Index>                         \
+  RoiPoolKernels<T, Index> roi_pool_kernels();                  \
+  template <typename T, typename Index>                         \
+  RoiPoolGradientKernels<T, Index> roi_pool_gradient_kernels(); \
   }
 FRCNN_FOR_EACH_SET(FRCNN_DECLARE)
 #undef FRCNN_DECLARE
