@@ -2,8 +2,8 @@
 
     python benchmarks/detections_bench.py       # half a minute; keep the machine quiet
 
-Proposals come in clusters, as in nms_bench.py. `undecided`: three classes of a proposal pass the
-threshold, as early in training. `decided`: the background leads, and few of all classes pass.
+Proposals come in clusters, as in nms_bench.py. `undecided`: three or four classes of a
+proposal pass the threshold, as early in training. `decided`: the background leads, one or two pass.
 """
 
 from __future__ import annotations
