@@ -70,12 +70,34 @@ FRCNN_INLINE Vector<T, Lanes> splat(T value) {
   return value - Vector<T, Lanes>{};  // minus zero keeps the sign of a zero, plus does not
 }
 
-// a > b ? a : b, lane by lane.
+// A vector in a register. Of one that is used twice, GCC would make two reads of memory.
+template <typename V>
+FRCNN_INLINE V in_register(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
+// a > b ? a : b, lane by lane. The instruction says just this: b where they are equal or one is NaN. Where
+// the comparison itself is wanted too, compilers do not think of it.
 template <typename T, int Lanes>
 FRCNN_INLINE Vector<T, Lanes> larger(const Vector<T, Lanes>& a, const Vector<T, Lanes>& b) {
+#if defined(__x86_64__)
+  constexpr int bytes = sizeof(a);
+  constexpr bool f32 = std::is_same_v<T, float>, f64 = std::is_same_v<T, double>;
 #if defined(__AVX512BW__)
-  if constexpr (sizeof(a) == 64 && std::is_same_v<T, int16_t>)  // GCC compares and blends
+  if constexpr (bytes == 64 && f32) return _mm512_max_ps(a, b);
+  if constexpr (bytes == 64 && f64) return _mm512_max_pd(a, b);
+  if constexpr (bytes == 64 && std::is_same_v<T, int16_t>)
     return (Vector<T, Lanes>)_mm512_max_epi16((__m512i)a, (__m512i)b);
+#endif
+#if defined(__AVX2__)
+  if constexpr (bytes == 32 && f32) return _mm256_max_ps(a, b);
+  if constexpr (bytes == 32 && f64) return _mm256_max_pd(a, b);
+#endif
+  if constexpr (bytes == 16 && f32) return _mm_max_ps(a, b);
+  if constexpr (bytes == 16 && f64) return _mm_max_pd(a, b);
 #endif
   return a > b ? a : b;
 }

@@ -86,6 +86,8 @@ bool pack_cells(const T* from, int64_t channels, int64_t count, int64_t cells, L
   T few[kBlock<L>] = {};
   Vector<IndexOf<L>> incomparable{};
   for (int64_t cell = 0; cell < cells; ++cell, from += channels, packed += kBlock<L>) {
+    for (int64_t c = 0; c < kBlock<L>; c += kLine / sizeof(T))  // the machine does not guess across channels
+      __builtin_prefetch(from + 8 * channels + c);
     const T* whole = from;
     if (count < kBlock<L>) std::memcpy(few, from, count * sizeof(T)), whole = few;
     for (int64_t c = 0; c < kBlock<L>; c += lanes) {
@@ -116,13 +118,6 @@ PackedMap<L> pack(const MapView<const T>& map, int64_t image, int64_t channel, i
 
 // ---- pool ---------------------------------------------------------------------------------------------
 
-template <typename L>
-struct PackedBin {
-  const L* first;  // its first cell, if it has any
-  int64_t number;  // which is that of the map
-  int64_t height, width;
-};
-
 template <typename T>
 FRCNN_INLINE void put(T* to, const Vector<T>& v, bool past_caches) {
   if (past_caches)
@@ -140,29 +135,35 @@ struct Pooled {
   bool past_caches;  // then aligned to vectors
 };
 
+// Pools `count` bins of a RoI, `pw` in a row, from bin `first_bin` on.
 template <bool WithArgmax, bool MayBeNan, typename L>
-void pool_bins(const PackedBin<L>* bins, int64_t count, const PackedMap<L>& map,
-               const Pooled<L>& pooled) {
+void pool_bins(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t count,
+               const PackedMap<L>& map, const Pooled<L>& pooled) {
   using Index = IndexOf<L>;
   constexpr int64_t block = kBlock<L>, lanes = kLanes<L>;
   const int64_t row = map.row, step = pooled.step;
+  const bool past_caches = pooled.past_caches;
   L* maxima = pooled.maxima;
   Index* cells = pooled.cells;
-  for (const PackedBin<L>* const last = bins + count; bins < last; ++bins) {
+  const BinRange *y = roi.ys + first_bin / pw, *x = roi.xs + first_bin % pw;
+  const BinRange* const row_end = roi.xs + pw;
+  for (; count > 0; --count) {
+    const int64_t top = y->begin, left = x->begin, columns = x->end - left;
+    int64_t rows = y->end - top;
+    if (++x == row_end) x = roi.xs, ++y;
     // Plain arrays: GCC keeps them in registers.
     Vector<L> best[kVectors];
     Vector<Index> where[kVectors];
-    int64_t rows = bins->height;
-    const int64_t width = bins->width * block;
-    if (rows <= 0 || width <= 0) {
+    if (rows <= 0 || columns <= 0) {
       for (int v = 0; v < kVectors; ++v) {
         best[v] = splat<lanes>(L(0));
         where[v] = splat<lanes>(Index(-1));
       }
     } else {
-      const L* const first = bins->first;
+      const L* const first = map.origin + top * row + left * block;
+      const int64_t width = columns * block;
       Vector<Index> here;
-      if constexpr (WithArgmax) here = splat<lanes>(static_cast<Index>(bins->number));
+      if constexpr (WithArgmax) here = splat<lanes>(static_cast<Index>(top * map.map_width + left));
       [[maybe_unused]] Vector<L> lowest;
       if constexpr (MayBeNan) lowest = splat<lanes>(-std::numeric_limits<L>::infinity());
       for (int v = 0; v < kVectors; ++v) {
@@ -178,7 +179,7 @@ void pool_bins(const PackedBin<L>* bins, int64_t count, const PackedMap<L>& map,
           if constexpr (WithArgmax) here += 1;
 #pragma GCC unroll 8
           for (int v = 0; v < kVectors; ++v) {
-            const Vector<L> value = load(cell + v * lanes);
+            const Vector<L> value = in_register(load(cell + v * lanes));
             if constexpr (WithArgmax)
               where[v] = semantics::beats(value, best[v]) ? here : where[v];
             best[v] = larger<L, lanes>(value, best[v]);  // the one that beats the other
@@ -187,7 +188,7 @@ void pool_bins(const PackedBin<L>* bins, int64_t count, const PackedMap<L>& map,
         if (--rows == 0) break;
         end += row;
         cell = end - width;
-        if constexpr (WithArgmax) here += static_cast<Index>(map.map_width - bins->width);
+        if constexpr (WithArgmax) here += static_cast<Index>(map.map_width - columns);
       }
       if constexpr (MayBeNan)  // where nothing was greater than -inf the first cell stands for the bin
         for (int v = 0; v < kVectors; ++v)
@@ -195,8 +196,8 @@ void pool_bins(const PackedBin<L>* bins, int64_t count, const PackedMap<L>& map,
     }
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (kIsKey<L>) best[v] = semantics::order_key(best[v]);
-      put(maxima + v * lanes, best[v], pooled.past_caches);
-      if constexpr (WithArgmax) put(cells + v * lanes, where[v], pooled.past_caches);
+      put(maxima + v * lanes, best[v], past_caches);
+      if constexpr (WithArgmax) put(cells + v * lanes, where[v], past_caches);
     }
     maxima += step;
     if constexpr (WithArgmax) cells += step;
@@ -232,7 +233,6 @@ void put_bins(const L* by_bin, int64_t count, int64_t bins, L* tile) {
 template <typename L>
 struct BlockScratch {
   L* packed;               // the window
-  PackedBin<L>* bins;      // of the RoI
   L* maxima;               // kLanes bins, [bin][kBlock]
   L* tile;                 // the RoI, [channel][bins]
   IndexOf<L>* cells;       // as maxima
@@ -243,7 +243,6 @@ struct BlockScratch {
       : next_(reinterpret_cast<uintptr_t>(memory)) {
     const uintptr_t begin = next_;
     take(packed, window_cells * kBlock<L>);
-    take(this->bins, bins);
     take(maxima, kLanes<L> * kBlock<L>);
     take(tile, kBlock<L> * bins + kRunSpare<L>);  // the last channel's run goes on too
     take(cells, kLanes<L> * kBlock<L>);
@@ -271,16 +270,6 @@ void pool_roi(const RoiPoolForward<T, Index>& call, int64_t channel, int64_t cou
   if constexpr (!kIsKey<L>)
     if (map.incomparable) pool = with_argmax ? pool_bins<true, true, L> : pool_bins<false, true, L>;
 
-  PackedBin<L>* bin = scratch.bins;
-  for (int64_t y = 0; y < call.output.h; ++y) {
-    const BinRange rows = roi.ys[y];
-    for (int64_t x = 0; x < call.output.w; ++x) {
-      const BinRange columns = roi.xs[x];
-      *bin++ = {map.origin + rows.begin * map.row + columns.begin * block,
-                rows.begin * map.map_width + columns.begin, rows.end - rows.begin,
-                columns.end - columns.begin};
-    }
-  }
   T* const output = call.output.data + call.output.offset(roi.row, channel, 0);
   Index* const argmax =
       with_argmax ? call.argmax.data + call.argmax.offset(roi.row, channel, 0) : nullptr;
@@ -290,14 +279,14 @@ void pool_roi(const RoiPoolForward<T, Index>& call, int64_t channel, int64_t cou
     const auto aligned = [](const auto* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; };
     const int64_t step = call.output.c;
     const bool stream = past_caches && aligned(output) && aligned(output + step) && aligned(argmax);
-    return pool(scratch.bins, bins, map,
+    return pool(roi, call.output.w, 0, bins, map,
                 {reinterpret_cast<L*>(output), reinterpret_cast<IndexOf<L>*>(argmax), step, stream});
   }
   // From the last bins to the first: what a run writes beyond its channel's last bin lies in the next
   // channel, whose first bins come later.
   for (int64_t first = (bins - 1) / group * group; first >= 0; first -= group) {
     const int64_t taken = bins - first < group ? bins - first : group;
-    pool(scratch.bins + first, taken, map, {scratch.maxima, scratch.cells, block, false});
+    pool(roi, call.output.w, first, taken, map, {scratch.maxima, scratch.cells, block, false});
     if (planes) {
       put_bins(scratch.maxima, taken, bins, scratch.tile + first);
       if (with_argmax) put_bins(scratch.cells, taken, bins, scratch.cells_tile + first);
