@@ -55,15 +55,14 @@ def forward_rows(problem: Problem) -> list[Row]:
             Row(who, ARGMAX_KEPT, partial(both, out=kept[0], argmax_out=kept[1])),
             Row(who, ARGMAX_FRESH, both),
         ]
-    if problem.x.device.type == "cpu":
-        for dtype in (torch.float16, torch.bfloat16):
-            for who, layout in LAYOUTS.items():
-                x = problem.x.to(dtype).contiguous(memory_format=layout)
-                kept = torch.empty_like(out, dtype=dtype, memory_format=layout)
-                values = partial(engine.roi_pool, x, **arguments, out=kept)
-                name = str(dtype).removeprefix("torch.")
-                rows.append(Row(f"{who}, {name}", VALUES_16_BIT, values))
-        rows.append(Row(FLOOR, VALUES_16_BIT, partial(floor, [x], kept=[kept])))
+    for dtype in (torch.float16, torch.bfloat16):
+        for who, layout in LAYOUTS.items():
+            x = problem.x.to(dtype).contiguous(memory_format=layout)
+            kept = torch.empty_like(out, dtype=dtype, memory_format=layout)
+            values = partial(engine.roi_pool, x, **arguments, out=kept)
+            name = str(dtype).removeprefix("torch.")
+            rows.append(Row(f"{who}, {name}", VALUES_16_BIT, values))
+    rows.append(Row(FLOOR, VALUES_16_BIT, partial(floor, [x], kept=[kept])))
     read = [problem.x]
     return rows + [
         Row(FLOOR, VALUES_KEPT, partial(floor, read, kept=[out])),
@@ -77,9 +76,10 @@ def backward_rows(problem: Problem) -> list[Row]:
     """Our gradient in both layouts, and its floor (ones for argmax: floats are summed faster)."""
     grad, rois, x = problem.grad, problem.rois, problem.x
     _, argmax = engine.roi_pool_with_argmax(x, rois, problem.workload.p, SCALE)
-    kinds = {GRADIENT: (argmax, torch.ones_like(grad))}
-    if x.device.type == "cpu":
-        kinds[GRADIENT_16_BIT] = argmax.to(torch.uint16), torch.ones_like(grad)[::2]
+    kinds = {
+        GRADIENT: (argmax, torch.ones_like(grad)),
+        GRADIENT_16_BIT: (argmax.to(torch.uint16), torch.ones_like(grad)[::2]),
+    }
     rows = []
     for job, (cells, as_many_bytes) in kinds.items():
         rows.append(Row(FLOOR, job, partial(floor, [grad, as_many_bytes], fresh=[x])))
@@ -202,6 +202,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="two workloads, five rounds")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: every one there is")
     parser.add_argument("--threads", type=int, default=1, help="of every library; default 1")
     parser.add_argument("--rounds", type=int, help="samples of every row; default 15")
     parser.add_argument("--peers", nargs="*", choices=names, default=names, help="default: all")
@@ -220,8 +221,8 @@ def main() -> None:
     peers, missing = harness.load_peers(wanted, args.threads)
     result = harness.document("roipool", args.threads, rounds, peers, missing)
     cuda = torch.cuda.is_available() and engine.build_info()["cuda_device"] == "available"
-    workloads = QUICK if args.quick else WORKLOADS
-    for device, workload in itertools.product(["cpu", "cuda"] if cuda else ["cpu"], workloads):
+    devices = [args.device] if args.device else ["cpu", "cuda"] if cuda else ["cpu"]
+    for device, workload in itertools.product(devices, QUICK if args.quick else WORKLOADS):
         for name in PASSES:
             notes, records = run_pass(name, workload, peers, rounds, device)
             result["checks"] += notes

@@ -28,15 +28,6 @@ void for_features(const Array& features, const Array* argmax, Run run) {
     for_float(features, with, "float16, bfloat16, float32 or float64");
 }
 
-// The CUDA kernels know the wide types alone.
-template <typename T, typename Index>
-constexpr bool kOnCuda = sizeof(T) > 2 && sizeof(Index) > 2;
-
-[[noreturn]] void refuse_on_cuda(const Array& features) {
-  throw InvalidArgument(std::string(features.name()) +
-                        " must be float32 or float64 on CUDA, with an int32 argmax");
-}
-
 void forward(py::handle input, py::handle boxes, double spatial_scale, py::handle out,
              py::handle argmax_out, uintptr_t stream, int threads) {
   const Array features(input, "input", Access::read, stream);
@@ -57,12 +48,7 @@ void forward(py::handle input, py::handle boxes, double spatial_scale, py::handl
     call.threads = threads;
     on_device(
         {&features, &rois, &output, &last}, stream, [&] { cpu::roi_pool_forward(call); },
-        [&](auto s) {
-          if constexpr (kOnCuda<T, Index>)
-            cuda::roi_pool_forward(call, s);
-          else
-            refuse_on_cuda(features);
-        });
+        [&](auto s) { cuda::roi_pool_forward(call, s); });
   });
 }
 
@@ -83,12 +69,7 @@ void backward(py::handle grad_output, py::handle argmax, py::handle boxes, py::h
     call.threads = threads;
     on_device(
         {&gradient, &indices, &rois, &result}, stream, [&] { cpu::roi_pool_backward(call); },
-        [&](auto s) {
-          if constexpr (kOnCuda<T, Index>)
-            cuda::roi_pool_backward(call, s);
-          else
-            refuse_on_cuda(gradient);
-        });
+        [&](auto s) { cuda::roi_pool_backward(call, s); });
   });
 }
 

@@ -94,17 +94,43 @@ constexpr int kThreads = 256;
 // Far more blocks than any device runs at a time; the grid-stride loops do the rest.
 constexpr int64_t kMaxBlocks = 65535;
 
-// Starts `kernel` with min(blocks, kMaxBlocks) blocks of kThreads: kernels loop over what they own.
+// Shared memory whose size the launch says.
+extern __shared__ uint4 dynamic_shared[];
+
+struct BlockShape {
+  int threads = kThreads;
+  int64_t shared_bytes = 0;  // of dynamic_shared
+};
+
+// Starts `kernel` with min(blocks, kMaxBlocks) blocks: kernels loop over what they own.
 template <typename... Parameters, typename... Arguments>
-void launch_blocks(const char* name, void (*kernel)(Parameters...), int64_t blocks,
+void launch_blocks(const char* name, void (*kernel)(Parameters...), int64_t blocks, BlockShape shape,
                    const Stream& stream, const Arguments&... arguments) {
   if (blocks <= 0) return;
+  constexpr int64_t unasked = 48 * 1024;  // bytes of shared memory that every kernel may have
+  if (shape.shared_bytes > unasked)
+    expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(shape.shared_bytes)),
+                   std::string("shared memory of ") + name);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, kMaxBlocks)));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = stream.handle();
   expect_success(cudaLaunchKernelEx(&config, kernel, arguments...),
                  std::string("launch of ") + name);
+}
+template <typename... Parameters, typename... Arguments>
+void launch_blocks(const char* name, void (*kernel)(Parameters...), int64_t blocks,
+                   const Stream& stream, const Arguments&... arguments) {
+  launch_blocks(name, kernel, blocks, BlockShape{}, stream, arguments...);
+}
+
+inline int64_t device_attribute(cudaDeviceAttr attribute, const Stream& stream) {
+  int value = 0;
+  expect_success(cudaDeviceGetAttribute(&value, attribute, stream.device()),
+                 "cudaDeviceGetAttribute");
+  return value;
 }
 
 // The same with a thread per element. Zero elements launch nothing.
@@ -122,5 +148,12 @@ __device__ inline int64_t first_element() {
 __device__ inline int64_t element_stride() {
   return static_cast<int64_t>(gridDim.x) * blockDim.x;
 }
+
+// ---- warps --------------------------------------------------------------------------------------------
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
+
+__device__ inline int lane_of() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ inline int warp_of() { return static_cast<int>(threadIdx.x) / kWarp; }
 
 }  // namespace fastrcnn_engine::cuda

@@ -274,22 +274,16 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
 #define FRCNN_INSTANTIATE(T, Index)                              \
   template void roi_pool_forward(const RoiPoolForward<T, Index>&); \
   template void roi_pool_backward(const RoiPoolBackward<T, Index>&);
-FRCNN_INSTANTIATE(float, int32_t)
-FRCNN_INSTANTIATE(double, int32_t)
-FRCNN_INSTANTIATE(float16, int32_t)
-FRCNN_INSTANTIATE(bfloat16, int32_t)
-FRCNN_INSTANTIATE(float, uint16_t)
-FRCNN_INSTANTIATE(double, uint16_t)
-FRCNN_INSTANTIATE(float16, uint16_t)
-FRCNN_INSTANTIATE(bfloat16, uint16_t)
+FRCNN_FOR_EACH_POOLED(FRCNN_INSTANTIATE)
 #undef FRCNN_INSTANTIATE
 
 }  // namespace cpu
 
 // The CUDA backend checks with these too.
-template void check(const RoiPoolForward<float, int32_t>&);
-template void check(const RoiPoolForward<double, int32_t>&);
-template void check(const RoiPoolBackward<float, int32_t>&);
-template void check(const RoiPoolBackward<double, int32_t>&);
+#define FRCNN_INSTANTIATE(T, Index)                   \
+  template void check(const RoiPoolForward<T, Index>&); \
+  template void check(const RoiPoolBackward<T, Index>&);
+FRCNN_FOR_EACH_POOLED(FRCNN_INSTANTIATE)
+#undef FRCNN_INSTANTIATE
 
 }  // namespace fastrcnn_engine

@@ -2,20 +2,27 @@
 //     g++ -x c++ -I tests/emulation -I cpp/include cuda/roi_pool.cu ...
 // because this directory stands where the toolkit's headers would. What is emulated is what these
 // kernels use:
-//   - blocks run one after another; the threads of a block are fibers that switch at __syncthreads
+//   - blocks run one after another; the threads of a block are fibers that switch at __syncthreads and
+//     at what the lanes of a warp do together
+//   - dynamic shared memory is of the size asked for, and what lies beyond it is poisoned; it begins as
+//     NaN with every block
 //   - work queued on a stream starts when the stream is waited for and not before, so a result read
 //     too early, or an argument that has gone out of scope, is an error here
 //   - device memory is heap memory, which AddressSanitizer watches; new memory is filled with 0xFF
 //   - errors of the program that a device would answer with undefined behaviour throw
-//     emulation::Error: divergent barriers, a call on the wrong stream or device, bad grids
+//     emulation::Error: divergent barriers, lanes that do not meet, a call on the wrong stream or device,
+//     bad grids, more shared memory than there is or was set for the kernel
 //   - any call of the runtime can be made to fail (emulation::fail_call)
 // Not emulated: threads that run at the same time (a lost update between two switches), weak memory
-// order, warp operations, atomics, dynamic shared memory, __shared__ being undefined at the start,
+// order, warp operations of fewer than all lanes, atomics, static __shared__ being undefined at the start,
 // the arithmetic of the device's own exp and log. Passing here is not passing on a GPU.
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <source_location>
 #include <stdexcept>
@@ -25,6 +32,12 @@ using cudaStream_t = CUstream_st*;
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorEmulated = 1 };
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 
 struct uint3 {
   unsigned x = 0, y = 0, z = 0;
@@ -41,18 +54,57 @@ struct cudaLaunchConfig_t {
 
 #define __global__
 #define __device__
-#define __shared__ static
+// Where there is one host thread, `extern __shared__` and `__shared__` in a function can be the same word.
+#define __shared__ thread_local
+#define __launch_bounds__(...)
 
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
-void __syncthreads(std::source_location here = std::source_location::current());
+using Here = std::source_location;
+
+void __syncthreads(Here here = Here::current());
+
+namespace emulation {
+constexpr int kLanes = 32;
+// Waits for all lanes of the warp; what each of them gave. `mask` must name them all.
+std::array<uint64_t, kLanes> exchange(unsigned mask, uint64_t value, const Here& here);
+}  // namespace emulation
+
+inline void __syncwarp(unsigned mask = ~0u, Here here = Here::current()) {
+  emulation::exchange(mask, 0, here);
+}
+inline unsigned __ballot_sync(unsigned mask, int holds, Here here = Here::current()) {
+  unsigned bits = 0;
+  const auto all = emulation::exchange(mask, holds != 0, here);
+  for (int lane = 0; lane < emulation::kLanes; ++lane) bits |= unsigned(all[lane]) << lane;
+  return bits;
+}
+inline unsigned __match_any_sync(unsigned mask, unsigned value, Here here = Here::current()) {
+  unsigned bits = 0;
+  const auto all = emulation::exchange(mask, value, here);
+  for (int lane = 0; lane < emulation::kLanes; ++lane) bits |= unsigned(all[lane] == value) << lane;
+  return bits;
+}
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int lane, int width = 32, Here here = Here::current()) {
+  static_assert(sizeof(T) <= 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const int self = static_cast<int>(threadIdx.x) % emulation::kLanes;
+  const auto all = emulation::exchange(mask, bits, here);
+  std::memcpy(&value, &all[self / width * width + lane % width], sizeof(T));
+  return value;
+}
+inline int __popc(unsigned bits) { return std::popcount(bits); }
+inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
 
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t stream);
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* memory, int byte, size_t bytes, cudaStream_t stream);
@@ -68,12 +120,17 @@ struct Error : std::runtime_error {
 
 // The order in which blocks and the threads of a block run. A correct kernel does not notice.
 enum class Schedule {
-  forward,
-  reverse,
+  forward,     // thread by thread, from each switch to the next
+  reverse,     // the same from the last
   few_blocks,  // forward, on a grid of at most 2 blocks: every grid-stride loop takes several turns
   odd_warps,   // every second warp runs as far as it can before the others begin
+  even_warps,
 };
 inline Schedule schedule = Schedule::forward;
+
+// Of the device: bytes of shared memory that a block may have.
+inline int shared_limit = 227 * 1024;
+constexpr int kMultiprocessors = 5;
 
 // The one stream there is, and its device. Another device is current when a test begins.
 cudaStream_t stream();
@@ -86,7 +143,9 @@ bool fail_call(int nth);
 // reported, or the device that was current is not.
 void finish();
 // For what is not reached through a launcher.
-cudaError_t queue_kernel(const cudaLaunchConfig_t& config, std::function<void()> thread);
+cudaError_t queue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
+                         std::function<void()> thread);
+cudaError_t set_shared_limit(const void* kernel, int bytes);
 
 }  // namespace emulation
 
@@ -97,5 +156,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const auto bound = [kernel](Parameters... copies) {
     return [=]() { kernel(copies...); };
   };
-  return emulation::queue_kernel(*config, bound(arguments...));
+  return emulation::queue_kernel(*config, reinterpret_cast<const void*>(kernel), bound(arguments...));
+}
+
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  return emulation::set_shared_limit(reinterpret_cast<const void*>(kernel), bytes);
 }

@@ -1,5 +1,6 @@
 // The device behind cuda_runtime.h.
 #include <cuda_runtime.h>
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #include <ucontext.h>
 
@@ -7,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -15,54 +17,112 @@
 
 struct CUstream_st {};
 
+// Declared by cuda/launch.cuh. More than any device has, so that there is something beyond.
+constexpr size_t kSharedBytes = 256 * 1024;
+namespace fastrcnn_engine::cuda {
+thread_local uint4 dynamic_shared[kSharedBytes / sizeof(uint4)];
+}
+
 namespace emulation {
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr unsigned kWarp = 32;
-
 CUstream_st the_stream;
 std::deque<std::function<void()>> queued;
 std::set<void*> allocated;
 int current_device = 0;
 int calls_until_failure = 0;
+std::map<const void*, int> shared_limits;  // of kernels that asked for more than 48 KiB
 cudaError_t last_error = cudaSuccess;
 
-// A fiber runs thread after thread of the block until one of them waits at a barrier; then it is
-// parked with that thread, and another fiber goes on. Kernels without barriers need a single one.
+// A fiber runs thread after thread of the block until one of them waits for others; then it is parked
+// with that thread, and another fiber goes on. Kernels without barriers need a single one.
 struct Fiber {
   void* place[5];  // where it left off, for __builtin_longjmp
   bool started = false;
   void* fake = nullptr;  // the sanitizer's
   std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
   uint3 thread;
-  std::source_location barrier;
+  std::source_location where;                // it waits
+  std::array<uint64_t, kLanes> lane_values;  // [0] its own, until the lanes have met
 };
 
 class Block {
  public:
-  void run(const std::vector<unsigned>& order, const std::function<void()>& thread) {
+  // `by_warp`: a warp goes on before the threads behind it begin. Else all of them begin first.
+  void run(const std::vector<unsigned>& order, bool by_warp, const std::function<void()>& thread) {
     order_ = order;
+    by_warp_ = by_warp;
     thread_ = &thread;
     next_ = finished_ = 0;
-    do {
-      const auto ready = std::exchange(parked_, {});
-      for (Fiber* fiber : ready) resume(fiber);
-      while (next_ < order_.size()) resume(idle());
+    for (;;) {
+      while (!ready_.empty() || next_ < order_.size()) {
+        resume(must_begin() ? idle() : next_ready());
+        if (!broken_.empty()) throw Error(broken_);
+      }
+      check_lanes();
+      if (parked_.empty()) return;
       check_barrier();
-    } while (!parked_.empty());
+      ready_.insert(ready_.end(), parked_.begin(), parked_.end());
+      parked_.clear();
+    }
   }
 
   void park(std::source_location here) {
     Fiber* self = running_;
-    self->barrier = here;
+    self->where = here;
     self->thread = threadIdx;
     parked_.push_back(self);
     leave();
     threadIdx = self->thread;
   }
 
+  std::array<uint64_t, kLanes> exchange(unsigned mask, uint64_t value, const Here& here) {
+    Fiber* self = running_;
+    self->where = here;
+    self->thread = threadIdx;
+    self->lane_values[0] = value;
+    auto& waiting = warps_[threadIdx.x / kLanes];
+    waiting.push_back(self);
+    if (mask != ~0u) broken_ = "an operation of some lanes of a warp is not emulated";
+    if (waiting.size() == kLanes) meet(waiting);
+    leave();
+    threadIdx = self->thread;
+    return self->lane_values;
+  }
+
  private:
+  bool must_begin() const {
+    return next_ < order_.size() && (ready_.empty() || !by_warp_);
+  }
+
+  Fiber* next_ready() {
+    Fiber* fiber = ready_.front();
+    ready_.pop_front();
+    return fiber;
+  }
+
+  // All lanes are there: they exchange what they brought and go on.
+  void meet(std::vector<Fiber*>& lanes) {
+    std::array<uint64_t, kLanes> values;
+    for (const Fiber* fiber : lanes) {
+      values[fiber->thread.x % kLanes] = fiber->lane_values[0];
+      if (fiber->where.line() != lanes[0]->where.line())
+        broken_ = "lanes of one warp wait in lines " + std::to_string(lanes[0]->where.line()) +
+                  " and " + std::to_string(fiber->where.line());
+    }
+    for (Fiber* fiber : lanes) fiber->lane_values = values;
+    ready_.insert(by_warp_ ? ready_.begin() : ready_.end(), lanes.begin(), lanes.end());
+    lanes.clear();
+  }
+
+  void check_lanes() {
+    for (const auto& [warp, lanes] : warps_)
+      if (!lanes.empty())
+        throw Error(std::to_string(lanes.size()) + " lanes of a warp wait in line " +
+                    std::to_string(lanes[0]->where.line()) + " for the others, who never come");
+  }
+
   Fiber* idle() {
     if (idle_.empty()) {
       fibers_.push_back(std::make_unique<Fiber>());
@@ -77,7 +137,7 @@ class Block {
 
   void work() {
     for (;;) {
-      while (next_ < order_.size()) {
+      while (must_begin()) {
         threadIdx = {order_[next_++], 0, 0};
         (*thread_)();
         ++finished_;
@@ -116,25 +176,28 @@ class Block {
 
   [[gnu::noinline, gnu::no_sanitize_address]] void go_to_main() { __builtin_longjmp(main_, 1); }
 
-  // All threads wait at the same barrier, or all are done.
+  // All threads wait at the same barrier.
   void check_barrier() {
-    if (parked_.empty()) return;
-    const auto line = parked_[0]->barrier.line();
+    const auto line = parked_[0]->where.line();
     if (finished_ > 0)
       throw Error("__syncthreads in line " + std::to_string(line) + ": " +
                   std::to_string(parked_.size()) + " threads wait, " + std::to_string(finished_) +
                   " have left the kernel");
     for (const Fiber* fiber : parked_)
-      if (fiber->barrier.line() != line)
+      if (fiber->where.line() != line)
         throw Error("threads of one block wait at the __syncthreads of lines " +
-                    std::to_string(line) + " and " + std::to_string(fiber->barrier.line()));
+                    std::to_string(line) + " and " + std::to_string(fiber->where.line()));
   }
 
   std::vector<unsigned> order_;  // of the threads
+  bool by_warp_ = false;
   const std::function<void()>* thread_ = nullptr;
   size_t next_ = 0, finished_ = 0;
   std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::vector<Fiber*> idle_, parked_;
+  std::vector<Fiber*> idle_, parked_;  // parked: at __syncthreads
+  std::deque<Fiber*> ready_;
+  std::map<unsigned, std::vector<Fiber*>> warps_;  // lanes that wait for the others
+  std::string broken_;                              // what a fiber found; it cannot throw to the outside
   Fiber* running_ = nullptr;
   void* main_[5];
   void* main_fake_ = nullptr;
@@ -149,12 +212,15 @@ void Block::enter() {
   the_block->work();
 }
 
+bool is_by_warp() { return schedule == Schedule::odd_warps || schedule == Schedule::even_warps; }
+
 std::vector<unsigned> ordered(unsigned count) {
   std::vector<unsigned> order;
-  if (schedule == Schedule::odd_warps) {
-    for (unsigned parity : {1u, 0u})
+  if (is_by_warp()) {
+    const unsigned first = schedule == Schedule::odd_warps ? 1 : 0;
+    for (unsigned parity : {first, 1 - first})
       for (unsigned i = 0; i < count; ++i)
-        if (i / kWarp % 2 == parity) order.push_back(i);
+        if (i / kLanes % 2 == parity) order.push_back(i);
   } else {
     for (unsigned i = 0; i < count; ++i)
       order.push_back(schedule == Schedule::reverse ? count - 1 - i : i);
@@ -168,10 +234,16 @@ void run_kernel(const cudaLaunchConfig_t& config, const std::function<void()>& t
   if (schedule == Schedule::few_blocks) gridDim.x = std::min(gridDim.x, 2u);
   const std::vector<unsigned> threads = ordered(blockDim.x);
   if (!the_block) the_block = std::make_unique<Block>();
+  using fastrcnn_engine::cuda::dynamic_shared;
+  const size_t shared = config.dynamicSmemBytes;
   try {
     for (unsigned x : ordered(gridDim.x)) {
       blockIdx = {x, 0, 0};
-      the_block->run(threads, thread);
+      ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, kSharedBytes);
+      std::memset(dynamic_shared, 0xFF, shared);
+      ASAN_POISON_MEMORY_REGION(reinterpret_cast<char*>(dynamic_shared) + shared,
+                                kSharedBytes - shared);
+      the_block->run(threads, is_by_warp(), thread);
     }
   } catch (const Error&) {
     the_block.reset();  // with the threads that still wait
@@ -221,12 +293,23 @@ void finish() {
   if (std::exchange(current_device, 0) != 0) throw Error("the caller's device was not restored");
 }
 
-cudaError_t queue_kernel(const cudaLaunchConfig_t& config, std::function<void()> thread) {
+cudaError_t set_shared_limit(const void* kernel, int bytes) {
+  if (bytes > shared_limit) throw Error("more shared memory than a block can have");
+  const cudaError_t status = begin_call();
+  if (status == cudaSuccess) shared_limits[kernel] = bytes;
+  return status;
+}
+
+cudaError_t queue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
+                         std::function<void()> thread) {
   const cudaError_t status = begin_stream_call(config.stream);
   const dim3 &grid = config.gridDim, &block = config.blockDim;
   if (grid.x == 0 || grid.x > 0x7fffffffu || block.x == 0 || block.x > 1024 || grid.y != 1 ||
-      grid.z != 1 || block.y != 1 || block.z != 1 || config.dynamicSmemBytes != 0)
+      grid.z != 1 || block.y != 1 || block.z != 1)
     throw Error("bad launch configuration");
+  const auto limit = shared_limits.find(kernel);
+  if (config.dynamicSmemBytes > (limit == shared_limits.end() ? 48 * 1024u : limit->second))
+    throw Error("more shared memory than was set for the kernel");
   if (status == cudaSuccess)
     queued.push_back([config, thread = std::move(thread)] { run_kernel(config, thread); });
   return status;
@@ -236,7 +319,11 @@ cudaError_t queue_kernel(const cudaLaunchConfig_t& config, std::function<void()>
 
 using namespace emulation;
 
-void __syncthreads(std::source_location here) { the_block->park(here); }
+void __syncthreads(Here here) { the_block->park(here); }
+
+std::array<uint64_t, kLanes> emulation::exchange(unsigned mask, uint64_t value, const Here& here) {
+  return the_block->exchange(mask, value, here);
+}
 
 const char* cudaGetErrorString(cudaError_t) { return "emulated failure"; }
 
@@ -252,6 +339,11 @@ cudaError_t cudaSetDevice(int device) {
   // Failing to go back is the driver's fault, not the launcher's: the test goes on as if it had.
   if (status == cudaSuccess || device == 0) current_device = device;
   return status;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? kMultiprocessors : shared_limit;
+  return begin_call();
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {

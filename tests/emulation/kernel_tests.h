@@ -55,7 +55,8 @@ template <typename Check>
 void in_every_schedule(const Check& check) {
   using emulation::Schedule;
   for (const Schedule schedule :
-       {Schedule::forward, Schedule::reverse, Schedule::few_blocks, Schedule::odd_warps}) {
+       {Schedule::forward, Schedule::reverse, Schedule::few_blocks, Schedule::odd_warps,
+        Schedule::even_warps}) {
     emulation::schedule = schedule;
     check(" (schedule " + std::to_string(static_cast<int>(schedule)) + ")");
   }

@@ -1,4 +1,5 @@
-// Usage: test_kernels <name>; without a name it lists the tests.
+// Usage: test_kernels <name> [stop]; without a name it lists the tests. "stop": at the first failure.
+#include <cstdlib>
 #include <iostream>
 
 #include "kernel_tests.h"
@@ -6,6 +7,7 @@
 namespace {
 
 int checks = 0, failures = 0;
+bool stop = false;
 
 struct Test {
   const char* name;
@@ -30,9 +32,11 @@ void expect(bool condition, const std::string& what) {
   ++checks;
   if (condition) return;
   if (++failures <= 20) std::cerr << "FAILED: " << what << "\n";
+  if (stop) std::_Exit(1);
 }
 
 int main(int argc, char** argv) {
+  stop = argc > 2 && std::string(argv[2]) == "stop";
   for (const Test& test : kTests) {
     if (argc < 2) {
       std::cout << test.name << "\n";

@@ -50,9 +50,23 @@ void racing_kernel(int* sum) {
   if (lane == 0) *sum = lanes[0];
 }
 
-cudaLaunchConfig_t block_of(unsigned threads) {
+void lost_lanes_kernel() {
+  if (threadIdx.x != 5) __syncwarp();
+}
+
+void two_meetings_kernel() {
+  if (threadIdx.x < 5)
+    __syncwarp();
+  else
+    __ballot_sync(~0u, 1);
+}
+
+void some_lanes_kernel() { __syncwarp(0xff); }
+
+cudaLaunchConfig_t block_of(unsigned threads, size_t shared_bytes = 0) {
   cudaLaunchConfig_t config;
   config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = emulation::stream();
   return config;
 }
@@ -123,6 +137,16 @@ void the_emulator_notices() {
   expect_report("threads of one block wait at the __syncthreads of lines",
                 [&] { cudaLaunchKernelEx(&config, two_barriers_kernel); });
   expect_report("bad launch", [&] { cudaLaunchKernelEx(&too_large, diverging_kernel); });
+  const auto warp = block_of(32), shared = block_of(32, 64 * 1024);
+  expect_report("31 lanes of a warp wait in line",
+                [&] { cudaLaunchKernelEx(&warp, lost_lanes_kernel); });
+  expect_report("lanes of one warp wait in lines",
+                [&] { cudaLaunchKernelEx(&warp, two_meetings_kernel); });
+  expect_report("some lanes of a warp", [&] { cudaLaunchKernelEx(&warp, some_lanes_kernel); });
+  expect_report("than was set", [&] { cudaLaunchKernelEx(&shared, lost_lanes_kernel); });
+  expect_report("than a block can have", [] {
+    cudaFuncSetAttribute(lost_lanes_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 1 << 20);
+  });
   expect_report("never freed", [] {
     void* lost;
     cudaMallocAsync(&lost, 8, emulation::stream());

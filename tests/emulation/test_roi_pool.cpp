@@ -1,13 +1,15 @@
 // RoI pooling: hard RoIs, hard features, somebody else's argmax.
 #include "fastrcnn_engine/roi_pool.h"
+#include "fastrcnn_engine/semantics/half.h"
 #include "fastrcnn_engine/semantics/roi_bins.h"
 #include "kernel_tests.h"
 
 namespace {
 
-// Halves, reversed, outside on every side, wider than the map, not finite. The corners below are in
-// cells. The last rows have batch indices that do not exist, or are fractions.
-std::vector<float> hard_rois(int64_t images, int64_t h, int64_t w, float scale, Random& random) {
+// Halves, reversed, outside on every side, wider than the map, not finite; the corners below are in
+// cells. Then `others`. The last rows have batch indices that do not exist, or are fractions.
+std::vector<float> hard_rois(int64_t images, int64_t h, int64_t w, float scale, int64_t others,
+                             Random& random) {
   const float far_x = static_cast<float>(w), far_y = static_cast<float>(h);
   const std::vector<std::array<float, 4>> corners = {
       {0, 0, far_x - 1, far_y - 1}, {0.5f, 1.5f, 2.5f, 3.5f},       {-0.5f, -1.5f, 4.5f, 4.5f},
@@ -23,7 +25,7 @@ std::vector<float> hard_rois(int64_t images, int64_t h, int64_t w, float scale, 
   };
   for (const auto& box : corners)
     add(static_cast<float>(random.integer(0, images - 1)), box);
-  for (int i = 0; i < 8; ++i)
+  for (int64_t i = 0; i < others; ++i)
     add(static_cast<float>(random.integer(0, images - 1)),
         {random.quarters(-2, w), random.quarters(-2, h), random.quarters(-2, w),
          random.quarters(-2, h)});
@@ -39,11 +41,39 @@ struct PoolShape {
 };
 constexpr PoolShape kPoolShapes[] = {
     {2, 3, 9, 60, 7, 7, 1.0f / 16}, {3, 5, 6, 5, 2, 3, 1.0f}, {1, 1, 1, 1, 1, 1, 0.5f},
-    {2, 33, 4, 4, 3, 3, 0.0625f},   {1, 2, 0, 4, 2, 2, 1.0f},
+    {2, 36, 4, 4, 3, 3, 0.0625f},   {1, 2, 0, 4, 2, 2, 1.0f}, {1, 9, 5, 7, 3, 11, 0.25f},
 };
 
-// The calls on vectors; the views of one are those of the other.
+// The device as it is; one whose shared memory holds 16 bytes of every cell, not 64; one that holds none.
+template <typename Check>
+void on_every_device(const PoolShape& shape, const Check& check) {
+  const int limit = emulation::shared_limit;
+  for (const int bytes : {limit, static_cast<int>(16 * shape.h * shape.w), 0}) {
+    emulation::shared_limit = bytes;
+    in_every_schedule([&](const std::string& where) {
+      check(" (" + std::to_string(bytes) + " bytes)" + where);
+    });
+  }
+  emulation::shared_limit = limit;
+}
+
 template <typename T>
+T number(float value) {
+  if constexpr (sizeof(T) == 2)
+    return semantics::narrow<T>(value);
+  else
+    return static_cast<T>(value);
+}
+
+template <typename T>
+std::vector<semantics::Wide<T>> wide(const std::vector<T>& values) {
+  std::vector<semantics::Wide<T>> result;
+  for (const T& value : values) result.push_back(semantics::widen(value));
+  return result;
+}
+
+// The calls on vectors; the views of one are those of the other.
+template <typename T, typename Index>
 struct Pool {
   PoolShape shape;
   Layout layout;
@@ -51,13 +81,13 @@ struct Pool {
   std::vector<float> rois;
   bool with_argmax = true;
   std::vector<T> output;
-  std::vector<int32_t> argmax;
+  std::vector<Index> argmax;
 
   int64_t count() const { return static_cast<int64_t>(rois.size()) / 5; }
 
-  RoiPoolForward<T> call() {
+  RoiPoolForward<T, Index> call() {
     const auto& [n, c, h, w, ph, pw, scale] = shape;
-    output.assign(count() * c * ph * pw, T(77));
+    output.assign(count() * c * ph * pw, number<T>(77));
     argmax.assign(output.size(), 77);
     return {{features.data(), n, c, h, w, layout},
             rows_of(std::as_const(rois), 5),
@@ -68,9 +98,9 @@ struct Pool {
 };
 
 // What the CPU computes where it would reject a row: its output is 0 and its argmax -1.
-template <typename T>
-void pool_on_cpu(Pool<T>& pool) {
-  Pool<T> valid = pool;
+template <typename T, typename Index>
+void pool_on_cpu(Pool<T, Index>& pool) {
+  Pool<T, Index> valid = pool;
   valid.rois.clear();
   std::vector<int64_t> rows;
   for (int64_t r = 0; r < pool.count(); ++r) {
@@ -81,8 +111,8 @@ void pool_on_cpu(Pool<T>& pool) {
   }
   cpu::roi_pool_forward(valid.call());
   pool.call();
-  pool.output.assign(pool.output.size(), T(0));
-  pool.argmax.assign(pool.argmax.size(), pool.with_argmax ? -1 : 77);
+  pool.output.assign(pool.output.size(), T{});
+  pool.argmax.assign(pool.argmax.size(), static_cast<Index>(pool.with_argmax ? -1 : 77));
   const int64_t size = pool.shape.channels * pool.shape.bins_h * pool.shape.bins_w;
   for (size_t i = 0; i < rows.size(); ++i) {
     std::copy_n(valid.output.begin() + i * size, size, pool.output.begin() + rows[i] * size);
@@ -90,95 +120,105 @@ void pool_on_cpu(Pool<T>& pool) {
   }
 }
 
-template <typename T>
-Pool<T> make_pool(const PoolShape& shape, Layout layout, Random& random) {
-  Pool<T> pool;
+template <typename T, typename Index>
+Pool<T, Index> make_pool(const PoolShape& shape, Layout layout, int64_t others, Random& random) {
+  Pool<T, Index> pool;
   pool.shape = shape;
   pool.layout = layout;
-  pool.rois = hard_rois(shape.images, shape.h, shape.w, shape.scale, random);
-  pool.features =
-      random.many<T>(shape.images * shape.channels * shape.h * shape.w, -2, 2);
-  for (T& value : pool.features) {
+  pool.rois = hard_rois(shape.images, shape.h, shape.w, shape.scale, others, random);
+  const auto features =
+      random.many<float>(shape.images * shape.channels * shape.h * shape.w, -2, 2);
+  const float most = std::min<double>(std::numeric_limits<semantics::Wide<T>>::max(), 3e38);
+  for (float value : features) {
     const int64_t kind = random.integer(0, 19);
     if (kind == 0) value = kNan;
     if (kind == 1) value = -kInf;
     if (kind == 2) value = kInf;
-    if (kind == 3) value = -std::numeric_limits<T>::max();
-    if (kind == 4) value = T(-0.0);
+    if (kind == 3) value = -most;
+    if (kind == 4) value = -0.0f;
+    pool.features.push_back(number<T>(value));
   }
   // The first plane of an image: NaN and -inf only.
   for (int64_t i = 0; i < std::min<int64_t>(shape.h * shape.w, pool.features.size()); ++i)
-    pool.features[i] = i % 3 == 0 ? -kInf : kNan;
+    pool.features[i] = number<T>(i % 3 == 0 ? -kInf : kNan);
   return pool;
 }
 
-template <typename T>
+template <typename T, typename Index>
 void roi_pool_forward_of() {
   Random random;
   for (const PoolShape& shape : kPoolShapes)
     for (const Layout layout : {Layout::nchw, Layout::nhwc})
       for (const bool with_argmax : {true, false}) {
-        Pool<T> pool = make_pool<T>(shape, layout, random);
+        if (!with_argmax && sizeof(Index) == 2) continue;  // the same kernels
+        // Enough of them for slabs.
+        auto pool = make_pool<T, Index>(shape, layout, 32 * shape.images, random);
         pool.with_argmax = with_argmax;
-        Pool<T> expected = pool;
+        auto expected = pool;
         pool_on_cpu(expected);
-        in_every_schedule([&](const std::string& where) {
+        on_every_device(shape, [&](const std::string& where) {
           cuda::roi_pool_forward(pool.call(), stream());
           emulation::finish();
-          expect(same(pool.output, expected.output), "roi_pool output" + where);
+          expect(same(wide(pool.output), wide(expected.output)), "roi_pool output" + where);
           expect(same(pool.argmax, expected.argmax), "roi_pool argmax" + where);
         });
       }
-  Pool<T> empty = make_pool<T>(kPoolShapes[0], Layout::nchw, random);
+  auto empty = make_pool<T, Index>(kPoolShapes[0], Layout::nchw, 0, random);
   empty.rois.clear();
   cuda::roi_pool_forward(empty.call(), stream());
   emulation::finish();
+  auto no_images = make_pool<T, Index>(kPoolShapes[1], Layout::nchw, 0, random);
+  no_images.shape.images = 0;
+  cuda::roi_pool_forward(no_images.call(), stream());
+  emulation::finish();
+  expect(same(wide(no_images.output), wide(std::vector<T>(no_images.output.size()))), "no images");
 }
 
-template <typename T>
+template <typename T, typename Index>
 void roi_pool_backward_of() {
   Random random;
   for (const PoolShape& shape : kPoolShapes)
     for (const Layout layout : {Layout::nchw, Layout::nhwc})
       for (const bool no_rois : {false, true}) {
-        Pool<T> pool = make_pool<T>(shape, layout, random);
+        auto pool = make_pool<T, Index>(shape, layout, 6, random);
         if (no_rois) pool.rois.clear();
         pool_on_cpu(pool);
-        for (int32_t& cell : pool.argmax) {  // somebody else's argmax: anything may stand there
+        for (Index& cell : pool.argmax) {  // somebody else's argmax: anything may stand there
           const int64_t kind = random.integer(0, 19);
-          if (kind == 0) cell = std::numeric_limits<int32_t>::max();
-          if (kind == 1) cell = std::numeric_limits<int32_t>::min();
-          if (kind == 2) cell = static_cast<int32_t>(shape.h * shape.w);
-          if (kind == 3) cell = static_cast<int32_t>(random.integer(-1, shape.h * shape.w - 1));
+          if (kind == 0) cell = std::numeric_limits<Index>::max();
+          if (kind == 1) cell = std::numeric_limits<Index>::min();
+          if (kind == 2) cell = static_cast<Index>(shape.h * shape.w);
+          if (kind == 3) cell = static_cast<Index>(random.integer(-1, shape.h * shape.w - 1));
         }
         // Thirds: their sums depend on the order of the additions.
-        std::vector<T> grad_output = random.many<T>(pool.output.size(), -9, 9);
-        for (T& value : grad_output) value /= T(3);
-        std::vector<T> grad_input(pool.features.size(), T(77));
+        std::vector<T> grad_output;
+        for (const float value : random.many<float>(pool.output.size(), -9, 9))
+          grad_output.push_back(number<T>(value / 3));
+        std::vector<T> grad_input(pool.features.size(), number<T>(77));
         const auto& [n, c, h, w, ph, pw, scale] = shape;
-        RoiPoolBackward<T> call{{grad_output.data(), pool.count(), c, ph, pw, layout},
+        RoiPoolBackward<T, Index> call{{grad_output.data(), pool.count(), c, ph, pw, layout},
                                 {pool.argmax.data(), pool.count(), c, ph, pw, layout},
                                 rows_of(std::as_const(pool.rois), 5),
                                 {grad_input.data(), n, c, h, w, layout}};
         // The CPU rejects rows without an image; to it they are rows that name no cell.
         std::vector<float> valid_rois = pool.rois;
-        std::vector<int32_t> valid_argmax = pool.argmax;
+        std::vector<Index> valid_argmax = pool.argmax;
         const int64_t size = c * ph * pw;
         for (int64_t r = 0; r < pool.count(); ++r)
           if (semantics::roi_image(valid_rois[5 * r], n) < 0) {
             valid_rois[5 * r] = 0;
-            std::fill_n(valid_argmax.begin() + r * size, size, -1);
+            std::fill_n(valid_argmax.begin() + r * size, size, static_cast<Index>(-1));
           }
-        RoiPoolBackward<T> on_cpu = call;
+        RoiPoolBackward<T, Index> on_cpu = call;
         on_cpu.rois.data = valid_rois.data();
         on_cpu.argmax.data = valid_argmax.data();
         cpu::roi_pool_backward(on_cpu);
         const std::vector<T> expected = grad_input;
-        in_every_schedule([&](const std::string& where) {
-          grad_input.assign(grad_input.size(), T(77));
+        on_every_device(shape, [&](const std::string& where) {
+          grad_input.assign(grad_input.size(), number<T>(77));
           cuda::roi_pool_backward(call, stream());
           emulation::finish();
-          expect(same(grad_input, expected), "roi_pool grad_input" + where);
+          expect(same(wide(grad_input), wide(expected)), "roi_pool grad_input" + where);
         });
       }
 }
@@ -186,11 +226,15 @@ void roi_pool_backward_of() {
 }  // namespace
 
 void roi_pool_forward() {
-  roi_pool_forward_of<float>();
-  roi_pool_forward_of<double>();
+  roi_pool_forward_of<float, int32_t>();
+  roi_pool_forward_of<double, uint16_t>();
+  roi_pool_forward_of<float16, int32_t>();
+  roi_pool_forward_of<bfloat16, uint16_t>();
 }
 
 void roi_pool_backward() {
-  roi_pool_backward_of<float>();
-  roi_pool_backward_of<double>();
+  roi_pool_backward_of<float, int32_t>();
+  roi_pool_backward_of<double, uint16_t>();
+  roi_pool_backward_of<float16, uint16_t>();
+  roi_pool_backward_of<bfloat16, int32_t>();
 }

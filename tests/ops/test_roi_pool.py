@@ -277,26 +277,51 @@ def test_backward_is_the_same_every_time():
         assert_same_bits(fe.roi_pool_backward(upstream, argmax, rois, features.shape), first)
 
 
-@every_dtype
+def check_cuda(features, rois, size, scale, device, name=""):
+    """Forward, with each kind of argmax and without, and backward, against the CPU."""
+
+    def same(there, here):
+        assert there.device.type == "cuda"
+        both = [t.cpu().to(torch.float64).numpy() for t in (there, here)]
+        assert_same_bits(*both, name)
+
+    values, argmax = fe.roi_pool_with_argmax(features, rois, size, scale)
+    there = features.to(device), rois.to(device), size, scale
+    values_there, argmax_there = fe.roi_pool_with_argmax(*there)
+    narrow_there = torch.empty_like(argmax_there, dtype=torch.uint16)
+    again_there, _ = fe.roi_pool_with_argmax(*there, argmax_out=narrow_there)
+    for result in (values_there, again_there, fe.roi_pool(*there)):
+        same(result, values)
+    same(argmax_there, argmax)
+    same(narrow_there, argmax.to(torch.uint16))
+    upstream = torch.from_numpy(gradient_like(values.double().numpy())).to(values.dtype)
+    expected = fe.roi_pool_backward(upstream, argmax, rois, features.shape)
+    for cells in (argmax_there, narrow_there):
+        same(fe.roi_pool_backward(upstream.to(device), cells, there[1], features.shape), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
 @every_layout
 @pytest.mark.cuda
 def test_cuda_equals_cpu(dtype, layout, cuda_device):
     for case in ROI_POOL_CASES:
-        features = give(laid_out(features_of(case.name, dtype), layout), "torch")
+        features = torch.from_numpy(laid_out(case.features, layout)).to(dtype)
         rois = torch.from_numpy(case.rois)
-        size, scale = case.output_size, case.scale
-        values, argmax = fe.roi_pool_with_argmax(features, rois, size, scale)
-        on_cuda, rois_on_cuda = features.to(cuda_device), rois.to(cuda_device)
-        values_cuda, argmax_cuda = fe.roi_pool_with_argmax(on_cuda, rois_on_cuda, size, scale)
-        assert values_cuda.device == on_cuda.device
-        assert_same_bits(take(values_cuda), take(values), case.name)
-        assert_same_bits(take(argmax_cuda), take(argmax), case.name)
-        upstream = torch.from_numpy(gradient_like(take(values)))
-        expected = fe.roi_pool_backward(upstream, argmax, rois, features.shape)
-        actual = fe.roi_pool_backward(
-            upstream.to(cuda_device), argmax_cuda, rois_on_cuda, features.shape
-        )
-        assert_same_bits(take(actual), take(expected), case.name)
+        check_cuda(features, rois, case.output_size, case.scale, cuda_device, case.name)
+
+
+@pytest.mark.parametrize("size", [(38, 63), (100, 90), (200, 300)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+@every_layout
+@pytest.mark.cuda
+def test_cuda_equals_cpu_from_slabs_and_without(size, dtype, layout, cuda_device):
+    """Maps of which 64 bytes of every cell fit shared memory, 16 bytes, and none."""
+    rng = np.random.default_rng(11)
+    features = torch.from_numpy(laid_out(rng.standard_normal((2, 40, *size)), layout)).to(dtype)
+    corners = rng.uniform(0, 16 * size[1], (200, 2))
+    images = rng.integers(0, 2, (200, 1))
+    rois = np.hstack([images, corners, corners + rng.uniform(0, 700, (200, 2))])
+    check_cuda(features, torch.from_numpy(rois.astype(np.float32)), 7, 1 / 16, cuda_device)
 
 
 @pytest.mark.cuda

@@ -8,12 +8,17 @@
 
 namespace fastrcnn_engine {
 
+// The types that there are, as Do(T, Index).
+#define FRCNN_FOR_EACH_POOLED(Do)                                          \
+  Do(float, int32_t) Do(double, int32_t) Do(float16, int32_t) Do(bfloat16, int32_t) \
+  Do(float, uint16_t) Do(double, uint16_t) Do(float16, uint16_t) Do(bfloat16, uint16_t)
+
 // Bins: semantics/roi_bins.h. The first maximum in row-major order wins and NaN never beats a
 // number; if nothing in a bin is greater than -inf its first cell is taken. An empty bin gives 0 and
 // argmax -1.
 //
-// T is float, double, float16 or bfloat16 (semantics/half.h; on CUDA the first two). Index is int32_t,
-// or on the CPU uint16_t for maps of fewer than 65536 cells, where 65535 stands for -1.
+// T is float, double, float16 or bfloat16 (semantics/half.h). Index is int32_t, or uint16_t for maps of
+// fewer than 65536 cells, where 65535 stands for -1.
 template <typename T, typename Index = int32_t>
 struct RoiPoolForward {
   MapView<const T> features;    // (N, C, H, W)
@@ -53,10 +58,10 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call);
 namespace cuda {
 // The batch index cannot be checked without waiting for the device: a RoI whose image does not exist
 // gives 0 and argmax -1.
-template <typename T>
-void roi_pool_forward(const RoiPoolForward<T>& call, const Stream& stream);
-template <typename T>
-void roi_pool_backward(const RoiPoolBackward<T>& call, const Stream& stream);
+template <typename T, typename Index>
+void roi_pool_forward(const RoiPoolForward<T, Index>& call, const Stream& stream);
+template <typename T, typename Index>
+void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stream);
 }  // namespace cuda
 
 }  // namespace fastrcnn_engine

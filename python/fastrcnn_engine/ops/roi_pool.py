@@ -27,7 +27,7 @@ def roi_pool(
 
     Args:
         input: features (N, C, H, W), NCHW or channels-last; the result has the same memory layout.
-            float16, bfloat16, float32 or float64; on a GPU the last two.
+            float16, bfloat16, float32 or float64.
         boxes: (R, 5) rows of [batch index, x1, y1, x2, y2] in image pixels, or a list of N arrays
             (L_i, 4). Coordinates are used as float32 whatever the type of the features.
         output_size: (PH, PW), or one number for both.
@@ -73,9 +73,9 @@ def roi_pool_with_argmax(
         (output, argmax), both (R, C, PH, PW). argmax is int32: h * W + w of the maximum within its
         plane, -1 for an empty bin.
 
-    Arguments, errors and source: as `roi_pool`; `argmax_out` is an array to write into, int32 or,
-    in host memory, uint16, where 65535 stands for -1. A map with more cells than the type can
-    number raises ValueError.
+    Arguments, errors and source: as `roi_pool`; `argmax_out` is an array to write into, int32 or
+    uint16, where 65535 stands for -1. A map with more cells than the type can number raises
+    ValueError.
     """
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
