@@ -325,8 +325,9 @@ __device__ void add(const Steps<T>& steps, const Sums<Wide<T>>& sums) {
   }
 }
 
-// Sums are in shared memory, or, with `spare`, in memory of the size of grad_input.
-template <typename T, typename Index, int Channels>
+// Sums are in shared memory (known when this is compiled, or loads would have to ask), or, where it is too
+// small, in `spare`, of the size of grad_input.
+template <typename T, typename Index, int Channels, bool InShared>
 __global__ __launch_bounds__(kThreads, 1) void scatter_kernel(RoiPoolBackward<T, Index> call,
                                                                Wide<T>* spare) {
   using W = Wide<T>;
@@ -337,8 +338,10 @@ __global__ __launch_bounds__(kThreads, 1) void scatter_kernel(RoiPoolBackward<T,
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * warps + warp_of();
        group < groups * result.n; group += static_cast<int64_t>(gridDim.x) * warps) {
     const int64_t image = group / groups, first = group % groups * Channels;
-    Sums<W> sums{reinterpret_cast<W*>(dynamic_shared) + warp_of() * cells * Channels, Channels, 1};
-    if (spare != nullptr)
+    Sums<W> sums;
+    if constexpr (InShared)
+      sums = {reinterpret_cast<W*>(dynamic_shared) + warp_of() * cells * Channels, Channels, 1};
+    else
       sums = {spare + result.offset(image, first, 0), result.cell_stride(), result.channel_stride()};
     const bool has_channel = first + channel < result.c;
     for (int64_t cell = lane_of() / Channels; cell < cells; cell += kWarp / Channels)
@@ -391,20 +394,23 @@ void launch_scatter(const RoiPoolBackward<T, Index>& call, int64_t shared_limit,
   const int64_t groups = ceil_div(result.c, Channels) * result.n;
   const int64_t bytes = result.cells() * Channels * static_cast<int64_t>(sizeof(W));  // of a warp
   const int64_t fitting = std::min<int64_t>(shared_limit / std::max<int64_t>(bytes, 1), kThreads / kWarp);
-  const auto launch = [&](int64_t warps, int64_t shared, W* spare) {
-    launch_blocks("roi_pool_backward", scatter_kernel<T, Index, Channels>, ceil_div(groups, warps),
+  const auto launch = [&](auto kernel, int64_t warps, int64_t shared, W* spare) {
+    launch_blocks("roi_pool_backward", kernel, ceil_div(groups, warps),
                   {static_cast<int>(warps) * kWarp, shared}, stream, call, spare);
   };
   if (fitting >= 1) {
     // No more warps a block than leave every multiprocessor one.
     const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
     const int64_t warps = std::clamp<int64_t>(groups / processors, 1, fitting);
-    launch(warps, warps * bytes, nullptr);
-  } else if constexpr (std::is_same_v<T, W>) {
-    launch(1, 0, result.data);
-  } else {
-    const TemporaryBuffer<W> spare(result.size(), stream);
-    launch(1, 0, spare.data());
+    launch(scatter_kernel<T, Index, Channels, true>, warps, warps * bytes, nullptr);
+  } else if constexpr (Channels == 1) {
+    const auto in_spare = scatter_kernel<T, Index, 1, false>;
+    if constexpr (std::is_same_v<T, W>) {
+      launch(in_spare, 1, 0, result.data);
+    } else {
+      const TemporaryBuffer<W> spare(result.size(), stream);
+      launch(in_spare, 1, 0, spare.data());
+    }
   }
 }
 

@@ -1,0 +1,239 @@
+#!/usr/bin/env bash
+# What only a machine with a GPU can tell, in one command and less than nine minutes: is it built
+# there, are the results right, does a sanitizer find anything, how fast is it and what bounds it.
+#
+#   scripts/gpu_check.sh [OUT_DIR]     # default runs/gpu-check; PYTHON=... names the interpreter
+#
+# Needs nvcc and a Python with torch for CUDA, torchvision, pybind11, scikit-build-core, pytest,
+# matplotlib and rich. Downloads nothing, installs into a folder that is removed at the end, and
+# leaves the settings of the GPU as they are. A failed step does not stop the others; the status is
+# 0 where none failed, 1 where one did, 2 without a GPU.
+# shellcheck disable=SC2317  # the steps are called by name
+set -uo pipefail
+root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+out=$(realpath -m "${1:-$root/runs/gpu-check}")
+
+if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
+  echo "gpu_check: no GPU: nvidia-smi is missing or lists none; nothing was run" >&2
+  exit 2
+fi
+
+cd "$root" && mkdir -p "$out" || exit 1
+# Of an earlier run nothing stays: its figures would stand in for those of a step that fails.
+rm -f "$out"/{machine,build,tests,memcheck,racecheck,roipool,kernels,summary}.{txt,json,csv,png}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+python=${PYTHON:-python3}
+export out scratch python
+export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 FRCNN_REQUIRE_CUDA=1
+
+# ---- the steps: functions, so that `timeout` can run each in a shell of its own -----------------
+
+machine() { # machine.json: on what the figures of the other files were made
+  "$python" - <<'END_PYTHON'
+import datetime, importlib.metadata, json, os, platform, subprocess
+import torch
+
+def said(command):
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    return lines[-1] if done.returncode == 0 and lines else None
+
+def version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+gpu = torch.cuda.get_device_properties(0)
+packages = "torchvision numpy pybind11 scikit-build-core pytest hypothesis".split()
+facts = {
+    "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
+    "commit": said("git describe --always --dirty --exclude='*'"),
+    "gpu": gpu.name,
+    "compute_capability": f"{gpu.major}.{gpu.minor}",
+    "multiprocessors": gpu.multi_processor_count,
+    "memory_bytes": gpu.total_memory,
+    "l2_bytes": gpu.L2_cache_size,
+    "driver": said("nvidia-smi --query-gpu=driver_version --format=csv,noheader"),
+    "clocks": said("nvidia-smi --query-gpu=clocks.max.sm,clocks.max.mem --format=csv,noheader"),
+    "cores": os.cpu_count(),
+    "nvcc": said("nvcc --version"),
+    "cmake": said("cmake --version | head -n 1"),
+    "compute_sanitizer": said("compute-sanitizer --version"),
+    "ncu": said("ncu --version"),
+    "python": platform.python_version(),
+    "torch": f"{torch.__version__} with CUDA {torch.version.cuda}",
+} | {package: version(package) for package in packages}
+text = json.dumps(facts, indent=1)
+print(text)
+with open(os.path.join(os.environ["out"], "machine.json"), "w") as file:
+    file.write(text + "\n")
+END_PYTHON
+}
+
+build() {
+  "$python" -m pip install --verbose --no-index --no-build-isolation --no-deps \
+    --target "$scratch/site" . \
+    -C cmake.define.FRCNN_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native
+  "$python" - <<'END_PYTHON'
+import os
+import fastrcnn_engine as engine
+
+print(engine.build_info())
+where = os.path.dirname(engine.__file__)
+assert where.startswith(os.environ["scratch"]), f"{where} hides this build: uninstall that one"
+assert engine.build_info()["cuda_device"] == "available", "the CUDA runtime finds no device"
+END_PYTHON
+}
+
+cuda_tests() { # cuda_tests [OPTION...]: only files with such tests, as others import more packages
+  grep -lr --include='test_*.py' 'mark\.cuda' tests | sort |
+    xargs "$python" -m pytest -vv -p no:cacheprovider -m cuda "$@"
+}
+
+tests() {
+  cuda_tests --durations=5 --junitxml="$scratch/tests.xml"
+  grep -q ' skipped="0"' "$scratch/tests.xml" || {
+    echo "a test was skipped, which is a failure here"
+    false
+  }
+}
+
+# The operators' tests, of the large maps only float32 and those that fit shared memory. Without
+# torch's cache of memory every tensor has bounds of its own.
+sanitize() { # sanitize TOOL [OPTION...]
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 --kernel-name \
+    kns=fastrcnn_engine --tool "$@" "$python" -m pytest -vv -p no:cacheprovider -m cuda \
+    -k 'not (slabs and (float64 or float16 or 300))' \
+    tests/ops/test_{roi_pool,nms,detections,smooth_l1,box_codec}.py
+}
+memcheck() { sanitize memcheck --report-api-errors no; } # the engine checks its calls itself
+racecheck() { sanitize racecheck; }
+
+roipool() { # of the benchmarks the only one that times CUDA
+  "$python" benchmarks/roipool_bench.py --device cuda --peers torchvision --out "$out/roipool.json"
+}
+
+# A line of kernels.csv is one launch of ours; the call it belongs to is in the column of ranges.
+kernels() {
+  cat >"$scratch/calls.py" <<'END_PYTHON'
+import sys
+import torch
+import fastrcnn_engine as engine
+
+sys.path.insert(0, "benchmarks")
+from nms_bench import clustered
+from roipool_workloads import SCALE, WORKLOADS, Problem
+
+def call(name, function, *arguments, **options):
+    print(name)
+    torch.cuda.nvtx.range_push(name)
+    result = function(*arguments, **options)
+    torch.cuda.nvtx.range_pop()
+    return result
+
+for workload in (WORKLOADS[0], WORKLOADS[2], WORKLOADS[3]):
+    problem = Problem(workload, "cuda")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, grad = (t.contiguous(memory_format=layout) for t in (problem.x, problem.grad))
+        pooling = problem.rois, workload.p, SCALE
+        label = f"{workload.name} R={workload.r} {str(layout).removeprefix('torch.')}"
+        call(f"{label} values", engine.roi_pool, x, *pooling)
+        _, argmax = call(f"{label} argmax", engine.roi_pool_with_argmax, x, *pooling)
+        call(f"{label} gradient", engine.roi_pool_backward, grad, argmax, problem.rois, x.shape)
+boxes, scores = (t.cuda() for t in clustered(2000))
+call("nms 2000 boxes", engine.nms, boxes, scores, 0.3)
+classes = torch.arange(6000, device="cuda") // 300
+boxes, scores = (t.cuda() for t in clustered(6000))
+call("batched_nms 20 x 300 boxes", engine.batched_nms, boxes, scores, classes, 0.3)
+torch.cuda.synchronize()
+END_PYTHON
+  local metrics=(
+    gpu__time_duration.sum
+    launch__registers_per_thread
+    launch__shared_mem_per_block
+    sm__warps_active.avg.pct_of_peak_sustained_active
+    smsp__issue_active.avg.pct_of_peak_sustained_active
+    dram__bytes_read.sum
+    dram__bytes_write.sum
+    dram__throughput.avg.pct_of_peak_sustained_elapsed
+    l1tex__data_pipe_lsu_wavefronts.sum
+    l1tex__data_pipe_lsu_wavefronts_mem_shared.sum
+    l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum
+  )
+  local names status=0
+  names=$(IFS=, && echo "${metrics[*]}")
+  ncu --csv --page raw --print-units base --clock-control none --nvtx --metrics "$names" \
+    --kernel-name-base demangled --kernel-name regex:fastrcnn_engine \
+    --log-file "$out/kernels.csv" "$python" "$scratch/calls.py" || status=$?
+  # ncu's own lines begin with ==. It may end well without a figure, where counters are locked.
+  grep '^==' "$out/kernels.csv" || true
+  sed -i '/^==/d' "$out/kernels.csv"
+  (($(wc -l <"$out/kernels.csv") > 2)) && return "$status" # names, units, and then launches
+}
+
+export -f machine build cuda_tests tests sanitize memcheck racecheck roipool kernels
+
+# ---- running them -------------------------------------------------------------------------------
+
+readonly ALL=525 # seconds for everything: a step gets what is left, if that is less than its own
+failed=0
+built=no
+table=()
+
+report() { # report STEP RESULT SECONDS
+  table+=("$(printf '%-10s %6s s  %s' "$1" "$3" "$2")")
+  echo "${table[-1]}"
+}
+
+step() { # step NAME SECONDS: runs the function with that name; what it says goes to NAME.txt
+  local name=$1 limit=$2 began=$SECONDS status=0 result=ok
+  ((limit > ALL - SECONDS)) && limit=$((ALL - SECONDS))
+  if ((limit <= 0)); then
+    failed=1
+    report "$name" "NOT RUN: no time is left" 0
+    return 1
+  fi
+  echo "-- $name, at most $limit s"
+  timeout --kill-after=5 "$limit" bash -euo pipefail -c "$name" \
+    >"$out/$name.txt" 2>&1 </dev/null || status=$?
+  case $status in
+    0) ;;
+    124 | 137) result="FAILED: stopped after $limit s" ;;
+    *) result="FAILED with status $status" ;;
+  esac
+  if ((status)); then
+    failed=1
+    tail -n 20 "$out/$name.txt"
+  fi
+  report "$name" "$result" $((SECONDS - began))
+  return "$status"
+}
+
+step_with() { # step_with PROGRAM NAME SECONDS: no failure where the program is missing
+  if command -v "$1" >/dev/null; then
+    step "$2" "$3"
+  else
+    report "$2" "left out: $1 is not on PATH" 0
+  fi
+}
+
+echo "gpu_check: $(nvidia-smi -L | head -n 1 | sed 's/ (UUID.*//')"
+step machine 60
+step build 240 && built=yes
+if [[ $built == yes ]]; then
+  step tests 120
+  step_with compute-sanitizer memcheck 90
+  step_with compute-sanitizer racecheck 90
+  step roipool 150
+  step_with ncu kernels 90
+else # another installation might be found, and checked in place of this one
+  for name in tests memcheck racecheck roipool kernels; do
+    report "$name" "NOT RUN: the build failed" 0
+  done
+fi
+
+printf '\n'
+printf '%s\n' "${table[@]}" "all $SECONDS s" | tee "$out/summary.txt"
+exit "$failed"

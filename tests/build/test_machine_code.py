@@ -1,0 +1,158 @@
+"""The machine code of every kernel: no spills, no stack, and the instructions it was written for.
+
+Nothing runs, so no GPU is needed: nvcc compiles, its assembler says what memory a kernel takes
+beside its registers, and a disassembler which instructions it is made of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from build.steps import ROOT, cmake, run
+
+ARCHITECTURES = ("sm_80", "sm_90")
+
+# Added by whichever thread comes first, a sum would depend on the run. sm_90 writes REDG for RED;
+# REDUX, which stays within a warp, is none of them.
+ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
+LOCAL = ("LDL", "STL")
+# Where the compiler does not know which memory a pointer is into: slower than LDS and STS.
+GENERIC = ("LD", "ST")
+
+# Kernels by a pattern in their names: instructions that each of them must have, and must not have.
+INSTRUCTIONS = {
+    "pool_slabs_kernel": (("LDS.128",), LOCAL + GENERIC),  # whole vectors from shared memory
+    "pool_directly_kernel": (("LDG",), LOCAL + GENERIC),
+    "scatter_kernel<.*true>": (("LDS", "STS"), LOCAL + GENERIC + ATOMICS),
+    "scatter_kernel<.*false>": (("LDG", "STG"), LOCAL + GENERIC + ATOMICS),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of cuda/ as nvcc compiled it."""
+
+    name: str
+    code: Path  # for all architectures, without the host's part
+    log: str  # of the assembler
+
+
+def search_path() -> str:
+    """PATH, and where the Python packages nvidia-cuda-* put their programs."""
+    folders = Path(sysconfig.get_path("purelib"), "nvidia").glob("**/bin")
+    return os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
+    if shutil.which(os.environ.get("CUDACXX", "nvcc")) is None:
+        pytest.skip("needs nvcc, on PATH or named by CUDACXX")
+    folder = tmp_path_factory.mktemp("machine_code")
+    done = run(
+        cmake(), "-S", ROOT, "-B", folder, "-DFRCNN_CUDA=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
+        "-DCMAKE_CUDA_ARCHITECTURES=" + ";".join(f"{a[3:]}-real" for a in ARCHITECTURES),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = json.loads((folder / "compile_commands.json").read_text())
+    commands = {Path(c["file"]): c["command"] for c in commands if c["file"].endswith(".cu")}
+    assert commands.keys() == set((ROOT / "cuda").glob("*.cu")), "CMakeLists.txt names other files"
+
+    def compiled(path: Path) -> Source:
+        """By the build's own command, but for what it makes of the host's part: nothing."""
+        code = folder / f"{path.stem}.fatbin"
+        words = shlex.split(commands[path])
+        words[words.index("-c")] = "-fatbin"
+        words[words.index("-o") + 1] = str(code)
+        done = run(cmake(), "-E", "chdir", folder, *words, "-Xptxas=-v")
+        assert done.returncode == 0, done.stderr
+        return Source(path.name, code, done.stderr)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compiled, sorted(commands)))
+
+
+@pytest.fixture(scope="module")
+def opcodes(sources: list[Source]) -> dict[tuple[str, str], set[str]]:
+    """(architecture, kernel): the instructions it uses, such as LDS.128."""
+    path = search_path()
+    disassembler = shutil.which("cuobjdump", path=path)
+    if disassembler is None or shutil.which("nvdisasm", path=path) is None:
+        pytest.skip("needs cuobjdump and nvdisasm: nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm")
+    instruction = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)")
+    found: dict[tuple[str, str], set[str]] = {}
+    for source in sources:
+        done = run(disassembler, "-sass", source.code, PATH=path)
+        assert done.returncode == 0, done.stderr
+        architecture, used = "", set()
+        for line in done.stdout.splitlines():
+            if "code for sm_" in line:
+                architecture = line.split()[-1]
+            elif "Function :" in line:
+                used = found.setdefault((architecture, line.split()[-1]), set())
+            elif match := instruction.match(line):
+                used.add(match[1])
+    return found
+
+
+def readable(functions: set[str]) -> dict[str, str]:
+    """The functions' names in C++, without parameters and the namespaces they share."""
+    names = sorted(functions)
+    lines = run("c++filt", "--no-params", *names).stdout.splitlines()
+    shared = re.compile(r"fastrcnn_engine::(cuda::)?(\(anonymous namespace\)::)?|^void ")
+    return {name: shared.sub("", line) for name, line in zip(names, lines, strict=True)}
+
+
+def test_no_function_spills_or_has_a_stack(sources: list[Source]) -> None:
+    faults, functions = [], set()
+    for source in sources:
+        architecture = "unknown"
+        lines = source.log.splitlines()
+        for line, following in zip(lines, lines[1:], strict=False):
+            if match := re.search(r"Compiling entry function '\w+' for '(\w+)'", line):
+                architecture = match[1]
+            elif match := re.search(r"Function properties for (\S+)", line):
+                functions.add((architecture, match[1]))
+                if any(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes", following)):
+                    faults.append((source.name, architecture, match[1], following.strip()))
+    assert {architecture for architecture, _ in functions} == set(ARCHITECTURES)
+    names = readable({function for _, _, function, _ in faults})
+    assert not faults, "\n".join(f"{file}, {a}, {names[f]}: {x}" for file, a, f, x in faults)
+
+
+def uses(opcodes: set[str], wanted: str) -> bool:
+    """Whether one is `wanted`, with or without further modifiers: LDS.U.128 is an LDS.128."""
+    name, *modifiers = wanted.split(".")
+    return any(o.split(".")[0] == name and {*modifiers} <= {*o.split(".")} for o in opcodes)
+
+
+@pytest.mark.parametrize("pattern", INSTRUCTIONS)
+def test_kernels_are_made_of_the_instructions_meant(
+    opcodes: dict[tuple[str, str], set[str]], pattern: str
+) -> None:
+    needed, refused = INSTRUCTIONS[pattern]
+    names = readable({function for _, function in opcodes})
+    kernels = {(a, f): used for (a, f), used in opcodes.items() if re.search(pattern, names[f])}
+    assert {a for a, _ in kernels} == set(ARCHITECTURES), "no kernel has such a name"
+    faults = []
+    for (architecture, function), used in kernels.items():
+        wrong = [f"lacks {o}" for o in needed if not uses(used, o)]
+        wrong += [f"has {o}" for o in refused if uses(used, o)]
+        if wrong:
+            faults.append(f"{architecture}, {names[function]}: {', '.join(wrong)}")
+    assert not faults, "\n".join(faults)
+
+
+def test_uses_tells_instructions_apart() -> None:
+    opcodes = {"LDS.U.128", "REDUX.MAX.S32", "ATOMS.CAST.SPIN", "STG.E.64"}
+    assert uses(opcodes, "LDS.128") and uses(opcodes, "LDS") and uses(opcodes, "ATOMS")
+    assert not any(uses(opcodes, o) for o in ("LDS.64", "RED", "ATOM", "STG.128", "LD"))
