@@ -325,22 +325,20 @@ __device__ void add(const Steps<T>& steps, const Sums<Wide<T>>& sums) {
   }
 }
 
-// Sums are in shared memory (known when this is compiled, or loads would have to ask), or, where it is too
-// small, in `spare`, of the size of grad_input.
+// A block is one warp. Sums are in shared memory (known when this is compiled, or loads would have to ask),
+// or, where it is too small, in `spare`, of the size of grad_input.
 template <typename T, typename Index, int Channels, bool InShared>
-__global__ __launch_bounds__(kThreads, 1) void scatter_kernel(RoiPoolBackward<T, Index> call,
-                                                               Wide<T>* spare) {
+__global__ __launch_bounds__(kWarp, 1) void scatter_kernel(RoiPoolBackward<T, Index> call,
+                                                           Wide<T>* spare) {
   using W = Wide<T>;
   const MapView<T>& result = call.grad_input;
   const int64_t cells = result.cells(), groups = (result.c + Channels - 1) / Channels;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
   const int channel = lane_of() % Channels;
-  for (int64_t group = static_cast<int64_t>(blockIdx.x) * warps + warp_of();
-       group < groups * result.n; group += static_cast<int64_t>(gridDim.x) * warps) {
+  for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
     const int64_t image = group / groups, first = group % groups * Channels;
     Sums<W> sums;
     if constexpr (InShared)
-      sums = {reinterpret_cast<W*>(dynamic_shared) + warp_of() * cells * Channels, Channels, 1};
+      sums = {reinterpret_cast<W*>(dynamic_shared), Channels, 1};
     else
       sums = {spare + result.offset(image, first, 0), result.cell_stride(), result.channel_stride()};
     const bool has_channel = first + channel < result.c;
@@ -392,24 +390,19 @@ void launch_scatter(const RoiPoolBackward<T, Index>& call, int64_t shared_limit,
   using W = Wide<T>;
   const MapView<T>& result = call.grad_input;
   const int64_t groups = ceil_div(result.c, Channels) * result.n;
-  const int64_t bytes = result.cells() * Channels * static_cast<int64_t>(sizeof(W));  // of a warp
-  const int64_t fitting = std::min<int64_t>(shared_limit / std::max<int64_t>(bytes, 1), kThreads / kWarp);
-  const auto launch = [&](auto kernel, int64_t warps, int64_t shared, W* spare) {
-    launch_blocks("roi_pool_backward", kernel, ceil_div(groups, warps),
-                  {static_cast<int>(warps) * kWarp, shared}, stream, call, spare);
+  const int64_t bytes = result.cells() * Channels * static_cast<int64_t>(sizeof(W));
+  const auto launch = [&](auto kernel, int64_t shared, W* spare) {
+    launch_blocks("roi_pool_backward", kernel, groups, {kWarp, shared}, stream, call, spare);
   };
-  if (fitting >= 1) {
-    // No more warps a block than leave every multiprocessor one.
-    const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
-    const int64_t warps = std::clamp<int64_t>(groups / processors, 1, fitting);
-    launch(scatter_kernel<T, Index, Channels, true>, warps, warps * bytes, nullptr);
+  if (bytes <= shared_limit) {
+    launch(scatter_kernel<T, Index, Channels, true>, bytes, nullptr);
   } else if constexpr (Channels == 1) {
     const auto in_spare = scatter_kernel<T, Index, 1, false>;
     if constexpr (std::is_same_v<T, W>) {
-      launch(in_spare, 1, 0, result.data);
+      launch(in_spare, 0, result.data);
     } else {
       const TemporaryBuffer<W> spare(result.size(), stream);
-      launch(in_spare, 1, 0, spare.data());
+      launch(in_spare, 0, spare.data());
     }
   }
 }
