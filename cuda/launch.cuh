@@ -102,16 +102,26 @@ struct BlockShape {
   int64_t shared_bytes = 0;  // of dynamic_shared
 };
 
+inline int64_t device_attribute(cudaDeviceAttr attribute, const Stream& stream) {
+  int value = 0;
+  expect_success(cudaDeviceGetAttribute(&value, attribute, stream.device()),
+                 "cudaDeviceGetAttribute");
+  return value;
+}
+
 // Starts `kernel` with min(blocks, kMaxBlocks) blocks: kernels loop over what they own.
 template <typename... Parameters, typename... Arguments>
 void launch_blocks(const char* name, void (*kernel)(Parameters...), int64_t blocks, BlockShape shape,
                    const Stream& stream, const Arguments&... arguments) {
   if (blocks <= 0) return;
   constexpr int64_t unasked = 48 * 1024;  // bytes of shared memory that every kernel may have
-  if (shape.shared_bytes > unasked)
+  if (shape.shared_bytes > unasked) {
+    // All there is, every time: the limit belongs to the kernel, and other threads launch it too.
+    const int64_t most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
     expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shape.shared_bytes)),
+                                        static_cast<int>(most)),
                    std::string("shared memory of ") + name);
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, kMaxBlocks)));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
@@ -124,13 +134,6 @@ template <typename... Parameters, typename... Arguments>
 void launch_blocks(const char* name, void (*kernel)(Parameters...), int64_t blocks,
                    const Stream& stream, const Arguments&... arguments) {
   launch_blocks(name, kernel, blocks, BlockShape{}, stream, arguments...);
-}
-
-inline int64_t device_attribute(cudaDeviceAttr attribute, const Stream& stream) {
-  int value = 0;
-  expect_success(cudaDeviceGetAttribute(&value, attribute, stream.device()),
-                 "cudaDeviceGetAttribute");
-  return value;
 }
 
 // The same with a thread per element. Zero elements launch nothing.
@@ -155,5 +158,6 @@ constexpr unsigned kAllLanes = 0xffffffff;
 
 __device__ inline int lane_of() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ inline int warp_of() { return static_cast<int>(threadIdx.x) / kWarp; }
+__device__ inline unsigned lanes_before(int lane) { return (1u << lane) - 1; }
 
 }  // namespace fastrcnn_engine::cuda

@@ -1,6 +1,20 @@
-// Overlaps of pairs, and greedy suppression in three kernels: order the boxes by counting, walk
-// each class in that order, count again for the places of the kept. No sort, no atomics.
+// Overlaps of pairs, and greedy suppression. What is done about class ids, which may be any numbers:
+//
+// A hash table finds the classes that occur, in a kernel of its own, and the block of a class picks its boxes
+// by comparing every id. That reads all ids once a class, but by blocks at the same time: 80 classes x 300
+// boxes are 15 MB from the L2 cache, a few microseconds. Then a class is sorted by its own block: for 300
+// boxes 45 exchanges of one box a thread. Sorting all 24 000 by (class, score) in one block would be 120
+// exchanges of 47 boxes a thread, many times as long, and more than shared memory holds; 20 x 300 is the same
+// to a lesser degree.
+//
+// Without ids, one class of 2000 or 12 000, suppressing takes longest, as every kept box is compared with
+// most of the others. So a long list is sorted by one block, and then suppressed by chunks, each in a launch:
+// every block finds for itself which boxes of the chunk are kept, and suppresses its share of the later ones.
+//
+// Predicted, not measured.
 #include "fastrcnn_engine/nms.h"
+
+#include <algorithm>
 
 #include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/iou.h"
@@ -21,95 +35,168 @@ __global__ void iou_kernel(BoxIou<T> call) {
                                       box_at(call.boxes2.data, i % columns), side);
 }
 
-template <typename T>
-__device__ int64_t class_of(const ScoredBoxes<T>& list, int64_t box) {
-  return list.class_ids == nullptr ? 0 : list.class_ids[box];
+// The classes that occur. `table` finds them: a box of the class and 1 more, 0 where free; its size is a
+// power of two greater than the number of boxes.
+struct Classes {
+  int64_t* count;
+  int64_t* ids;
+  int64_t* table;
+  int64_t slots;
+};
+
+__device__ inline uint64_t scattered(int64_t id) {
+  const uint64_t product = static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u;
+  return product ^ product >> 32;
 }
 
-// order (B,): the boxes with a score by rising class, then as they rank. -1 in the places of those
-// without one has been written before.
-template <typename T>
-__global__ void order_kernel(ScoredBoxes<T> list, int64_t* order) {
-  for (int64_t i = first_element(); i < list.count; i += element_stride()) {
-    const T score = list.scores[i];
-    if (score != score) continue;
-    const int64_t class_id = class_of(list, i);
-    int64_t before = 0;
-    for (int64_t j = 0; j < list.count; ++j) {
-      const T other = list.scores[j];
-      if (other != other) continue;
-      const int64_t other_class = class_of(list, j);
-      before += other_class == class_id ? semantics::ranks_before(other, j, score, i)
-                                        : other_class < class_id;
-    }
-    order[before] = i;
-  }
+__device__ inline int64_t exchange_if_zero(int64_t* place, int64_t value) {
+  return static_cast<int64_t>(atomicCAS(reinterpret_cast<unsigned long long*>(place), 0ull,
+                                        static_cast<unsigned long long>(value)));
 }
 
-// Whether place `p` of the order holds a box of this class.
-template <typename T>
-__device__ bool holds_class(const ScoredBoxes<T>& list, const int64_t* order, int64_t p,
-                            int64_t class_id) {
-  return p < list.count && order[p] >= 0 && class_of(list, order[p]) == class_id;
-}
-
-// suppressed (B,), by place in the order, zero before. The block that meets the first place of a
-// class walks that class; every branch around __syncthreads is the same for all its threads.
-template <typename T>
-__global__ void suppress_kernel(ScoredBoxes<T> list, const int64_t* order, float iou_threshold,
-                                bool inclusive, uint8_t* suppressed) {
-  const T side = inclusive ? 1 : 0;
-  for (int64_t first = blockIdx.x; first < list.count; first += gridDim.x) {
-    if (order[first] < 0) continue;
-    const int64_t class_id = class_of(list, order[first]);
-    if (first > 0 && class_of(list, order[first - 1]) == class_id) continue;
-
-    for (int64_t p = first; holds_class(list, order, p, class_id); ++p) {
-      if (suppressed[p]) continue;
-      const auto kept = box_at(list.boxes, order[p]);
-      for (int64_t q = p + 1 + threadIdx.x; holds_class(list, order, q, class_id); q += blockDim.x)
-        if (semantics::suppresses(kept, box_at(list.boxes, order[q]), iou_threshold, side))
-          suppressed[q] = 1;
-      __syncthreads();  // the next places are read by all threads
+__global__ void classes_kernel(const int64_t* ids, int64_t boxes, Classes classes) {
+  const auto last = static_cast<uint64_t>(classes.slots - 1);
+  for (int64_t i = first_element(); i < boxes; i += element_stride()) {
+    const int64_t id = ids[i];
+    if (i > 0 && ids[i - 1] == id) continue;  // that box sees to it
+    for (uint64_t slot = scattered(id) & last;; slot = (slot + 1) & last) {
+      const int64_t found = exchange_if_zero(classes.table + slot, i + 1);
+      if (found == 0) classes.ids[reserve(classes.count, 1)] = id;
+      if (found == 0 || ids[found - 1] == id) break;
     }
   }
 }
 
-// keep (capacity,): the kept boxes as they rank among all classes. The one that ranks first writes
-// how many there are; zero has been written before.
 template <typename T>
-__global__ void collect_kernel(ScoredBoxes<T> list, const int64_t* order, const uint8_t* suppressed,
-                               int64_t* keep, int64_t capacity, int64_t* kept) {
-  for (int64_t p = first_element(); p < list.count; p += element_stride()) {
-    const int64_t box = order[p];
-    if (box < 0 || suppressed[p]) continue;
-    int64_t before = 0, total = 0;
-    for (int64_t q = 0; q < list.count && order[q] >= 0; ++q) {
-      if (suppressed[q]) continue;
-      ++total;
-      before += semantics::ranks_before(list.scores[order[q]], order[q], list.scores[box], box);
-    }
-    if (before < capacity) keep[before] = box;
-    if (before == 0) *kept = total;
+struct BoxesOfClasses {
+  const T* boxes;
+  const T* scores;
+  const int64_t* class_ids;  // null: one class
+  int64_t rows;
+  Classes found;
+  int64_t* keep;
+
+  __device__ int64_t classes() const { return class_ids == nullptr ? 1 : *found.count; }
+  __device__ int64_t class_id(int64_t number) const {
+    return class_ids == nullptr ? 0 : found.ids[number];
   }
+  __device__ int64_t index(int64_t row, int64_t) const { return row; }
+  __device__ bool wants(int64_t index, int64_t id) const {
+    return (class_ids == nullptr || class_ids[index] == id) && scores[index] == scores[index];
+  }
+  __device__ T score(int64_t index) const { return scores[index]; }
+  __device__ Box<T> box(int64_t index) const { return box_at(boxes, index); }
+  __device__ void write(int64_t place, int64_t index) const { keep[place] = index; }
+};
+
+// ---- a long list of one class -------------------------------------------------------------------------
+
+// Shorter lists are left to one block.
+constexpr int64_t kLongList = 1024;
+constexpr int kChunk = kClassThreads;
+
+template <typename T>
+struct LongList {
+  Ranked<T>* ranked;
+  StoredBox<T>* boxes;
+  uint8_t* dead;
+  int64_t *count, *kept;  // boxes with a score, boxes kept so far
+};
+
+// For the number of boxes gathered, before the list in shared memory.
+constexpr int64_t kGatheredBytes = sizeof(uint4);
+
+template <typename T>
+__global__ __launch_bounds__(kClassThreads, 1) void sort_kernel(BoxesOfClasses<T> source,
+                                                                 int64_t shared_bytes, LongList<T> list) {
+  int& gathered = *reinterpret_cast<int*>(dynamic_shared);
+  Ranked<T>* const shared =
+      reinterpret_cast<Ranked<T>*>(reinterpret_cast<char*>(dynamic_shared) + kGatheredBytes);
+  const int64_t capacity = (shared_bytes - kGatheredBytes) / static_cast<int64_t>(sizeof(Ranked<T>));
+  const int rows = static_cast<int>(source.rows);
+  if (rows <= capacity) {
+    gather(source, 0, shared, rows, &gathered);
+    sort(shared, gathered);
+    for (int i = static_cast<int>(threadIdx.x); i < gathered; i += kClassThreads)
+      list.ranked[i] = shared[i];  // and the same thread fetches this box
+  } else {
+    gather(source, 0, list.ranked, rows, &gathered);
+    sort(list.ranked, gathered);
+  }
+  fetch_boxes<T>(source, {list.boxes, list.dead, gathered}, list.ranked);
+  if (threadIdx.x == 0) *list.count = gathered;
+}
+
+template <typename T>
+struct alignas(16) Chunk {
+  BlockState<T> state;
+  StoredBox<T> boxes[kChunk];
+  Suppressor<T> kept[kChunk];
+  Ranked<T> ranked[kChunk];
+  uint8_t dead[kChunk];
+};
+
+// `first`: the chunk's first place. The chunks before it are done with.
+template <typename T>
+__global__ __launch_bounds__(kClassThreads, 1) void chunk_kernel(BoxesOfClasses<T> source,
+                                                                  SuppressionRule<T> rule,
+                                                                  LongList<T> list, int first) {
+  Chunk<T>& chunk = *reinterpret_cast<Chunk<T>*>(dynamic_shared);
+  const int64_t count = *list.count;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (first >= count) return;
+  if (first + thread < count) {
+    chunk.boxes[thread] = list.boxes[first + thread];
+    chunk.ranked[thread] = list.ranked[first + thread];
+    chunk.dead[thread] = list.dead[first + thread];
+  }
+  __syncthreads();
+  const int chunk_count = count - first < kChunk ? static_cast<int>(count - first) : kChunk;
+  const int kept = suppress<T>({chunk.boxes, chunk.dead, chunk_count}, rule, chunk.ranked, chunk.state);
+  if (thread < kept)
+    chunk.kept[thread].set(source.box(static_cast<int64_t>(chunk.ranked[thread].index)), rule.side);
+  else
+    chunk.kept[thread].fill_up();
+  __syncthreads();
+  // Warps take turns by block, so that few of them are still spread over all multiprocessors.
+  const int64_t warp = static_cast<int64_t>(warp_of()) * gridDim.x + blockIdx.x;
+  for (int64_t i = first + kChunk + warp * kWarp + lane_of(); i < count; i += element_stride())
+    if (!list.dead[i] && is_suppressed<T>(rule, chunk.kept, kept, list.boxes[i])) list.dead[i] = 1;
+
+  if (blockIdx.x > 0) return;
+  const int64_t before = *list.kept;
+  if (thread < kept) source.write(before + thread, static_cast<int64_t>(chunk.ranked[thread].index));
+  __syncthreads();  // all have read how many there were before
+  if (thread == 0) *list.kept = before + kept;
+}
+
+template <typename T>
+int64_t suppress_long_list(const BoxesOfClasses<T>& source, const SuppressionRule<T>& rule,
+                           const Stream& stream) {
+  const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
+  const int64_t wanted = kGatheredBytes + source.rows * static_cast<int64_t>(sizeof(Ranked<T>));
+  const int64_t sort_bytes = wanted <= limit ? wanted : kGatheredBytes;
+
+  const TemporaryBuffer<Ranked<T>> ranked(source.rows, stream);
+  const TemporaryBuffer<StoredBox<T>> boxes(source.rows, stream);
+  const TemporaryBuffer<uint8_t> dead(source.rows, stream);
+  const TemporaryBuffer<int64_t> counters(2, stream);
+  fill_bytes(counters.data(), 0, 2, stream);
+  const LongList<T> list{ranked.data(), boxes.data(), dead.data(), counters.data(), counters.data() + 1};
+
+  launch_blocks("sort of boxes", sort_kernel<T>, 1, {kClassThreads, sort_bytes}, stream, source,
+                sort_bytes, list);
+  for (int64_t first = 0; first < source.rows; first += kChunk) {
+    const int64_t later_warps = (source.rows - first - kChunk + kWarp - 1) / kWarp;
+    launch_blocks("suppression", chunk_kernel<T>, std::clamp<int64_t>(later_warps, 1, processors),
+                  {kClassThreads, static_cast<int64_t>(sizeof(Chunk<T>))}, stream, source, rule, list,
+                  static_cast<int>(first));
+  }
+  return fetch(list.kept, stream);
 }
 
 }  // namespace
-
-template <typename T>
-void queue_nms(const ScoredBoxes<T>& list, float iou_threshold, bool inclusive, int64_t* keep,
-               int64_t capacity, int64_t* kept, const Stream& stream) {
-  const TemporaryBuffer<int64_t> order(list.count, stream);
-  const TemporaryBuffer<uint8_t> suppressed(list.count, stream);
-  fill_bytes(order.data(), 0xFF, list.count, stream);
-  fill_bytes(suppressed.data(), 0, list.count, stream);
-  fill_bytes(kept, 0, 1, stream);
-  launch_threads("nms order", order_kernel<T>, list.count, stream, list, order.data());
-  launch_blocks("nms suppress", suppress_kernel<T>, list.count, stream, list, order.data(),
-                iou_threshold, inclusive, suppressed.data());
-  launch_threads("nms collect", collect_kernel<T>, list.count, stream, list, order.data(),
-                 suppressed.data(), keep, capacity, kept);
-}
 
 template <typename T>
 void box_iou(const BoxIou<T>& call, const Stream& stream) {
@@ -124,18 +211,26 @@ int64_t nms(const Nms<T>& call, const Stream& stream) {
   check(call);
   const int64_t count = call.boxes.shape[0];
   if (count == 0) return 0;
+  require_countable(count);
   const DeviceGuard guard(stream);
-  const TemporaryBuffer<int64_t> kept(1, stream);
-  const ScoredBoxes<T> list{call.boxes.data, call.scores.data, call.class_ids, count};
-  queue_nms(list, call.iou_threshold, call.inclusive, call.keep.data, call.keep.shape[0],
-            kept.data(), stream);
-  return fetch(kept.data(), stream);
+  const SuppressionRule<T> rule{call.iou_threshold, static_cast<T>(call.inclusive ? 1 : 0), count};
+  const auto suppress = [&](int64_t most_classes, const Classes& classes) {
+    const BoxesOfClasses<T> source{call.boxes.data, call.scores.data, call.class_ids,
+                                   count,           classes,          call.keep.data};
+    if (call.class_ids == nullptr && count > kLongList) return suppress_long_list(source, rule, stream);
+    return suppress_and_write(source, rule, count, most_classes, stream);
+  };
+  if (call.class_ids == nullptr) return suppress(1, {});
+
+  int64_t slots = 2;
+  while (slots < 2 * count) slots *= 2;
+  const TemporaryBuffer<int64_t> ids(count, stream), table(1 + slots, stream);
+  const Classes classes{table.data(), ids.data(), table.data() + 1, slots};
+  fill_bytes(table.data(), 0, 1 + slots, stream);
+  launch_threads("classes", classes_kernel, count, stream, call.class_ids, count, classes);
+  return suppress(count, classes);
 }
 
-template void queue_nms(const ScoredBoxes<float>&, float, bool, int64_t*, int64_t, int64_t*,
-                        const Stream&);
-template void queue_nms(const ScoredBoxes<double>&, float, bool, int64_t*, int64_t, int64_t*,
-                        const Stream&);
 template void box_iou(const BoxIou<float>&, const Stream&);
 template void box_iou(const BoxIou<double>&, const Stream&);
 template int64_t nms(const Nms<float>&, const Stream&);

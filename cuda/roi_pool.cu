@@ -120,38 +120,79 @@ constexpr int kSlabThreads = 512;
 template <typename T>
 constexpr int kQuad = 16 / sizeof(T);  // channels
 
-template <typename T>
-struct alignas(16) Quad {
-  T channels[kQuad<T>];
+// What a lane loads or stores at once, 16 bytes of it an instruction.
+template <typename N, int Count>
+struct alignas(Count * sizeof(N) < 16 ? Count * sizeof(N) : 16) Vector {
+  N numbers[Count];
 };
 
-// Copies `count` channels from `channel` on to the slab, and 0 for those that a last slab lacks.
+template <typename T>
+using Quad = Vector<T, kQuad<T>>;
+
+// Whether the channels of a quad lie together, and where vectors may.
+template <typename T, typename N>
+__device__ bool has_whole_quads(const MapView<N>& map) {
+  return map.layout == Layout::nhwc && map.c % kQuad<T> == 0 &&
+         reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
+}
+
+constexpr int kTogether = 4;  // loads under way together
+
+// Calls load(cell) for kTogether cells of this thread and puts them in the slab, until all are there.
+template <typename T, int Quads, typename Load>
+__device__ void fill_cells(int cells, Quad<T>* slab, const Load& load) {
+  constexpr int step = kSlabThreads / Quads;
+  int cell = static_cast<int>(threadIdx.x) / Quads;
+  for (; cell + (kTogether - 1) * step < cells; cell += kTogether * step) {
+    Quad<T> values[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) values[i] = load(cell + i * step);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) slab[(cell + i * step) * Quads] = values[i];
+  }
+  for (; cell < cells; cell += step) slab[cell * Quads] = load(cell);
+}
+
+// The slab from `channel` on; 0 for channels that a last slab lacks. `slab` is where this lane's quads lie.
 template <typename T, int Quads>
-__device__ void fill_slab(const MapView<const T>& map, int64_t image, int64_t channel, Quad<T>* slab) {
-  const int quad = static_cast<int>(threadIdx.x) % Quads, cells = static_cast<int>(map.cells());
-  const int64_t first = channel + quad * kQuad<T>, channels = map.c - first;
-  const T* from = map.data + map.offset(image, first, 0);
+__device__ void fill_slab(const MapView<const T>& map, int64_t image, int64_t channel, bool whole_quads,
+                          Quad<T>* slab) {
+  const int cells = static_cast<int>(map.cells());
+  const int64_t channels = map.c - channel;
+  const T* from = map.data + map.offset(image, channel, 0);
   const int64_t channel_stride = map.channel_stride(), cell_stride = map.cell_stride();
-  const bool whole_quads = map.layout == Layout::nhwc && map.c % kQuad<T> == 0 &&
-                           reinterpret_cast<uintptr_t>(map.data) % sizeof(Quad<T>) == 0;
-#pragma unroll 4  // loads under way together
-  for (int cell = static_cast<int>(threadIdx.x) / Quads; cell < cells; cell += kSlabThreads / Quads) {
-    Quad<T> values{};
-    if (whole_quads && channels > 0) {
-      values = *reinterpret_cast<const Quad<T>*>(from + cell * cell_stride);
-    } else {
+  if (whole_quads && channels > 0)
+    fill_cells<T, Quads>(cells, slab, [&](int cell) {
+      return *reinterpret_cast<const Quad<T>*>(from + cell * cell_stride);
+    });
+  else
+    fill_cells<T, Quads>(cells, slab, [&](int cell) {
+      Quad<T> values{};
 #pragma unroll
       for (int c = 0; c < kQuad<T>; ++c)
-        if (c < channels) values.channels[c] = from[c * channel_stride + cell * cell_stride];
-    }
-    slab[cell * Quads + quad] = values;
+        if (c < channels) values.numbers[c] = from[c * channel_stride + cell * cell_stride];
+      return values;
+    });
+}
+
+// Stores numbers of the channels from `channel` on, at `at` and a channel's stride apart.
+template <typename N, int Count>
+__device__ void put(const Vector<N, Count>& values, const MapView<N>& map, int64_t at, int64_t channel,
+                    bool whole_quads) {
+  if (whole_quads) {
+    *reinterpret_cast<Vector<N, Count>*>(map.data + at) = values;
+    return;
   }
+  const int64_t stride = map.channel_stride();
+#pragma unroll
+  for (int c = 0; c < Count; ++c)
+    if (channel + c < map.c) map.data[at + c * stride] = values.numbers[c];
 }
 
 // One bin of one RoI for the channels of one quad, `channel` and on.
 template <typename T, typename Index, bool WithArgmax, int Quads>
 __device__ void pool_quad(const RoiPoolForward<T, Index>& call, int64_t row, int64_t channel, int bin,
-                          BinRange y, BinRange x, const Quad<T>* slab) {
+                          BinRange y, BinRange x, bool whole_quads, const Quad<T>* slab) {
   const int width = static_cast<int>(call.features.w);
   const int top = static_cast<int>(y.begin), bottom = static_cast<int>(y.end);
   const int left = static_cast<int>(x.begin), right = static_cast<int>(x.end);
@@ -162,7 +203,7 @@ __device__ void pool_quad(const RoiPoolForward<T, Index>& call, int64_t row, int
   const Quad<T> corner = slab[first * Quads];
 #pragma unroll
   for (int c = 0; c < kQuad<T>; ++c) {
-    best[c] = widened(corner.channels[c]);
+    best[c] = widened(corner.numbers[c]);
     if (!semantics::beats(best[c], Maximum<T>::lowest())) best[c] = Maximum<T>::lowest();
     where[c] = empty ? -1 : first;
   }
@@ -172,22 +213,24 @@ __device__ void pool_quad(const RoiPoolForward<T, Index>& call, int64_t row, int
       const Quad<T> values = slab[cell * Quads];
 #pragma unroll
       for (int c = 0; c < kQuad<T>; ++c) {
-        const Wide<T> value = widened(values.channels[c]);
+        const Wide<T> value = widened(values.numbers[c]);
         const bool better = semantics::beats(value, best[c]);
         best[c] = better ? value : best[c];
         if constexpr (WithArgmax) where[c] = better ? cell : where[c];
       }
     }
   }
-  const int64_t channels = call.output.c - channel;
-  const int64_t at = call.output.offset(row, channel, bin), stride = call.output.channel_stride();
+  Quad<T> values;
+  Vector<Index, kQuad<T>> cells;
 #pragma unroll
   for (int c = 0; c < kQuad<T>; ++c) {
-    if (c >= channels) break;
-    const T value = best[c] == Maximum<T>::lowest() ? corner.channels[c] : narrowed<T>(best[c]);
-    call.output.data[at + c * stride] = empty ? T{} : value;
-    if constexpr (WithArgmax) call.argmax.data[at + c * stride] = static_cast<Index>(where[c]);
+    const T value = best[c] == Maximum<T>::lowest() ? corner.numbers[c] : narrowed<T>(best[c]);
+    values.numbers[c] = empty ? T{} : value;
+    cells.numbers[c] = static_cast<Index>(where[c]);
   }
+  const int64_t at = call.output.offset(row, channel, bin);
+  put(values, call.output, at, channel, whole_quads);
+  if constexpr (WithArgmax) put(cells, call.argmax, at, channel, whole_quads);
 }
 
 // A block is (slab, image, share): every `shares`-th group of RoIs is pooled by this one.
@@ -200,12 +243,15 @@ __global__ __launch_bounds__(kSlabThreads, 1) void pool_slabs_kernel(
   const int64_t images = call.features.n, rois = call.rois.shape[0];
   const int pw = static_cast<int>(call.output.w), bins = static_cast<int>(call.output.cells());
   const int quad = lane_of() % Quads, first_bin = lane_of() / Quads;
-  const Quad<T>* const mine = slab + quad;
+  Quad<T>* const mine = slab + quad;  // the quads that this lane fills are those it reads
+  const bool read_whole = has_whole_quads<T>(call.features);
+  const bool write_whole = has_whole_quads<T>(call.output) &&
+                           (!WithArgmax || has_whole_quads<T>(call.argmax));
   for (int64_t block = blockIdx.x; block < slabs * images * shares; block += gridDim.x) {
     const int64_t image = block / slabs % images, share = block / slabs / images;
     const int64_t first = block % slabs * slab_channels, channel = first + quad * kQuad<T>;
     __syncthreads();  // the slab before this one is done with
-    fill_slab<T, Quads>(call.features, image, first, slab);
+    fill_slab<T, Quads>(call.features, image, channel, read_whole, mine);
     __syncthreads();
     constexpr int warps = kSlabThreads / kWarp;
     for (int64_t row = share * warps + warp_of(); row < rois; row += shares * warps) {
@@ -218,7 +264,7 @@ __global__ __launch_bounds__(kSlabThreads, 1) void pool_slabs_kernel(
         BinRange y = semantics::bin_range(roi.y, bin_y, call.features.h);
         const BinRange x = semantics::bin_range(roi.x, bin_x, call.features.w);
         if (roi.image < 0) y.end = y.begin;
-        pool_quad<T, Index, WithArgmax, Quads>(call, row, channel, bin, y, x, mine);
+        pool_quad<T, Index, WithArgmax, Quads>(call, row, channel, bin, y, x, write_whole, mine);
         bin_x += together % pw, bin_y += together / pw;
         if (bin_x >= pw) bin_x -= pw, ++bin_y;
       }
@@ -231,68 +277,68 @@ __global__ __launch_bounds__(kSlabThreads, 1) void pool_slabs_kernel(
 // the other. Lanes whose bins share a cell take turns, the lower bin first. So every cell is added to in
 // ascending order of (RoI, bin), which is the CPU's order, without an atomic.
 
+// So many rows of rois are looked at at once, for those of the image: their numbers, from `first` on, are
+// listed in shared memory.
+constexpr int kRowsListed = 512;
+constexpr int64_t kListBytes = kRowsListed * sizeof(int);
+
+template <typename T, typename Index>
+__device__ int list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first, int* list) {
+  const int lane = lane_of();
+  int count = 0;
+  __syncwarp();  // the list before this one is done with
+#pragma unroll 4
+  for (int i = lane; i - lane < kRowsListed; i += kWarp) {
+    const int64_t row = first + i;
+    const bool mine = row < call.rois.shape[0] &&
+                      semantics::roi_image(call.rois.data[5 * row], call.grad_input.n) == image;
+    const unsigned found = __ballot_sync(kAllLanes, mine);
+    if (mine) list[count + __popc(found & lanes_before(lane))] = i;
+    count += __popc(found);
+  }
+  __syncwarp();
+  return count;
+}
+
 // The gradients that a warp takes together, in registers: those that come next are on their way while
-// these are added.
+// these are added. As they were loaded: whatever looked at them here would wait for them.
 constexpr int kStepsAhead = 8;
 
-template <typename T>
+template <typename T, typename Index>
 struct Steps {
-  Wide<T> gradient[kStepsAhead];
-  unsigned cell[kStepsAhead];  // no cell of the map: nothing to add
-  int count;
+  T gradient[kStepsAhead];
+  Index cell[kStepsAhead];  // no cell of the map: nothing to add
 };
 
-// Walks through the RoIs of one image, 32 / Channels bins a step. All lanes of a warp walk together.
+// Walks through the listed RoIs, 32 / Channels bins a step. All lanes of a warp walk together.
 template <typename T, typename Index, int Channels>
-class StepWalk {
- public:
-  __device__ StepWalk(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t channel)
-      : call_(call), image_(image), channel_(channel + lane_of() % Channels) {}
+struct StepWalk {
+  const RoiPoolBackward<T, Index>& call;
+  const int64_t channel;  // of this lane
+  const int64_t first_row;
+  const int* const list;
+  const int count;
+  int place = 0;    // in the list
+  int64_t bin = 0;  // the step's first
 
-  __device__ void load(Steps<T>& steps) {
-    const int64_t bins = call_.grad_output.cells(), cells = call_.grad_input.cells();
-    steps.count = 0;
+  __device__ bool is_over() const { return place >= count; }
+
+  __device__ void load(Steps<T, Index>& steps) {
+    const int64_t bins = call.grad_output.cells();
 #pragma unroll
     for (int i = 0; i < kStepsAhead; ++i) {
-      steps.cell[i] = ~0u;
-      steps.gradient[i] = 0;
-      if (bin_ >= bins && !next_row()) continue;
-      const int64_t bin = bin_ + lane_of() / Channels;
-      bin_ += kWarp / Channels;
-      ++steps.count;
-      if (bin >= bins || channel_ >= call_.grad_input.c) continue;
-      const int64_t from = call_.grad_output.offset(row_, channel_, bin);
-      const auto cell = static_cast<int64_t>(call_.argmax.data[from]);
-      if (cell >= 0 && cell < cells) {
-        steps.cell[i] = static_cast<unsigned>(cell);
-        steps.gradient[i] = widened(call_.grad_output.data[from]);
-      }
+      steps.cell[i] = static_cast<Index>(-1);
+      steps.gradient[i] = T{};
+      if (is_over()) continue;
+      const int64_t row = first_row + list[place], mine = bin + lane_of() / Channels;
+      bin += kWarp / Channels;
+      if (bin >= bins) bin = 0, ++place;
+      if (mine >= bins || channel >= call.grad_input.c) continue;
+      const int64_t from = call.grad_output.offset(row, channel, mine);
+      steps.cell[i] = call.argmax.data[from];
+      steps.gradient[i] = call.grad_output.data[from];
     }
   }
-
- private:
-  // Rows are looked at by 32, one a lane.
-  __device__ bool next_row() {
-    const int64_t rows = call_.rois.shape[0];
-    while (found_ == 0) {
-      if (looked_at_ >= rows) return false;
-      const int64_t row = looked_at_ + lane_of();
-      const bool mine = row < rows && semantics::roi_image(call_.rois.data[5 * row],
-                                                           call_.grad_input.n) == image_;
-      found_ = __ballot_sync(kAllLanes, mine);
-      looked_at_ += kWarp;
-    }
-    row_ = looked_at_ - kWarp + __ffs(static_cast<int>(found_)) - 1;
-    found_ &= found_ - 1;
-    bin_ = 0;
-    return true;
-  }
-
-  const RoiPoolBackward<T, Index>& call_;
-  const int64_t image_, channel_;
-  int64_t looked_at_ = 0, row_ = 0;
-  int64_t bin_ = INT64_MAX;
-  unsigned found_ = 0;
 };
 
 // Where a warp adds up: cell * cell_stride + channel * channel_stride.
@@ -306,20 +352,20 @@ struct Sums {
   }
 };
 
-template <typename T, int Channels>
-__device__ void add(const Steps<T>& steps, const Sums<Wide<T>>& sums) {
+template <typename T, typename Index, int Channels>
+__device__ void add(const Steps<T, Index>& steps, int64_t cells, const Sums<Wide<T>>& sums) {
   const int lane = lane_of(), channel = lane % Channels;
-  const unsigned lower_lanes = (1u << lane) - 1;
 #pragma unroll
   for (int i = 0; i < kStepsAhead; ++i) {
-    if (i >= steps.count) break;
-    const bool adds = steps.cell[i] != ~0u;
+    // One test for both ends of the map: -1, and 65535 of uint16, are large without a sign.
+    const auto cell = static_cast<unsigned>(static_cast<int>(steps.cell[i]));
+    const bool adds = cell < cells;
     // Lanes of one address; a lane with none is alone.
-    const unsigned address = adds ? steps.cell[i] * Channels + channel : ~static_cast<unsigned>(lane);
+    const unsigned address = adds ? cell * Channels + channel : ~static_cast<unsigned>(lane);
     const unsigned sharing = __match_any_sync(kAllLanes, address);
-    const int turn = __popc(sharing & lower_lanes);
+    const int turn = __popc(sharing & lanes_before(lane));
     for (int now = 0; __ballot_sync(kAllLanes, adds && turn >= now) != 0; ++now) {
-      if (adds && turn == now) sums.at(steps.cell[i], channel) += steps.gradient[i];
+      if (adds && turn == now) sums.at(cell, channel) += widened(steps.gradient[i]);
       __syncwarp();
     }
   }
@@ -337,8 +383,9 @@ __global__ __launch_bounds__(kWarp, 1) void scatter_kernel(RoiPoolBackward<T, In
   for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
     const int64_t image = group / groups, first = group % groups * Channels;
     Sums<W> sums;
+    int* const list = reinterpret_cast<int*>(dynamic_shared);
     if constexpr (InShared)
-      sums = {reinterpret_cast<W*>(dynamic_shared), Channels, 1};
+      sums = {reinterpret_cast<W*>(list + kRowsListed), Channels, 1};
     else
       sums = {spare + result.offset(image, first, 0), result.cell_stride(), result.channel_stride()};
     const bool has_channel = first + channel < result.c;
@@ -346,13 +393,16 @@ __global__ __launch_bounds__(kWarp, 1) void scatter_kernel(RoiPoolBackward<T, In
       if (has_channel) sums.at(cell, channel) = 0;
     __syncwarp();
 
-    StepWalk<T, Index, Channels> walk(call, image, first);
-    Steps<T> now, next;
-    walk.load(now);
-    while (now.count > 0) {
-      walk.load(next);
-      add<T, Channels>(now, sums);
-      now = next;
+    for (int64_t row = 0; row < call.rois.shape[0]; row += kRowsListed) {
+      const int count = list_rows(call, image, row, list);
+      StepWalk<T, Index, Channels> walk{call, first + channel, row, list, count};
+      Steps<T, Index> now, next;
+      walk.load(now);
+      for (bool last = count == 0; !last; now = next) {
+        last = walk.is_over();
+        walk.load(next);
+        add<T, Index, Channels>(now, cells, sums);
+      }
     }
 
     T* const out = result.data + result.offset(image, first, 0);
@@ -392,9 +442,10 @@ void launch_scatter(const RoiPoolBackward<T, Index>& call, int64_t shared_limit,
   const int64_t groups = ceil_div(result.c, Channels) * result.n;
   const int64_t bytes = result.cells() * Channels * static_cast<int64_t>(sizeof(W));
   const auto launch = [&](auto kernel, int64_t shared, W* spare) {
-    launch_blocks("roi_pool_backward", kernel, groups, {kWarp, shared}, stream, call, spare);
+    launch_blocks("roi_pool_backward", kernel, groups, {kWarp, kListBytes + shared}, stream, call,
+                  spare);
   };
-  if (bytes <= shared_limit) {
+  if (bytes + kListBytes <= shared_limit) {
     launch(scatter_kernel<T, Index, Channels, true>, bytes, nullptr);
   } else if constexpr (Channels == 1) {
     const auto in_spare = scatter_kernel<T, Index, 1, false>;
@@ -441,7 +492,7 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stre
   // Channels-last: as many channels as are read together, where their planes fit.
   constexpr int together = 8;
   const int64_t bytes = call.grad_input.cells() * together * static_cast<int64_t>(sizeof(Wide<T>));
-  if (call.grad_input.layout == Layout::nhwc && bytes <= limit)
+  if (call.grad_input.layout == Layout::nhwc && bytes + kListBytes <= limit)
     launch_scatter<together>(call, limit, stream);
   else
     launch_scatter<1>(call, limit, stream);

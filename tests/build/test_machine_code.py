@@ -35,6 +35,8 @@ INSTRUCTIONS = {
     "pool_directly_kernel": (("LDG",), LOCAL + GENERIC),
     "scatter_kernel<.*true>": (("LDS", "STS"), LOCAL + GENERIC + ATOMICS),
     "scatter_kernel<.*false>": (("LDG", "STG"), LOCAL + GENERIC + ATOMICS),
+    "suppress_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
+    "chunk_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
 }
 
 
@@ -107,6 +109,8 @@ def opcodes(sources: list[Source]) -> dict[tuple[str, str], set[str]]:
 def readable(functions: set[str]) -> dict[str, str]:
     """The functions' names in C++, without parameters and the namespaces they share."""
     names = sorted(functions)
+    if not names:  # c++filt would read what is typed
+        return {}
     lines = run("c++filt", "--no-params", *names).stdout.splitlines()
     shared = re.compile(r"fastrcnn_engine::(cuda::)?(\(anonymous namespace\)::)?|^void ")
     return {name: shared.sub("", line) for name, line in zip(names, lines, strict=True)}

@@ -14,7 +14,7 @@
 //     bad grids, more shared memory than there is or was set for the kernel
 //   - any call of the runtime can be made to fail (emulation::fail_call)
 // Not emulated: threads that run at the same time (a lost update between two switches), weak memory
-// order, warp operations of fewer than all lanes, atomics, static __shared__ being undefined at the start,
+// order, warp operations of fewer than all lanes, static __shared__ being undefined at the start,
 // the arithmetic of the device's own exp and log. Passing here is not passing on a GPU.
 #pragma once
 
@@ -95,6 +95,23 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = 32, Here here = Here
   const auto all = emulation::exchange(mask, bits, here);
   std::memcpy(&value, &all[self / width * width + lane % width], sizeof(T));
   return value;
+}
+// Threads switch elsewhere, so there is nothing to protect. memcpy: what is an unsigned long long here
+// may lie there as an int64_t.
+template <typename T>
+T atomicAdd(T* place, T value) {
+  T old;
+  std::memcpy(&old, place, sizeof(T));
+  const T sum = old + value;
+  std::memcpy(place, &sum, sizeof(T));
+  return old;
+}
+template <typename T>
+T atomicCAS(T* place, T expected, T value) {
+  T old;
+  std::memcpy(&old, place, sizeof(T));
+  if (old == expected) std::memcpy(place, &value, sizeof(T));
+  return old;
 }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }

@@ -63,6 +63,14 @@ void in_every_schedule(const Check& check) {
   emulation::schedule = Schedule::forward;
 }
 
+// Calls work() on a device whose blocks may have `bytes` of shared memory.
+template <typename Work>
+void with_shared_bytes(int bytes, const Work& work) {
+  const int limit = std::exchange(emulation::shared_limit, bytes);
+  work();
+  emulation::shared_limit = limit;
+}
+
 // Numbers in steps of a quarter, so that ties and exact thresholds happen.
 class Random {
  public:
@@ -94,12 +102,12 @@ View<T, 1> list_of(std::vector<T>& values) {
   return {values.data(), {static_cast<int64_t>(values.size())}};
 }
 
-// Small boxes close together, some reversed, without area or not finite.
+// Small boxes, some reversed, without area or not finite. They lie close together where `extent` is small.
 template <typename T>
-std::vector<T> crowded_boxes(int64_t count, Random& random) {
+std::vector<T> crowded_boxes(int64_t count, Random& random, int64_t extent = 6) {
   std::vector<T> boxes;
   for (int64_t i = 0; i < count; ++i) {
-    const float x = random.quarters(0, 6), y = random.quarters(0, 6);
+    const float x = random.quarters(0, extent), y = random.quarters(0, extent);
     const float w = random.quarters(0, 4), h = random.quarters(0, 4);
     std::array<float, 4> box{x, y, x + w, y + h};
     const int64_t kind = random.integer(0, 29);

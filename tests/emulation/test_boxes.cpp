@@ -87,37 +87,83 @@ void box_iou() {
 
 namespace {
 
+// `ids`: one for each box, or none. The CPU and every schedule of the device keep the same.
+template <typename T>
+void nms_of(const std::vector<T>& boxes, const std::vector<T>& scores, const std::vector<int64_t>& ids,
+            Random& random) {
+  constexpr float thresholds[] = {0, 0.3f, 0.5f, 1};
+  const auto count = static_cast<int64_t>(scores.size());
+  std::vector<int64_t> keep(count), expected(count, 77);
+  Nms<T> call;
+  call.boxes = rows_of(boxes, 4);
+  call.scores = {scores.data(), {count}};
+  call.class_ids = ids.empty() ? nullptr : ids.data();
+  call.iou_threshold = thresholds[random.integer(0, 3)];
+  call.inclusive = random.integer(0, 1);
+  call.keep = list_of(expected);
+  const int64_t expected_count = cpu::nms(call);
+  call.keep = list_of(keep);
+  in_every_schedule([&](const std::string& where) {
+    keep.assign(count, 77);
+    const int64_t kept = cuda::nms(call, stream());
+    emulation::finish();
+    const std::string which = " of " + std::to_string(count) + " boxes" + where;
+    expect(kept == expected_count, "nms count" + which);
+    expect(same(keep, expected), "nms indices" + which);
+  });
+}
+
+// What a block has kept of one class must not suppress boxes of the next: of two blocks, the first has
+// classes 7 and 9, and the last box is where one of class 7 was.
+template <typename T>
+void nms_of_one_class_after_the_other(Random& random) {
+  std::vector<T> boxes, scores;
+  std::vector<int64_t> ids;
+  const auto add = [&](T x, int64_t id) {
+    for (const T corner : {x, T(0), x + T(2), T(2)}) boxes.push_back(corner);
+    scores.push_back(T(100) - static_cast<T>(ids.size()));
+    ids.push_back(id);
+  };
+  for (int i = 0; i < 4; ++i) add(T(10 * i), 7);
+  add(0, 8);
+  for (int i = 0; i < 32; ++i) add(90, 9);
+  add(10, 9);
+  for (int i = 0; i < 3; ++i) nms_of<T>(boxes, scores, ids, random);
+}
+
+// Ids of `classes` classes, the first of which has half of the boxes.
+std::vector<int64_t> random_ids(int64_t count, int64_t classes, Random& random) {
+  std::vector<int64_t> names{std::numeric_limits<int64_t>::min(), -1, 0,
+                             std::numeric_limits<int64_t>::max()}, ids(count);
+  while (static_cast<int64_t>(names.size()) < classes)
+    names.push_back(random.integer(-1000, 1000) << random.integer(0, 50));
+  for (int64_t& id : ids) id = names[random.integer(0, 1) * random.integer(0, classes - 1)];
+  return ids;
+}
+
 template <typename T>
 void nms_of() {
   Random random;
-  constexpr int64_t class_values[] = {std::numeric_limits<int64_t>::min(), -1, 0, 1,
-                                      std::numeric_limits<int64_t>::max()};
-  for (const int64_t count : {0, 1, 2, 255, 257})
-    for (const int classes : {0, 1, 5})  // 0: no class ids
-      for (const float threshold : {0.0f, 0.3f, 0.5f, 1.0f})
-        for (const bool inclusive : {false, true}) {
-          const auto boxes = crowded_boxes<T>(count, random);
-          auto scores = tied_scores<T>(count, random);
-          if (threshold == 1.0f) scores.assign(count, kNan);
-          std::vector<int64_t> ids(count), keep(count), expected(count, 77);
-          for (int64_t& id : ids) id = class_values[random.integer(0, std::max(classes, 1) - 1)];
-          Nms<T> call;
-          call.boxes = rows_of(boxes, 4);
-          call.scores = {scores.data(), {count}};
-          call.class_ids = classes > 0 ? ids.data() : nullptr;
-          call.iou_threshold = threshold;
-          call.inclusive = inclusive;
-          call.keep = list_of(expected);
-          const int64_t expected_count = cpu::nms(call);
-          call.keep = list_of(keep);
-          in_every_schedule([&](const std::string& where) {
-            keep.assign(count, 77);
-            const int64_t kept = cuda::nms(call, stream());
-            emulation::finish();
-            expect(kept == expected_count, "nms count" + where);
-            expect(same(keep, expected), "nms indices" + where);
-          });
-        }
+  const auto check = [&random](int64_t count, int64_t classes, int64_t extent) {
+    const auto ids = classes > 0 ? random_ids(count, classes, random) : std::vector<int64_t>{};
+    nms_of<T>(crowded_boxes<T>(count, random, extent), tied_scores<T>(count, random), ids, random);
+  };
+  for (const int64_t count : {0, 1, 31, 32, 33, 63, 64, 65}) check(count, 0, count % 2 ? 6 : 20);
+  for (const int64_t count : {1000, 1100}) check(count, 0, 80);
+  for (const int64_t count : {0, 1, 33, 257}) check(count, 5, 20);
+  check(300, 12, 30);
+  check(40, 40, 6);
+  nms_of<T>(crowded_boxes<T>(40, random), std::vector<T>(40, kNan), {}, random);
+  nms_of_one_class_after_the_other<T>(random);
+
+  // So little that of a list only what is sorted fits, or not even that; of five classes some fit as a whole.
+  for (const int bytes : {2400, 5300})
+    with_shared_bytes(bytes, [&] {
+      for (const int64_t classes : {0, 5})
+        for (const int64_t count : {150, 300}) check(count, classes, 40);
+    });
+  if (sizeof(T) == 4)  // the others need more for what is not a list
+    with_shared_bytes(2400, [&] { check(1100, 0, 80); });
 }
 
 }  // namespace

@@ -5,57 +5,69 @@
 namespace {
 
 template <typename T>
+void detections_of(int64_t rows, int64_t columns, int64_t capacity, int64_t extent, bool with_deltas,
+                   Random& random) {
+  const bool inclusive = random.integer(0, 1);
+  const auto proposals = crowded_boxes<T>(rows, random, extent);
+  const auto scores = tied_scores<T>(rows * columns, random);
+  auto deltas = random.many<T>(4 * rows * columns, -1, 1);
+  for (T& delta : deltas)
+    if (random.integer(0, 29) == 0) delta = random.integer(0, 1) ? kNan : -kInf;
+  DetectBoxes<T> call;
+  call.proposals = rows_of(proposals, 4);
+  call.scores = rows_of(scores, columns);
+  call.deltas = rows_of(std::as_const(deltas), 4 * columns);
+  if (!with_deltas) call.deltas.data = nullptr;
+  call.image_height = 7 + extent;
+  call.image_width = 8.5 + extent;
+  call.max_log_ratio = std::log(1000.0 / 16);
+  call.score_threshold = random.integer(0, 1) ? 0.5 : -1;
+  call.nms_threshold = 0.3f;
+  call.inclusive = inclusive;
+
+  struct Results {
+    std::vector<T> boxes, scores;
+    std::vector<int64_t> labels, rows;
+  };
+  const Results blank{std::vector<T>(4 * capacity, 77), std::vector<T>(capacity, 77),
+                      std::vector<int64_t>(capacity, 77), std::vector<int64_t>(capacity, 77)};
+  Results results = blank, expected = blank;
+  const auto into = [&call](Results& to) {
+    call.boxes = rows_of(to.boxes, 4);
+    call.box_scores = list_of(to.scores);
+    call.labels = list_of(to.labels);
+    call.proposal_rows = list_of(to.rows);
+    return call;
+  };
+  const int64_t expected_count = cpu::detect_boxes(into(expected));
+  in_every_schedule([&](const std::string& where) {
+    results = blank;
+    const int64_t count = cuda::detect_boxes(into(results), stream());
+    emulation::finish();
+    expect(count == expected_count, "detections count" + where);
+    expect(same(results.boxes, expected.boxes), "detections boxes" + where);
+    expect(same(results.scores, expected.scores), "detections scores" + where);
+    expect(same(results.labels, expected.labels), "detections labels" + where);
+    expect(same(results.rows, expected.rows), "detections rows" + where);
+  });
+}
+
+template <typename T>
 void detections_of() {
   Random random;
   for (const int64_t rows : {0, 1, 70})
     for (const int64_t columns : {1, 2, 6})
       for (const int64_t capacity : {0, 1, 10, 400})
-        for (const bool with_deltas : {true, false}) {
-          const bool inclusive = random.integer(0, 1);
-          const auto proposals = crowded_boxes<T>(rows, random);
-          const auto scores = tied_scores<T>(rows * columns, random);
-          auto deltas = random.many<T>(4 * rows * columns, -1, 1);
-          for (T& delta : deltas)
-            if (random.integer(0, 29) == 0) delta = random.integer(0, 1) ? kNan : -kInf;
-          DetectBoxes<T> call;
-          call.proposals = rows_of(proposals, 4);
-          call.scores = rows_of(scores, columns);
-          call.deltas = rows_of(std::as_const(deltas), 4 * columns);
-          if (!with_deltas) call.deltas.data = nullptr;
-          call.image_height = 7;
-          call.image_width = 8.5;
-          call.max_log_ratio = std::log(1000.0 / 16);
-          call.score_threshold = random.integer(0, 1) ? 0.5 : -1;
-          call.nms_threshold = 0.3f;
-          call.inclusive = inclusive;
-
-          struct Results {
-            std::vector<T> boxes, scores;
-            std::vector<int64_t> labels, rows;
-          };
-          const Results blank{std::vector<T>(4 * capacity, 77), std::vector<T>(capacity, 77),
-                              std::vector<int64_t>(capacity, 77),
-                              std::vector<int64_t>(capacity, 77)};
-          Results results = blank, expected = blank;
-          const auto into = [&call](Results& to) {
-            call.boxes = rows_of(to.boxes, 4);
-            call.box_scores = list_of(to.scores);
-            call.labels = list_of(to.labels);
-            call.proposal_rows = list_of(to.rows);
-            return call;
-          };
-          const int64_t expected_count = cpu::detect_boxes(into(expected));
-          in_every_schedule([&](const std::string& where) {
-            results = blank;
-            const int64_t count = cuda::detect_boxes(into(results), stream());
-            emulation::finish();
-            expect(count == expected_count, "detections count" + where);
-            expect(same(results.boxes, expected.boxes), "detections boxes" + where);
-            expect(same(results.scores, expected.scores), "detections scores" + where);
-            expect(same(results.labels, expected.labels), "detections labels" + where);
-            expect(same(results.rows, expected.rows), "detections rows" + where);
-          });
-        }
+        detections_of<T>(rows, columns, capacity, 1, random.integer(0, 1), random);
+  detections_of<T>(1000, 2, 500, 100, false, random);
+  detections_of<T>(200, 4, 100, 40, true, random);
+  detections_of<T>(20, 35, 300, 10, true, random);
+  // As in nms: the boxes do not fit in shared memory; nor does what is sorted.
+  for (const int bytes : {2400, 5300})
+    with_shared_bytes(bytes, [&] {
+      for (const int64_t capacity : {10, 1000})
+        detections_of<T>(150, 4, capacity, 40, true, random);
+    });
 }
 
 }  // namespace

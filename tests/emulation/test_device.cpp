@@ -3,6 +3,8 @@
 #include "fastrcnn_engine/detections.h"
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/nms.h"
+#include "fastrcnn_engine/roi_pool.h"
+#include "fastrcnn_engine/semantics/half.h"
 #include "kernel_tests.h"
 
 namespace {
@@ -110,9 +112,40 @@ void device_errors() {
   call.box_scores = list_of(out_scores);
   call.labels = list_of(labels);
   call.proposal_rows = list_of(rows);
-  // The two of the device, 7 buffers, 3 memsets, 5 launches, the copy and the wait.
-  expect(failing_calls([&] { cuda::detect_boxes(call, stream()); }) == 19,
+  // The two of the device, its shared memory, 3 buffers, a memset, 2 launches, the copy and the wait.
+  expect(failing_calls([&] { cuda::detect_boxes(call, stream()); }) == 11,
          "detect_boxes reports every failure");
+  const std::vector<int64_t> ids(20, 3);
+  std::vector<int64_t> keep(20);
+  Nms<float> suppression;
+  suppression.boxes = rows_of(boxes, 4);
+  suppression.scores = {scores.data(), {20}};
+  suppression.class_ids = ids.data();
+  suppression.keep = list_of(keep);
+  // As detect_boxes, and for the classes 2 buffers, a memset and a launch.
+  expect(failing_calls([&] { cuda::nms(suppression, stream()); }) == 15, "nms reports every failure");
+  std::vector<float16> map(4 * 9), pooled(40 * 4 * 4);
+  std::vector<float> rois(40 * 5);
+  std::vector<int32_t> argmax(pooled.size());
+  RoiPoolForward<float16> pool;
+  pool.features = {map.data(), 1, 4, 3, 3};
+  pool.rois = rows_of(std::as_const(rois), 5);
+  pool.output = {pooled.data(), 40, 4, 2, 2};
+  pool.argmax = {argmax.data(), 40, 4, 2, 2};
+  // The two of the device, its shared memory, its multiprocessors, one launch.
+  expect(failing_calls([&] { cuda::roi_pool_forward(pool, stream()); }) == 5,
+         "roi_pool_forward reports every failure");
+  const RoiPoolBackward<float16> back{{pooled.data(), 40, 4, 2, 2},
+                                      {argmax.data(), 40, 4, 2, 2},
+                                      pool.rois,
+                                      {map.data(), 1, 4, 3, 3}};
+  // The two of the device, its shared memory, one launch.
+  expect(failing_calls([&] { cuda::roi_pool_backward(back, stream()); }) == 4,
+         "roi_pool_backward reports every failure");
+  with_shared_bytes(0, [&] {  // and one buffer
+    expect(failing_calls([&] { cuda::roi_pool_backward(back, stream()); }) == 5,
+           "roi_pool_backward without shared memory reports every failure");
+  });
   expect(cuda::why_unavailable().empty(), "a device can be used");
   emulation::fail_call(1);
   expect(cuda::why_unavailable() == "emulated failure", "the reason is given");

@@ -22,13 +22,13 @@ class Bug:
     old: str  # stands there once
     new: str
     test: str  # that must fail
+    unit: str = ""  # what is compiled, where `source` is a header
 
 
 BUGS = [
     Bug(
         "a slab is read before it is filled", "roi_pool.cu",
-        "    fill_slab<T, Quads>(call.features, image, first, slab);\n    __syncthreads();\n",
-        "    fill_slab<T, Quads>(call.features, image, first, slab);\n",
+        "read_whole, mine);\n    __syncthreads();\n", "read_whole, mine);\n",
         "roi_pool_forward",
     ),
     Bug(
@@ -49,14 +49,23 @@ BUGS = [
     ),
     Bug(
         "the quads of a cell change places", "roi_pool.cu",
-        "  const Quad<T>* const mine = slab + quad;\n",
-        "  const Quad<T>* const mine = slab + (quad ^ 1) % Quads;\n",
+        " write_whole, mine);\n", " write_whole, slab + (quad ^ 1) % Quads);\n",
         "roi_pool_forward",
     ),
     Bug(
         "a vector load that is not aligned", "roi_pool.cu",
-        "map.layout == Layout::nhwc && map.c % kQuad<T> == 0 &&", "map.layout == Layout::nhwc &&",
+        " && map.c % kQuad<T> == 0 &&\n", " &&\n",
         "roi_pool_forward",
+    ),
+    Bug(
+        "vectors are taken for aligned wherever a map begins", "roi_pool.cu",
+        " &&\n         reinterpret_cast<uintptr_t>(map.data) % 16 == 0;", ";",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "the shared memory is not asked for", "launch.cuh",
+        "  if (shape.shared_bytes > unasked) {\n", "  if (false) {\n",
+        "roi_pool_forward", "roi_pool.cu",
     ),
     Bug(
         "bins beyond the first rows are the row above's", "roi_pool.cu",
@@ -77,44 +86,124 @@ BUGS = [
     ),
     Bug(
         "lanes of one cell add at once", "roi_pool.cu",
-        "    const int turn = __popc(sharing & lower_lanes);\n", "    const int turn = 0;\n",
+        "    const int turn = __popc(sharing & lanes_before(lane));\n", "    const int turn = 0;\n",
         "roi_pool_backward",
     ),
     Bug(
         "the higher bin adds first", "roi_pool.cu",
-        "    const int turn = __popc(sharing & lower_lanes);\n",
-        "    const int turn = __popc(sharing & ~lower_lanes) - 1;\n",
+        "    const int turn = __popc(sharing & lanes_before(lane));\n",
+        "    const int turn = __popc(sharing & ~lanes_before(lane)) - 1;\n",
         "roi_pool_backward",
     ),
     Bug(
-        "the gradients taken next are lost", "roi_pool.cu",
-        "      now = next;\n", "      now = next;\n      if (now.count < kStepsAhead) break;\n",
+        "the gradients taken last are lost", "roi_pool.cu",
+        "last = walk.is_over();\n        walk.load(next);\n",
+        "walk.load(next);\n        last = walk.is_over();\n",
         "roi_pool_backward",
     ),
     Bug(
         "a cell beyond the map is added to", "roi_pool.cu",
-        "      if (cell >= 0 && cell < cells) {\n", "      if (cell >= 0) {\n",
+        "    const bool adds = cell < cells;\n", "    const bool adds = cell <= cells;\n",
         "roi_pool_backward",
+    ),
+    Bug(
+        "a row of another image is listed", "roi_pool.cu",
+        "    if (mine) list[count + __popc(found & lanes_before(lane))] = i;\n",
+        "    list[count + __popc(found & lanes_before(lane))] = i;\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "the fold of the loss forgets its barrier", "smooth_l1.cu",
+        "    __syncthreads();\n    if (lane < half)", "    if (lane < half)",
+        "smooth_l1",
+    ),
+    Bug(
+        "the gradient of the loss is that of its sum", "smooth_l1.cu",
+        "(grad_loss == nullptr ? T(1) : *grad_loss) / static_cast<T>(call.normalizer)",
+        "(grad_loss == nullptr ? T(1) : *grad_loss)",
+        "smooth_l1",
     ),
     Bug(
         "the sums are not zero at first", "roi_pool.cu",
         "      if (has_channel) sums.at(cell, channel) = 0;\n", "      {}\n",
         "roi_pool_backward",
     ),
+    Bug(
+        "of equal scores the higher index is kept", "nms_steps.cuh",
+        "(a.key == b.key && a.index < b.index)", "(a.key == b.key && a.index > b.index)",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "exchanges between warps wait for the warp alone", "nms_steps.cuh",
+        "across < kWarp && (stride > 1 || 4 * half <= kWarp)", "across < kWarp",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "boxes are compared with the kept before these are known", "nms_steps.cuh",
+        "kept_before, state);\n    __syncthreads();", "kept_before, state);",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "the kept are overwritten before all have read them", "nms_steps.cuh",
+        "    kept_before += state.kept_count;\n    __syncthreads();",
+        "    kept_before += state.kept_count;",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "the first of the boxes after 32 is left out", "nms_steps.cuh",
+        "(int i = next + static_cast<int>(threadIdx.x)",
+        "(int i = next + 1 + static_cast<int>(threadIdx.x)",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "a suppressed box suppresses", "nms_steps.cuh",
+        "open &= ~kept & ~__ballot_sync(kAllLanes, (suppressors & kept) != 0);", "open &= ~kept;",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "a list for which there is no room is gathered in part", "nms_steps.cuh",
+        "      gather(source, id, spare.ranked + begin, count, &state.gathered);\n", "",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "the last chunk of a long list is left out", "nms.cu",
+        "first < source.rows; first += kChunk", "first + kChunk < source.rows; first += kChunk",
+        "nms",
+    ),
+    Bug(
+        "one more detection is written than there is room for", "nms_steps.cuh",
+        "lane_of() == 0 && before < enough", "lane_of() == 0 && before <= enough",
+        "detections", "detections.cu",
+    ),
 ]  # fmt: skip
 
 
 def notices(bug: Bug, objects: list[tuple[Path, Path]], folder: Path) -> str:
-    """What the test printed last, if it failed; else nothing."""
+    """What the test said first, if it failed; else nothing."""
     folder.mkdir()
-    original = (ROOT / "cuda" / bug.source).read_text()
-    assert original.count(bug.old) == 1, f"{bug.name}: the place has changed"
-    (folder / bug.source).write_text(original.replace(bug.old, bug.new))
-    planted = compile_one(folder / bug.source, folder / "planted.o", ["-Wno-error"])
-    others = [made for source, made in objects if source.name != bug.source]
+    unit = bug.unit or bug.source
+    for name in {bug.source, unit}:
+        text = (ROOT / "cuda" / name).read_text()
+        if name == bug.source:
+            assert text.count(bug.old) == 1, f"{bug.name}: the place has changed"
+            text = text.replace(bug.old, bug.new)
+        (folder / name).write_text(text)
+    planted = compile_one(folder / unit, folder / "planted.o", ["-Wno-error"])
+    others = [made for source, made in objects if source.name != unit]
     program = link([planted, *others], folder / "test_kernels")
-    done = subprocess.run([program, bug.test, "stop"], capture_output=True, text=True, timeout=300)
+    try:
+        command = [program, bug.test, "stop"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return "does not end"
     return "" if done.returncode == 0 else (done.stderr or done.stdout).splitlines()[0]
+
+
+def test_nothing_is_noticed_where_nothing_is_planted(
+    objects: list[tuple[Path, Path]], tmp_path: Path
+) -> None:
+    control = Bug("none", "smooth_l1.cu", "namespace {\n", "namespace {\n", "smooth_l1")
+    assert notices(control, objects, tmp_path / "control") == ""
 
 
 def test_every_planted_bug_is_noticed(

@@ -324,6 +324,21 @@ def test_cuda_equals_cpu_from_slabs_and_without(size, dtype, layout, cuda_device
     check_cuda(features, torch.from_numpy(rois.astype(np.float32)), 7, 1 / 16, cuda_device)
 
 
+@every_layout
+@pytest.mark.cuda
+def test_cuda_autograd_equals_the_cpus(layout, cuda_device):
+    for case in ROI_POOL_CASES:
+        features = torch.from_numpy(laid_out(features_of(case.name, np.float32), layout))
+        rois, gradients = torch.from_numpy(case.rois), []
+        for device in ("cpu", cuda_device):
+            x = features.to(device).requires_grad_()
+            pooled = fe.roi_pool(x, rois.to(device), case.output_size, case.scale)
+            upstream = torch.from_numpy(gradient_like(take(pooled.detach().cpu())))
+            pooled.backward(upstream.to(device))
+            gradients.append(take(x.grad.cpu()))
+        assert_same_bits(gradients[1], gradients[0], case.name)
+
+
 @pytest.mark.cuda
 def test_cuda_gives_zero_where_no_image_is(cuda_device):
     """The device cannot raise for a bad batch index without waiting; it must stay inside memory."""
@@ -334,3 +349,39 @@ def test_cuda_gives_zero_where_no_image_is(cuda_device):
     assert (values[:-1] == 0).all()
     assert (argmax[:-1] == -1).all()
     assert (values[-1] == 1).all()
+
+
+@pytest.mark.cuda
+def test_a_cuda_graph_replays_pooling_its_gradient_and_the_loss(cuda_device):
+    """Nothing allocates behind torch's back, waits, or remembers the first run's numbers."""
+    rng = np.random.default_rng(12)
+
+    def images(count: int) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal((count, 2, 40, 19, 30)).astype(np.float32))
+
+    first, second = images(2).to(cuda_device)
+    corners = rng.uniform(0, 400, (128, 2))
+    rois = np.hstack([rng.integers(0, 2, (128, 1)), corners, corners + 100]).astype(np.float32)
+    rois = torch.from_numpy(rois).to(cuda_device)
+    labels = torch.arange(128, device=cuda_device) % 5
+
+    def step(features: torch.Tensor) -> list[torch.Tensor]:
+        features = features.detach().requires_grad_()
+        pooled = fe.roi_pool(features, rois, 7, 1 / 16)
+        deltas = pooled.flatten(1)[:, :20]
+        loss = fe.smooth_l1(deltas, torch.zeros_like(deltas[:, :4]), labels)
+        return [pooled.detach(), loss.detach(), torch.autograd.grad(loss, features)[0]]
+
+    expected = [[result.cpu() for result in step(x)] for x in (first, second)]
+    static, stream = first.clone(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # torch wants a run on a stream of its own before it captures
+        step(static)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step(static)
+    for features, wanted in zip((second, first, second), (1, 0, 1), strict=True):
+        static.copy_(features)
+        graph.replay()
+        for result, right in zip(results, expected[wanted], strict=True):
+            assert torch.equal(result.cpu(), right)

@@ -185,6 +185,18 @@ def test_cuda_equals_cpu(cuda_device):
             )
             expected = fe.smooth_l1_backward(one, *arrays, weights=weights, **options)
             assert torch.equal(gradient.cpu(), expected), case.name
+            there[0] = there[0].requires_grad_()
+            (3 * fe.smooth_l1(*there, weights=weights_there, **options)).backward()
+            assert torch.equal(there[0].grad.cpu(), 3 * expected), case.name
+
+
+def test_gradients_of_a_kept_graph_are_not_one_tensor():
+    deltas = torch.full((2, 4), 3.0, requires_grad=True)
+    loss = fe.smooth_l1(deltas, torch.zeros(2, 4))
+    (first,) = torch.autograd.grad(loss, deltas, retain_graph=True)
+    first.mul_(5)
+    (second,) = torch.autograd.grad(loss, deltas)
+    assert second.tolist() == [[0.5] * 4] * 2
 
 
 def test_int32_labels_are_accepted():

@@ -84,10 +84,8 @@ class SmoothL1Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        # The loss is mostly the root of the graph, or a summand of it. On a GPU, asking would wait.
-        if grad_loss.is_cuda or grad_loss.item() != 1:
-            gradient = gradient * grad_loss
-        return gradient, None, None, None, None, None
+        # A new tensor even where grad_loss is 1: the graph may be kept, and this one be written to.
+        return gradient * grad_loss, None, None, None, None, None
 
 
 class ClipFunction(torch.autograd.Function):
