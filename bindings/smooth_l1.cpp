@@ -46,21 +46,16 @@ struct Operands {
 };
 
 void forward(py::handle deltas, py::handle targets, py::handle labels, py::handle weights,
-             double beta, double normalizer, py::handle loss, py::handle grad_deltas,
-             uintptr_t stream) {
+             double beta, double normalizer, py::handle loss, uintptr_t stream) {
   const Operands in(deltas, targets, labels, weights, stream);
   const Array value(loss, "loss", Access::write, stream);
-  std::optional<Array> result;
-  if (!grad_deltas.is_none()) result.emplace(grad_deltas, "grad_deltas", Access::write, stream);
-  const Array& last = result ? *result : value;
   for_float(in.deltas, [&]<typename T>() {
     const SmoothL1<T> call = in.call<T>(beta, normalizer);
     T* out = value.scalar<T>();
-    const View<T, 2> gradient = result ? result->view<T, 2>() : View<T, 2>{};
     on_device(
-        {&in.deltas, &in.targets, &in.labels_or_deltas(), &in.weights_or_deltas(), &value, &last},
-        stream, [&] { cpu::smooth_l1_forward(call, out, gradient); },
-        [&](auto s) { cuda::smooth_l1_forward(call, out, gradient, s); });
+        {&in.deltas, &in.targets, &in.labels_or_deltas(), &in.weights_or_deltas(), &value}, stream,
+        [&] { cpu::smooth_l1_forward(call, out); },
+        [&](auto s) { cuda::smooth_l1_forward(call, out, s); });
   });
 }
 

@@ -1,4 +1,4 @@
-// The first block sums the loss, in the order the contract fixes; one thread per element of the gradient.
+// One block sums the loss, in the order the contract fixes; one thread per element of the gradient.
 #include "fastrcnn_engine/smooth_l1.h"
 
 #include "fastrcnn_engine/semantics/smooth_l1.h"
@@ -31,7 +31,7 @@ __device__ T difference_at(const SmoothL1<T>& call, int64_t r, int64_t column, i
 static_assert(kThreads == 256, "the number of lanes is part of the result");
 
 template <typename T>
-__device__ void sum_loss(const SmoothL1<T>& call, T* loss) {
+__global__ void forward_kernel(SmoothL1<T> call, T* loss) {
   __shared__ double lanes[kThreads];
   const int lane = static_cast<int>(threadIdx.x);
   const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
@@ -55,15 +55,11 @@ __device__ void sum_loss(const SmoothL1<T>& call, T* loss) {
   if (lane == 0) *loss = static_cast<T>(lanes[0] / call.normalizer);
 }
 
-// Null for what is not wanted: the loss, what its gradient is multiplied by (1), the gradient.
 template <typename T>
-__global__ void loss_and_gradient_kernel(SmoothL1<T> call, T* loss, const T* grad_loss,
-                                         T* grad_deltas) {
-  if (loss != nullptr && blockIdx.x == 0) sum_loss(call, loss);
-  if (grad_deltas == nullptr) return;
+__global__ void backward_kernel(SmoothL1<T> call, const T* grad_loss, T* grad_deltas) {
   const int64_t columns = call.deltas.shape[1], count = call.deltas.size();
   const T beta = static_cast<T>(call.beta);
-  const T scale = (grad_loss == nullptr ? T(1) : *grad_loss) / static_cast<T>(call.normalizer);
+  const T scale = *grad_loss / static_cast<T>(call.normalizer);
   for (int64_t i = first_element(); i < count; i += element_stride()) {
     const int64_t r = i / columns, column = first_column(call, r), d = i % columns - column;
     T gradient = 0;
@@ -78,30 +74,28 @@ __global__ void loss_and_gradient_kernel(SmoothL1<T> call, T* loss, const T* gra
 }  // namespace
 
 template <typename T>
-void smooth_l1_forward(const SmoothL1<T>& call, T* loss, View<T, 2> grad_deltas,
-                       const Stream& stream) {
+void smooth_l1_forward(const SmoothL1<T>& call, T* loss, const Stream& stream) {
   check(call);
-  if (grad_deltas.data != nullptr) check_gradient(call, grad_deltas);
   const DeviceGuard guard(stream);
   // No rows is no reason to return: the loss is then 0 and has to be written.
-  const int64_t elements = grad_deltas.data == nullptr ? 0 : grad_deltas.size();
-  launch_threads("smooth_l1_forward", loss_and_gradient_kernel<T>, std::max<int64_t>(elements, 1),
-                 stream, call, loss, nullptr, grad_deltas.data);
+  launch_blocks("smooth_l1_forward", forward_kernel<T>, 1, stream, call, loss);
 }
 
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas,
                         const Stream& stream) {
   check(call);
-  check_gradient(call, grad_deltas);
+  require(grad_deltas.shape[0] == call.deltas.shape[0] &&
+              grad_deltas.shape[1] == call.deltas.shape[1],
+          "grad_deltas must have the shape of deltas");
   if (grad_deltas.size() == 0) return;
   const DeviceGuard guard(stream);
-  launch_threads("smooth_l1_backward", loss_and_gradient_kernel<T>, grad_deltas.size(), stream, call,
-                 nullptr, grad_loss, grad_deltas.data);
+  launch_threads("smooth_l1_backward", backward_kernel<T>, grad_deltas.size(), stream, call,
+                 grad_loss, grad_deltas.data);
 }
 
-template void smooth_l1_forward(const SmoothL1<float>&, float*, View<float, 2>, const Stream&);
-template void smooth_l1_forward(const SmoothL1<double>&, double*, View<double, 2>, const Stream&);
+template void smooth_l1_forward(const SmoothL1<float>&, float*, const Stream&);
+template void smooth_l1_forward(const SmoothL1<double>&, double*, const Stream&);
 template void smooth_l1_backward(const SmoothL1<float>&, const float*, View<float, 2>,
                                  const Stream&);
 template void smooth_l1_backward(const SmoothL1<double>&, const double*, View<double, 2>,

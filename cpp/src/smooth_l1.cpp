@@ -29,17 +29,8 @@ void check(const SmoothL1<T>& call) {
           "normalizer must be a positive number, got ", call.normalizer);
 }
 
-template <typename T>
-void check_gradient(const SmoothL1<T>& call, const View<T, 2>& grad_deltas) {
-  require(grad_deltas.shape[0] == call.deltas.shape[0] &&
-              grad_deltas.shape[1] == call.deltas.shape[1],
-          "grad_deltas must have the shape of deltas");
-}
-
 template void check(const SmoothL1<float>&);
 template void check(const SmoothL1<double>&);
-template void check_gradient(const SmoothL1<float>&, const View<float, 2>&);
-template void check_gradient(const SmoothL1<double>&, const View<double, 2>&);
 
 namespace cpu {
 namespace {
@@ -71,59 +62,59 @@ void for_width(int64_t width, Run run) {
     run(width);
 }
 
-// The loss, its gradient times `scale`, or both in one pass; null: not wanted.
+}  // namespace
+
 template <typename T>
-void loss_and_gradient(const SmoothL1<T>& call, T* loss, View<T, 2> grad_deltas, T scale) {
+void smooth_l1_forward(const SmoothL1<T>& call, T* loss) {
   check(call);
-  T* const gradients = grad_deltas.data;
-  if (gradients != nullptr) {
-    check_gradient(call, grad_deltas);
-    std::fill_n(gradients, grad_deltas.size(), T(0));
-  }
   const T beta = static_cast<T>(call.beta);
   // The order of the sum is part of the contract: 256 lanes take the rows in turn and are then folded
   // in halves, which is what one CUDA block does.
   std::array<double, 256> lanes{};
   for_width(call.targets.shape[1], [&](auto width) {
     for_each_row(call, [&](int64_t r, int64_t column) {
-      const int64_t first = r * call.deltas.shape[1] + column;
-      const T* delta = call.deltas.data + first;
+      const T* delta = call.deltas.data + r * call.deltas.shape[1] + column;
       const T* target = call.targets.data + r * width;
       const T* weight = call.weights == nullptr ? nullptr : call.weights + r * width;
-      const auto weighted = [&](int64_t d, T value) { return weight ? weight[d] * value : value; };
-      if (loss != nullptr) {
-        double row = 0;
-        for (int64_t d = 0; d < width; ++d)
-          row += static_cast<double>(weighted(d, semantics::smooth_l1(delta[d] - target[d], beta)));
-        lanes[r % lanes.size()] += row;
+      double row = 0;
+      for (int64_t d = 0; d < width; ++d) {
+        const T loss = semantics::smooth_l1(delta[d] - target[d], beta);
+        row += static_cast<double>(weight == nullptr ? loss : weight[d] * loss);
       }
-      if (gradients != nullptr)
-        for (int64_t d = 0; d < width; ++d)
-          gradients[first + d] =
-              weighted(d, semantics::smooth_l1_slope(delta[d] - target[d], beta)) * scale;
+      lanes[r % lanes.size()] += row;
     });
   });
-  if (loss == nullptr) return;
   for (size_t half = lanes.size() / 2; half > 0; half /= 2)
     for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   *loss = static_cast<T>(lanes[0] / call.normalizer);
 }
 
-}  // namespace
-
-template <typename T>
-void smooth_l1_forward(const SmoothL1<T>& call, T* loss, View<T, 2> grad_deltas) {
-  loss_and_gradient(call, loss, grad_deltas, T(1) / static_cast<T>(call.normalizer));
-}
-
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas) {
-  check_gradient(call, grad_deltas);  // also where it is empty, and has no data
-  loss_and_gradient<T>(call, nullptr, grad_deltas, *grad_loss / static_cast<T>(call.normalizer));
+  check(call);
+  require(grad_deltas.shape[0] == call.deltas.shape[0] &&
+              grad_deltas.shape[1] == call.deltas.shape[1],
+          "grad_deltas must have the shape of deltas");
+  const T beta = static_cast<T>(call.beta);
+  const T scale = *grad_loss / static_cast<T>(call.normalizer);
+  std::fill_n(grad_deltas.data, grad_deltas.size(), T(0));
+  for_width(call.targets.shape[1], [&](auto width) {
+    for_each_row(call, [&](int64_t r, int64_t column) {
+      const int64_t first = r * call.deltas.shape[1] + column;
+      const T* delta = call.deltas.data + first;
+      const T* target = call.targets.data + r * width;
+      const T* weight = call.weights == nullptr ? nullptr : call.weights + r * width;
+      T* gradient = grad_deltas.data + first;
+      for (int64_t d = 0; d < width; ++d) {
+        const T slope = semantics::smooth_l1_slope(delta[d] - target[d], beta);
+        gradient[d] = (weight == nullptr ? slope : weight[d] * slope) * scale;
+      }
+    });
+  });
 }
 
-template void smooth_l1_forward(const SmoothL1<float>&, float*, View<float, 2>);
-template void smooth_l1_forward(const SmoothL1<double>&, double*, View<double, 2>);
+template void smooth_l1_forward(const SmoothL1<float>&, float*);
+template void smooth_l1_forward(const SmoothL1<double>&, double*);
 template void smooth_l1_backward(const SmoothL1<float>&, const float*, View<float, 2>);
 template void smooth_l1_backward(const SmoothL1<double>&, const double*, View<double, 2>);
 

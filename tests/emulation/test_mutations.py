@@ -119,8 +119,7 @@ BUGS = [
     ),
     Bug(
         "the gradient of the loss is that of its sum", "smooth_l1.cu",
-        "(grad_loss == nullptr ? T(1) : *grad_loss) / static_cast<T>(call.normalizer)",
-        "(grad_loss == nullptr ? T(1) : *grad_loss)",
+        "*grad_loss / static_cast<T>(call.normalizer)", "*grad_loss",
         "smooth_l1",
     ),
     Bug(

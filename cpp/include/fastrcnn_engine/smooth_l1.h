@@ -25,16 +25,13 @@ struct SmoothL1 {
 
 template <typename T>
 void check(const SmoothL1<T>& call);
-template <typename T>
-void check_gradient(const SmoothL1<T>& call, const View<T, 2>& grad_deltas);
 
 // `loss` and `grad_loss` are one number each, in the backend's memory; grad_deltas (R, D * classes)
-// is overwritten. A forward pass writes it too, in the same pass and for a grad_loss of 1, where it has
-// data.
+// is overwritten.
 namespace cpu {
 // Also InvalidArgument, naming the row, for a label outside [0, classes).
 template <typename T>
-void smooth_l1_forward(const SmoothL1<T>& call, T* loss, View<T, 2> grad_deltas = {});
+void smooth_l1_forward(const SmoothL1<T>& call, T* loss);
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas);
 }  // namespace cpu
@@ -42,8 +39,7 @@ void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> 
 namespace cuda {
 // A row whose label is outside [0, classes) counts nothing.
 template <typename T>
-void smooth_l1_forward(const SmoothL1<T>& call, T* loss, View<T, 2> grad_deltas,
-                       const Stream& stream);
+void smooth_l1_forward(const SmoothL1<T>& call, T* loss, const Stream& stream);
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas,
                         const Stream& stream);

@@ -12,7 +12,7 @@ import torch
 from fastrcnn_engine.ops._arrays import arrays_of
 from fastrcnn_engine.ops.box_codec import clip_boxes_to_image
 from fastrcnn_engine.ops.roi_pool import pool, roi_pool, roi_pool_backward
-from fastrcnn_engine.ops.smooth_l1 import loss_of, take_operands
+from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
 
 
 def is_enabled() -> bool:
@@ -62,7 +62,7 @@ class RoIPoolFunction(torch.autograd.Function):
 
 
 class SmoothL1Function(torch.autograd.Function):
-    """`smooth_l1` with its gradient in the deltas, computed in the same pass."""
+    """`smooth_l1` with its gradient in the deltas."""
 
     @staticmethod
     def forward(
@@ -76,16 +76,17 @@ class SmoothL1Function(torch.autograd.Function):
     ) -> torch.Tensor:
         arrays = arrays_of(deltas, "deltas")
         operands = take_operands(arrays, deltas, targets, labels, weights)
-        gradient = torch.empty_like(operands[0])
-        ctx.save_for_backward(gradient)
-        return loss_of(arrays, operands, beta, normalizer, gradient)
+        divisor = divisor_of(operands, normalizer)
+        ctx.save_for_backward(*operands)
+        ctx.beta, ctx.divisor = beta, divisor
+        return loss_of(arrays, operands, beta, divisor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        # A new tensor even where grad_loss is 1: the graph may be kept, and this one be written to.
-        return gradient * grad_loss, None, None, None, None, None
+        arrays = arrays_of(grad_loss, "grad_loss")
+        gradient = gradient_of(arrays, grad_loss, ctx.saved_tensors, ctx.beta, ctx.divisor)
+        return gradient, None, None, None, None, None
 
 
 class ClipFunction(torch.autograd.Function):

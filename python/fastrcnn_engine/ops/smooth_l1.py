@@ -53,7 +53,7 @@ def smooth_l1(
             )
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
-    return loss_of(arrays, operands, beta, normalizer)
+    return loss_of(arrays, operands, beta, divisor_of(operands, normalizer))
 
 
 def smooth_l1_backward(
@@ -75,12 +75,8 @@ def smooth_l1_backward(
     """
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
-    upstream = arrays.take(grad_loss, "grad_loss")
-    gradient = arrays.empty(operands[0].shape, operands[0].dtype, operands[0])
-    _core.smooth_l1_backward(
-        *operands, float(beta), _divisor(operands, normalizer), upstream, gradient, arrays.stream
-    )
-    return arrays.give(gradient)
+    divisor = divisor_of(operands, normalizer)
+    return gradient_of(arrays, grad_loss, operands, beta, divisor)
 
 
 Operands = tuple[Any, Any, Any, Any]  # deltas, targets, labels or None, weights or None
@@ -96,20 +92,27 @@ def take_operands(arrays: Arrays, deltas: Any, targets: Any, labels: Any, weight
     )
 
 
-def loss_of(
-    arrays: Arrays, operands: Operands, beta: float, normalizer: float | None, gradient: Any = None
-) -> Any:
-    """`smooth_l1` of operands that are taken, outside autograd; `gradient` is written too."""
-    deltas = operands[0]
-    loss = arrays.empty((), deltas.dtype, deltas)
-    _core.smooth_l1_forward(
-        *operands, float(beta), _divisor(operands, normalizer), loss, gradient, arrays.stream
-    )
-    return arrays.give(loss)
-
-
-def _divisor(operands: Operands, normalizer: float | None) -> float:
+def divisor_of(operands: Operands, normalizer: float | None) -> float:
     """What the sum is divided by: the normalizer, or the number of rows."""
     if normalizer is not None:
         return float(normalizer)
     return float(max(shape_of(operands[0], 2, "deltas")[0], 1))
+
+
+def loss_of(arrays: Arrays, operands: Operands, beta: float, divisor: float) -> Any:
+    """`smooth_l1` of operands that are taken, outside autograd."""
+    deltas = operands[0]
+    loss = arrays.empty((), deltas.dtype, deltas)
+    _core.smooth_l1_forward(*operands, float(beta), divisor, loss, arrays.stream)
+    return arrays.give(loss)
+
+
+def gradient_of(
+    arrays: Arrays, grad_loss: Any, operands: Operands, beta: float, divisor: float
+) -> Any:
+    """`smooth_l1_backward` of operands that are taken."""
+    deltas = operands[0]
+    upstream = arrays.take(grad_loss, "grad_loss")
+    gradient = arrays.empty(deltas.shape, deltas.dtype, deltas)
+    _core.smooth_l1_backward(*operands, float(beta), divisor, upstream, gradient, arrays.stream)
+    return arrays.give(gradient)
