@@ -12,6 +12,7 @@
 #include <string>
 
 #include "fastrcnn_engine/error.h"
+#include "fastrcnn_engine/host_device.h"
 #include "fastrcnn_engine/stream.h"
 
 namespace fastrcnn_engine::cuda {
@@ -94,6 +95,8 @@ constexpr int kThreads = 256;
 // Far more blocks than any device runs at a time; the grid-stride loops do the rest.
 constexpr int64_t kMaxBlocks = 65535;
 
+FRCNN_HD int64_t ceil_div(int64_t total, int64_t part) { return (total + part - 1) / part; }
+
 // Shared memory whose size the launch says.
 extern __shared__ uint4 dynamic_shared[];
 
@@ -140,8 +143,7 @@ void launch_blocks(const char* name, void (*kernel)(Parameters...), int64_t bloc
 template <typename... Parameters, typename... Arguments>
 void launch_threads(const char* name, void (*kernel)(Parameters...), int64_t elements,
                     const Stream& stream, const Arguments&... arguments) {
-  const int64_t blocks = elements / kThreads + (elements % kThreads != 0);
-  launch_blocks(name, kernel, blocks, stream, arguments...);
+  launch_blocks(name, kernel, ceil_div(elements, kThreads), stream, arguments...);
 }
 
 // for (int64_t i = first_element(); i < count; i += element_stride())

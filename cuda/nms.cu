@@ -188,7 +188,7 @@ int64_t suppress_long_list(const BoxesOfClasses<T>& source, const SuppressionRul
   launch_blocks("sort of boxes", sort_kernel<T>, 1, {kClassThreads, sort_bytes}, stream, source,
                 sort_bytes, list);
   for (int64_t first = 0; first < source.rows; first += kChunk) {
-    const int64_t later_warps = (source.rows - first - kChunk + kWarp - 1) / kWarp;
+    const int64_t later_warps = ceil_div(source.rows - first - kChunk, kWarp);
     launch_blocks("suppression", chunk_kernel<T>, std::clamp<int64_t>(later_warps, 1, processors),
                   {kClassThreads, static_cast<int64_t>(sizeof(Chunk<T>))}, stream, source, rule, list,
                   static_cast<int>(first));

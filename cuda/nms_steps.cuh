@@ -403,7 +403,7 @@ int64_t suppress_and_write(const Source& source, const SuppressionRule<T>& rule,
                 {kClassThreads, shared_bytes}, stream, source, rule, shared_bytes, spare, kept);
   constexpr int64_t warps = kThreads / kWarp;
   launch_blocks("places of the kept", write_kernel<T, Source>,
-                std::min((candidates + warps - 1) / warps, write_blocks), stream, source, kept, rule.enough);
+                std::min(ceil_div(candidates, warps), write_blocks), stream, source, kept, rule.enough);
   return std::min(fetch(kept.total, stream), rule.enough);
 }
 

@@ -52,17 +52,19 @@ __device__ RoiPlace place_of(const RoiPoolForward<T, Index>& call, int64_t row) 
 
 // The maximum of a bin so far, and its cell. It begins with the bin's first cell: where nothing is greater
 // than -inf that one stands for the bin.
-template <typename T>
+template <typename T, typename Cell>
 struct Maximum {
   Wide<T> value;
-  int64_t cell;
+  Cell cell;
 
-  __device__ Maximum(const T& first, int64_t cell) : value(widened(first)), cell(cell) {
+  __device__ void begin(const T& first, Cell at) {
+    value = widened(first), cell = at;
     if (!semantics::beats(value, lowest())) value = lowest();  // NaN too
   }
-  __device__ void meet(const T& candidate, int64_t at) {
+  __device__ void meet(const T& candidate, Cell at) {
     const Wide<T> wide = widened(candidate);
-    if (semantics::beats(wide, value)) value = wide, cell = at;
+    const bool better = semantics::beats(wide, value);
+    value = better ? wide : value, cell = better ? at : cell;
   }
   __device__ T result(const T& first) const {
     return value == lowest() ? first : narrowed<T>(value);
@@ -99,7 +101,8 @@ __global__ void pool_directly_kernel(RoiPoolForward<T, Index> call) {
     if (roi.image >= 0 && y.begin < y.end && x.begin < x.end) {
       const T* plane = map.data + map.offset(roi.image, out.channel, 0);
       const int64_t first = y.begin * map.w + x.begin;
-      Maximum<T> best(plane[first * stride], first);
+      Maximum<T, int64_t> best;
+      best.begin(plane[first * stride], first);
       for (int64_t row = y.begin; row < y.end; ++row)
         for (int64_t at = row * map.w + x.begin; at < row * map.w + x.end; ++at)
           best.meet(plane[at * stride], at);
@@ -198,35 +201,24 @@ __device__ void pool_quad(const RoiPoolForward<T, Index>& call, int64_t row, int
   const int left = static_cast<int>(x.begin), right = static_cast<int>(x.end);
   const bool empty = top >= bottom || left >= right;
   const int first = empty ? 0 : top * width + left;
-  Wide<T> best[kQuad<T>];
-  int where[kQuad<T>];
+  Maximum<T, int> best[kQuad<T>];
   const Quad<T> corner = slab[first * Quads];
 #pragma unroll
-  for (int c = 0; c < kQuad<T>; ++c) {
-    best[c] = widened(corner.numbers[c]);
-    if (!semantics::beats(best[c], Maximum<T>::lowest())) best[c] = Maximum<T>::lowest();
-    where[c] = empty ? -1 : first;
-  }
+  for (int c = 0; c < kQuad<T>; ++c) best[c].begin(corner.numbers[c], empty ? -1 : first);
   for (int line = top; line < bottom; ++line) {
     const int end = line * width + right;
     for (int cell = line * width + left; cell < end; ++cell) {
       const Quad<T> values = slab[cell * Quads];
 #pragma unroll
-      for (int c = 0; c < kQuad<T>; ++c) {
-        const Wide<T> value = widened(values.numbers[c]);
-        const bool better = semantics::beats(value, best[c]);
-        best[c] = better ? value : best[c];
-        if constexpr (WithArgmax) where[c] = better ? cell : where[c];
-      }
+      for (int c = 0; c < kQuad<T>; ++c) best[c].meet(values.numbers[c], cell);
     }
   }
   Quad<T> values;
   Vector<Index, kQuad<T>> cells;
 #pragma unroll
   for (int c = 0; c < kQuad<T>; ++c) {
-    const T value = best[c] == Maximum<T>::lowest() ? corner.numbers[c] : narrowed<T>(best[c]);
-    values.numbers[c] = empty ? T{} : value;
-    cells.numbers[c] = static_cast<Index>(where[c]);
+    values.numbers[c] = empty ? T{} : best[c].result(corner.numbers[c]);
+    cells.numbers[c] = static_cast<Index>(best[c].cell);
   }
   const int64_t at = call.output.offset(row, channel, bin);
   put(values, call.output, at, channel, whole_quads);
@@ -239,7 +231,7 @@ __global__ __launch_bounds__(kSlabThreads, 1) void pool_slabs_kernel(
     RoiPoolForward<T, Index> call, int64_t shares) {
   constexpr int slab_channels = Quads * kQuad<T>, together = kWarp / Quads;
   Quad<T>* const slab = reinterpret_cast<Quad<T>*>(dynamic_shared);
-  const int64_t slabs = (call.features.c + slab_channels - 1) / slab_channels;
+  const int64_t slabs = ceil_div(call.features.c, slab_channels);
   const int64_t images = call.features.n, rois = call.rois.shape[0];
   const int pw = static_cast<int>(call.output.w), bins = static_cast<int>(call.output.cells());
   const int quad = lane_of() % Quads, first_bin = lane_of() / Quads;
@@ -378,7 +370,7 @@ __global__ __launch_bounds__(kWarp, 1) void scatter_kernel(RoiPoolBackward<T, In
                                                            Wide<T>* spare) {
   using W = Wide<T>;
   const MapView<T>& result = call.grad_input;
-  const int64_t cells = result.cells(), groups = (result.c + Channels - 1) / Channels;
+  const int64_t cells = result.cells(), groups = ceil_div(result.c, Channels);
   const int channel = lane_of() % Channels;
   for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
     const int64_t image = group / groups, first = group % groups * Channels;
@@ -416,8 +408,6 @@ __global__ __launch_bounds__(kWarp, 1) void scatter_kernel(RoiPoolBackward<T, In
 
 // ---- launches -----------------------------------------------------------------------------------------
 
-int64_t ceil_div(int64_t total, int64_t part) { return (total + part - 1) / part; }
-
 template <int Quads, typename T, typename Index>
 void launch_slabs(const RoiPoolForward<T, Index>& call, const Stream& stream) {
   const int64_t blocks = ceil_div(call.features.c, Quads * kQuad<T>) * call.features.n;
@@ -435,27 +425,18 @@ void launch_slabs(const RoiPoolForward<T, Index>& call, const Stream& stream) {
     launch(pool_slabs_kernel<T, Index, false, Quads>);
 }
 
-template <int Channels, typename T, typename Index>
-void launch_scatter(const RoiPoolBackward<T, Index>& call, int64_t shared_limit, const Stream& stream) {
-  using W = Wide<T>;
-  const MapView<T>& result = call.grad_input;
-  const int64_t groups = ceil_div(result.c, Channels) * result.n;
-  const int64_t bytes = result.cells() * Channels * static_cast<int64_t>(sizeof(W));
-  const auto launch = [&](auto kernel, int64_t shared, W* spare) {
-    launch_blocks("roi_pool_backward", kernel, groups, {kWarp, kListBytes + shared}, stream, call,
-                  spare);
-  };
-  if (bytes + kListBytes <= shared_limit) {
-    launch(scatter_kernel<T, Index, Channels, true>, bytes, nullptr);
-  } else if constexpr (Channels == 1) {
-    const auto in_spare = scatter_kernel<T, Index, 1, false>;
-    if constexpr (std::is_same_v<T, W>) {
-      launch(in_spare, 0, result.data);
-    } else {
-      const TemporaryBuffer<W> spare(result.size(), stream);
-      launch(in_spare, 0, spare.data());
-    }
-  }
+// Bytes that the sums of a warp take.
+template <typename T, typename Index>
+int64_t sums_bytes(const RoiPoolBackward<T, Index>& call, int64_t channels) {
+  return call.grad_input.cells() * channels * static_cast<int64_t>(sizeof(Wide<T>));
+}
+
+template <int Channels, bool InShared, typename T, typename Index>
+void launch_scatter(const RoiPoolBackward<T, Index>& call, Wide<T>* spare, const Stream& stream) {
+  const int64_t groups = ceil_div(call.grad_input.c, Channels) * call.grad_input.n;
+  const int64_t shared_bytes = kListBytes + (InShared ? sums_bytes(call, Channels) : 0);
+  launch_blocks("roi_pool_backward", scatter_kernel<T, Index, Channels, InShared>, groups,
+                {kWarp, shared_bytes}, stream, call, spare);
 }
 
 }  // namespace
@@ -489,13 +470,18 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stre
   if (call.grad_input.size() == 0) return;
   const DeviceGuard guard(stream);
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
-  // Channels-last: as many channels as are read together, where their planes fit.
-  constexpr int together = 8;
-  const int64_t bytes = call.grad_input.cells() * together * static_cast<int64_t>(sizeof(Wide<T>));
-  if (call.grad_input.layout == Layout::nhwc && bytes + kListBytes <= limit)
-    launch_scatter<together>(call, limit, stream);
-  else
-    launch_scatter<1>(call, limit, stream);
+  const auto fits = [&](int64_t channels) { return sums_bytes(call, channels) + kListBytes <= limit; };
+  constexpr int together = 8;  // channels of channels-last maps that are read together
+  if (call.grad_input.layout == Layout::nhwc && fits(together)) {
+    launch_scatter<together, true>(call, nullptr, stream);
+  } else if (fits(1)) {
+    launch_scatter<1, true>(call, nullptr, stream);
+  } else if constexpr (std::is_same_v<T, Wide<T>>) {
+    launch_scatter<1, false>(call, call.grad_input.data, stream);
+  } else {
+    const TemporaryBuffer<Wide<T>> spare(call.grad_input.size(), stream);
+    launch_scatter<1, false>(call, spare.data(), stream);
+  }
 }
 
 #define FRCNN_INSTANTIATE(T, Index)                                              \

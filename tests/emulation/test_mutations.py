@@ -38,13 +38,13 @@ BUGS = [
     ),
     Bug(
         "the last of equal maxima wins", "roi_pool.cu",
-        "        const bool better = semantics::beats(value, best[c]);\n",
-        "        const bool better = !semantics::beats(best[c], value);\n",
+        "    const bool better = semantics::beats(wide, value);\n",
+        "    const bool better = !semantics::beats(value, wide);\n",
         "roi_pool_forward",
     ),
     Bug(
         "NaN is taken for a maximum", "roi_pool.cu",
-        "    if (!semantics::beats(best[c], Maximum<T>::lowest())) ", "    if (false) ",
+        "    if (!semantics::beats(value, lowest())) ", "    if (false) ",
         "roi_pool_forward",
     ),
     Bug(
