@@ -1,5 +1,7 @@
 #include "fastrcnn_engine/detections.h"
 
+#include <pybind11/stl.h>
+
 #include <optional>
 
 #include "dispatch.h"
@@ -9,11 +11,12 @@ namespace fastrcnn_engine::bindings {
 
 namespace {
 
-// Results go into the four arrays of capacity max_detections; the number written is returned.
-int64_t detect(py::handle boxes, py::handle scores, py::handle deltas, double height, double width,
+// Results go into the four arrays of capacity max_detections. Returns how many were found, or writes it to
+// `count` and waits for nothing.
+std::optional<int64_t> detect(py::handle boxes, py::handle scores, py::handle deltas, double height, double width,
                double max_log_ratio, double score_threshold, double nms_threshold, bool inclusive,
                py::handle out_boxes, py::handle out_scores, py::handle out_labels,
-               py::handle out_rows, uintptr_t stream) {
+               py::handle out_rows, py::handle count, uintptr_t stream, py::handle new_bytes) {
   const Array proposals(boxes, "boxes", Access::read, stream);
   const Array probabilities(scores, "scores", Access::read, stream);
   std::optional<Array> shifts;
@@ -22,6 +25,8 @@ int64_t detect(py::handle boxes, py::handle scores, py::handle deltas, double he
   const Array kept_scores(out_scores, "output scores", Access::write, stream);
   const Array kept_labels(out_labels, "output labels", Access::write, stream);
   const Array kept_rows(out_rows, "output rows", Access::write, stream);
+  std::optional<Array> counter;
+  if (!count.is_none()) counter.emplace(count, "count", Access::write, stream);
 
   return for_float(proposals, [&]<typename T>() {
     DetectBoxes<T> call;
@@ -39,11 +44,20 @@ int64_t detect(py::handle boxes, py::handle scores, py::handle deltas, double he
     call.box_scores = kept_scores.view<T, 1>();
     call.labels = kept_labels.view<int64_t, 1>();
     call.proposal_rows = kept_rows.view<int64_t, 1>();
+    int64_t* const number = counter ? counter->scalar<int64_t>() : nullptr;
     return on_device(
         {&proposals, &probabilities, shifts ? &*shifts : &proposals, &kept_boxes, &kept_scores,
-         &kept_labels, &kept_rows},
-        stream, [&] { return cpu::detect_boxes(call); },
-        [&](auto s) { return cuda::detect_boxes(call, s); });
+         &kept_labels, &kept_rows, counter ? &*counter : &kept_rows},
+        stream,
+        [&] {
+          return counted(number, [&] { return cpu::detect_boxes(call); },
+                         [&] { *number = cpu::detect_boxes(call); });
+        },
+        [&](auto s) {
+          return counted(number, [&] { return cuda::detect_boxes(call, s); },
+                         [&] { cuda::detect_boxes(call, number, s); });
+        },
+        new_bytes);
   });
 }
 

@@ -1,5 +1,7 @@
 #include "fastrcnn_engine/nms.h"
 
+#include <pybind11/stl.h>
+
 #include <optional>
 
 #include "dispatch.h"
@@ -25,13 +27,17 @@ void iou(py::handle boxes1, py::handle boxes2, bool inclusive, py::handle out, u
   });
 }
 
-int64_t suppress(py::handle boxes, py::handle scores, py::handle idxs, double iou_threshold,
-                 bool inclusive, py::handle keep, uintptr_t stream) {
+// Returns how many were kept, or writes it to `count` and waits for nothing.
+std::optional<int64_t> suppress(py::handle boxes, py::handle scores, py::handle idxs,
+                                double iou_threshold, bool inclusive, py::handle keep, py::handle count,
+                                uintptr_t stream, py::handle new_bytes) {
   const Array corners(boxes, "boxes", Access::read, stream);
   const Array ranks(scores, "scores", Access::read, stream);
   std::optional<Array> classes;
   if (!idxs.is_none()) classes.emplace(idxs, "idxs", Access::read, stream);
   const Array kept(keep, "keep", Access::write, stream);
+  std::optional<Array> counter;
+  if (!count.is_none()) counter.emplace(count, "count", Access::write, stream);
   return for_float(corners, [&]<typename T>() {
     Nms<T> call;
     call.boxes = corners.view<const T, 2>();
@@ -40,9 +46,16 @@ int64_t suppress(py::handle boxes, py::handle scores, py::handle idxs, double io
     call.iou_threshold = static_cast<float>(iou_threshold);
     call.inclusive = inclusive;
     call.keep = kept.view<int64_t, 1>();
+    int64_t* const number = counter ? counter->scalar<int64_t>() : nullptr;
     return on_device(
-        {&corners, &ranks, classes ? &*classes : &corners, &kept}, stream,
-        [&] { return cpu::nms(call); }, [&](auto s) { return cuda::nms(call, s); });
+        {&corners, &ranks, classes ? &*classes : &corners, &kept, counter ? &*counter : &kept}, stream,
+        [&] {
+          return counted(number, [&] { return cpu::nms(call); }, [&] { *number = cpu::nms(call); });
+        },
+        [&](auto s) {
+          return counted(number, [&] { return cuda::nms(call, s); }, [&] { cuda::nms(call, number, s); });
+        },
+        new_bytes);
   });
 }
 

@@ -14,14 +14,14 @@ namespace {
 
 using semantics::box_at;
 using semantics::delta_at;
-using semantics::put_box;
 
 // A box's index is its place in the scores, which rises with (proposal, class).
 template <typename T>
 struct Candidates {
   DetectBoxes<T> call;
   T max_log_ratio, score_threshold, x_limit, y_limit;
-  int64_t rows, columns;
+  int64_t rows, columns, places;
+  bool moves;  // by deltas. A kernel that compares their pointer loads them by generic loads on sm_100
 
   explicit Candidates(const DetectBoxes<T>& call)
       : call(call),
@@ -30,7 +30,9 @@ struct Candidates {
         x_limit(semantics::clip_limit(static_cast<T>(call.image_width), call.inclusive)),
         y_limit(semantics::clip_limit(static_cast<T>(call.image_height), call.inclusive)),
         rows(call.scores.shape[0]),
-        columns(call.scores.shape[1]) {}
+        columns(call.scores.shape[1]),
+        places(call.boxes.shape[0]),
+        moves(call.deltas.data != nullptr) {}
 
   __device__ int64_t classes() const { return columns - 1; }
   __device__ int64_t class_id(int64_t number) const { return number + 1; }  // its column
@@ -43,33 +45,37 @@ struct Candidates {
   __device__ T score(int64_t index) const { return call.scores.data[index]; }
   __device__ Box<T> box(int64_t index) const {
     auto box = box_at(call.proposals.data, index / columns);
-    if (call.deltas.data != nullptr)
+    if (moves)
       box = semantics::decode(box, delta_at(call.deltas.data, index), max_log_ratio);
     return semantics::clip(box, x_limit, y_limit);
   }
   __device__ void write(int64_t place, int64_t index) const {
-    put_box(call.boxes.data, place, box(index));
-    call.box_scores.data[place] = score(index);
-    call.labels.data[place] = index % columns;
-    call.proposal_rows.data[place] = index / columns;
+    semantics::put_detection(call, place, box(index), score(index), index % columns, index / columns);
   }
+  __device__ void write_nothing(int64_t place) const { semantics::put_no_detection<T>(call, place); }
 };
 
 }  // namespace
 
 template <typename T>
-int64_t detect_boxes(const DetectBoxes<T>& call, const Stream& stream) {
+void detect_boxes(const DetectBoxes<T>& call, int64_t* count, const Stream& stream) {
   check(call);
   const Candidates<T> candidates(call);
-  const int64_t classes = candidates.columns - 1, count = candidates.rows * classes;
-  const int64_t capacity = std::min(count, call.boxes.shape[0]);
-  if (capacity <= 0) return 0;
-  require_countable(count);
+  const int64_t classes = candidates.columns - 1, pairs = candidates.rows * classes;
+  require_countable(pairs);
   const DeviceGuard guard(stream);
-  const SuppressionRule<T> rule{call.nms_threshold, static_cast<T>(call.inclusive ? 1 : 0), capacity};
-  return suppress_and_write(candidates, rule, count, classes, stream);
+  const SuppressionRule<T> rule{call.nms_threshold, static_cast<T>(call.inclusive ? 1 : 0),
+                                std::min(pairs, candidates.places)};
+  suppress_and_write(candidates, rule, pairs, classes, count, stream);
 }
 
+template <typename T>
+int64_t detect_boxes(const DetectBoxes<T>& call, const Stream& stream) {
+  return counted([&](int64_t* count) { detect_boxes(call, count, stream); }, stream);
+}
+
+template void detect_boxes(const DetectBoxes<float>&, int64_t*, const Stream&);
+template void detect_boxes(const DetectBoxes<double>&, int64_t*, const Stream&);
 template int64_t detect_boxes(const DetectBoxes<float>&, const Stream&);
 template int64_t detect_boxes(const DetectBoxes<double>&, const Stream&);
 

@@ -46,6 +46,8 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+FRCNN_HD int64_t ceil_div(int64_t total, int64_t part) { return (total + part - 1) / part; }
+
 // `count` elements of uninitialised device memory that live in stream order: work queued before the
 // destructor runs may still use them.
 template <typename T>
@@ -54,14 +56,18 @@ class TemporaryBuffer {
   TemporaryBuffer(int64_t count, const Stream& stream) : stream_(stream) {
     if (count <= 0) return;
     const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    if (stream.memory() != nullptr) {
+      data_ = static_cast<T*>(stream.memory()->allocate(static_cast<int64_t>(bytes)));
+      return;
+    }
     void* memory = nullptr;
     expect_success(cudaMallocAsync(&memory, bytes, stream.handle()),
                    "cudaMallocAsync of " + std::to_string(bytes) + " bytes");
     data_ = static_cast<T*>(memory);
   }
   ~TemporaryBuffer() {
-    if (data_ != nullptr && cudaFreeAsync(data_, stream_.handle()) != cudaSuccess)
-      cudaGetLastError();
+    if (data_ == nullptr || stream_.memory() != nullptr) return;
+    if (cudaFreeAsync(data_, stream_.handle()) != cudaSuccess) cudaGetLastError();
   }
   TemporaryBuffer(const TemporaryBuffer&) = delete;
   TemporaryBuffer& operator=(const TemporaryBuffer&) = delete;
@@ -71,6 +77,42 @@ class TemporaryBuffer {
  private:
   Stream stream_;
   T* data_ = nullptr;
+};
+
+// Parts of a piece of memory, each at a multiple of 256 bytes. Without memory it only adds up their sizes.
+class Parts {
+ public:
+  explicit Parts(char* memory = nullptr) : memory_(memory) {}
+  template <typename T>
+  T* take(int64_t count) {
+    char* const begin = memory_ == nullptr ? nullptr : memory_ + bytes_;
+    bytes_ += ceil_div(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    return reinterpret_cast<T*>(begin);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* memory_;
+  int64_t bytes_ = 0;
+};
+
+// One temporary buffer for all that `take(Parts&)` takes: it runs once for the size, once for the places.
+class DividedBuffer {
+ public:
+  template <typename Take>
+  DividedBuffer(const Stream& stream, const Take& take) : memory_(bytes_of(take), stream) {
+    Parts parts(memory_.data());
+    take(parts);
+  }
+
+ private:
+  template <typename Take>
+  static int64_t bytes_of(const Take& take) {
+    Parts parts;
+    take(parts);
+    return parts.bytes();
+  }
+  TemporaryBuffer<char> memory_;
 };
 
 template <typename T>
@@ -94,8 +136,6 @@ inline int64_t fetch(const int64_t* value, const Stream& stream) {
 constexpr int kThreads = 256;
 // Far more blocks than any device runs at a time; the grid-stride loops do the rest.
 constexpr int64_t kMaxBlocks = 65535;
-
-FRCNN_HD int64_t ceil_div(int64_t total, int64_t part) { return (total + part - 1) / part; }
 
 // Shared memory whose size the launch says.
 extern __shared__ uint4 dynamic_shared[];

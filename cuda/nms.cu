@@ -74,6 +74,7 @@ struct BoxesOfClasses {
   const int64_t* class_ids;  // null: one class
   int64_t rows;
   Classes found;
+  int64_t places;
   int64_t* keep;
 
   __device__ int64_t classes() const { return class_ids == nullptr ? 1 : *found.count; }
@@ -87,6 +88,7 @@ struct BoxesOfClasses {
   __device__ T score(int64_t index) const { return scores[index]; }
   __device__ Box<T> box(int64_t index) const { return box_at(boxes, index); }
   __device__ void write(int64_t place, int64_t index) const { keep[place] = index; }
+  __device__ void write_nothing(int64_t place) const { keep[place] = -1; }
 };
 
 // ---- a long list of one class -------------------------------------------------------------------------
@@ -100,7 +102,8 @@ struct LongList {
   Ranked<T>* ranked;
   StoredBox<T>* boxes;
   uint8_t* dead;
-  int64_t *count, *kept;  // boxes with a score, boxes kept so far
+  int64_t* count;  // boxes with a score
+  int64_t* kept;   // boxes kept so far
 };
 
 // For the number of boxes gathered, before the list in shared memory.
@@ -124,7 +127,9 @@ __global__ __launch_bounds__(kClassThreads, 1) void sort_kernel(BoxesOfClasses<T
     sort(list.ranked, gathered);
   }
   fetch_boxes<T>(source, {list.boxes, list.dead, gathered}, list.ranked);
-  if (threadIdx.x == 0) *list.count = gathered;
+  for (int64_t place = threadIdx.x; place < source.places; place += kClassThreads)
+    source.write_nothing(place);
+  if (threadIdx.x == 0) *list.count = gathered, *list.kept = 0;
 }
 
 template <typename T>
@@ -144,7 +149,7 @@ __global__ __launch_bounds__(kClassThreads, 1) void chunk_kernel(BoxesOfClasses<
   Chunk<T>& chunk = *reinterpret_cast<Chunk<T>*>(dynamic_shared);
   const int64_t count = *list.count;
   const int thread = static_cast<int>(threadIdx.x);
-  if (first >= count) return;
+  if (first >= count || *list.kept >= rule.enough) return;
   if (first + thread < count) {
     chunk.boxes[thread] = list.boxes[first + thread];
     chunk.ranked[thread] = list.ranked[first + thread];
@@ -164,26 +169,26 @@ __global__ __launch_bounds__(kClassThreads, 1) void chunk_kernel(BoxesOfClasses<
     if (!list.dead[i] && is_suppressed<T>(rule, chunk.kept, kept, list.boxes[i])) list.dead[i] = 1;
 
   if (blockIdx.x > 0) return;
-  const int64_t before = *list.kept;
-  if (thread < kept) source.write(before + thread, static_cast<int64_t>(chunk.ranked[thread].index));
+  const int64_t before = *list.kept, place = before + thread;
+  if (thread < kept && place < rule.enough)
+    source.write(place, static_cast<int64_t>(chunk.ranked[thread].index));
   __syncthreads();  // all have read how many there were before
-  if (thread == 0) *list.kept = before + kept;
+  if (thread == 0) *list.kept = before + kept < rule.enough ? before + kept : rule.enough;
 }
 
 template <typename T>
-int64_t suppress_long_list(const BoxesOfClasses<T>& source, const SuppressionRule<T>& rule,
-                           const Stream& stream) {
+void suppress_long_list(const BoxesOfClasses<T>& source, const SuppressionRule<T>& rule, int64_t* kept,
+                        const Stream& stream) {
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
   const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
   const int64_t wanted = kGatheredBytes + source.rows * static_cast<int64_t>(sizeof(Ranked<T>));
   const int64_t sort_bytes = wanted <= limit ? wanted : kGatheredBytes;
 
-  const TemporaryBuffer<Ranked<T>> ranked(source.rows, stream);
-  const TemporaryBuffer<StoredBox<T>> boxes(source.rows, stream);
-  const TemporaryBuffer<uint8_t> dead(source.rows, stream);
-  const TemporaryBuffer<int64_t> counters(2, stream);
-  fill_bytes(counters.data(), 0, 2, stream);
-  const LongList<T> list{ranked.data(), boxes.data(), dead.data(), counters.data(), counters.data() + 1};
+  LongList<T> list;
+  const DividedBuffer memory(stream, [&](Parts& parts) {
+    list = {parts.take<Ranked<T>>(source.rows), parts.take<StoredBox<T>>(source.rows),
+            parts.take<uint8_t>(source.rows), parts.take<int64_t>(1), kept};
+  });
 
   launch_blocks("sort of boxes", sort_kernel<T>, 1, {kClassThreads, sort_bytes}, stream, source,
                 sort_bytes, list);
@@ -193,7 +198,6 @@ int64_t suppress_long_list(const BoxesOfClasses<T>& source, const SuppressionRul
                   {kClassThreads, static_cast<int64_t>(sizeof(Chunk<T>))}, stream, source, rule, list,
                   static_cast<int>(first));
   }
-  return fetch(list.kept, stream);
 }
 
 }  // namespace
@@ -207,32 +211,37 @@ void box_iou(const BoxIou<T>& call, const Stream& stream) {
 }
 
 template <typename T>
-int64_t nms(const Nms<T>& call, const Stream& stream) {
+void nms(const Nms<T>& call, int64_t* kept, const Stream& stream) {
   check(call);
-  const int64_t count = call.boxes.shape[0];
-  if (count == 0) return 0;
-  require_countable(count);
+  const int64_t boxes = call.boxes.shape[0], places = call.keep.shape[0];
+  require_countable(boxes);
   const DeviceGuard guard(stream);
-  const SuppressionRule<T> rule{call.iou_threshold, static_cast<T>(call.inclusive ? 1 : 0), count};
-  const auto suppress = [&](int64_t most_classes, const Classes& classes) {
-    const BoxesOfClasses<T> source{call.boxes.data, call.scores.data, call.class_ids,
-                                   count,           classes,          call.keep.data};
-    if (call.class_ids == nullptr && count > kLongList) return suppress_long_list(source, rule, stream);
-    return suppress_and_write(source, rule, count, most_classes, stream);
-  };
-  if (call.class_ids == nullptr) return suppress(1, {});
-
+  const SuppressionRule<T> rule{call.iou_threshold, static_cast<T>(call.inclusive ? 1 : 0),
+                                std::min(boxes, places)};
+  BoxesOfClasses<T> source{call.boxes.data, call.scores.data, call.class_ids, boxes,
+                           {},              places,           call.keep.data};
+  if (call.class_ids == nullptr) {
+    if (boxes > kLongList) return suppress_long_list(source, rule, kept, stream);
+    return suppress_and_write(source, rule, boxes, 1, kept, stream);
+  }
   int64_t slots = 2;
-  while (slots < 2 * count) slots *= 2;
-  const TemporaryBuffer<int64_t> ids(count, stream), table(1 + slots, stream);
-  const Classes classes{table.data(), ids.data(), table.data() + 1, slots};
+  while (slots < 2 * boxes) slots *= 2;
+  const TemporaryBuffer<int64_t> ids(boxes, stream), table(1 + slots, stream);
+  source.found = {table.data(), ids.data(), table.data() + 1, slots};
   fill_bytes(table.data(), 0, 1 + slots, stream);
-  launch_threads("classes", classes_kernel, count, stream, call.class_ids, count, classes);
-  return suppress(count, classes);
+  launch_threads("classes", classes_kernel, boxes, stream, call.class_ids, boxes, source.found);
+  suppress_and_write(source, rule, boxes, boxes, kept, stream);
+}
+
+template <typename T>
+int64_t nms(const Nms<T>& call, const Stream& stream) {
+  return counted([&](int64_t* kept) { nms(call, kept, stream); }, stream);
 }
 
 template void box_iou(const BoxIou<float>&, const Stream&);
 template void box_iou(const BoxIou<double>&, const Stream&);
+template void nms(const Nms<float>&, int64_t*, const Stream&);
+template void nms(const Nms<double>&, int64_t*, const Stream&);
 template int64_t nms(const Nms<float>&, const Stream&);
 template int64_t nms(const Nms<double>&, const Stream&);
 

@@ -12,7 +12,9 @@
 //   bool wants(int64_t index, int64_t id);   // whether the class has this box. Not where its score is NaN
 //   T score(int64_t index);
 //   Box<T> box(int64_t index);
+//   int64_t places;                          // of the result
 //   void write(int64_t place, int64_t index);
+//   void write_nothing(int64_t place);
 #pragma once
 
 #include <algorithm>
@@ -51,7 +53,7 @@ template <typename T>
 struct SuppressionRule {
   float threshold;
   T side;
-  int64_t enough;  // kept boxes, of one class or of all: more are not asked for
+  int64_t enough;  // kept boxes, of one class or of all: there are no places for more
 };
 
 // A kept box while it suppresses others. `kKeptAtOnce` of them are compared with a box together, so lists
@@ -116,7 +118,6 @@ __device__ inline int64_t reserve(int64_t* taken, int64_t count) {
 // The next place of a list of `count` for each lane that wants one.
 __device__ inline int next_place(bool wants, int* count) {
   const unsigned wanting = __ballot_sync(kAllLanes, wants);
-  if (wanting == 0) return 0;
   if (wanting == 0) return 0;
   int first = 0;
   if (lane_of() == 0) first = atomicAdd(count, __popc(wanting));
@@ -357,10 +358,14 @@ __device__ int64_t count_before(const KeptBoxes<T>& kept, int64_t number, const 
   return begin - run.begin;
 }
 
-// A warp per kept box, a lane per class.
+// A warp per kept box, a lane per class; and a thread per place that stays empty.
 template <typename T, typename Source>
-__global__ void write_kernel(Source source, KeptBoxes<T> kept, int64_t enough) {
+__global__ void write_kernel(Source source, KeptBoxes<T> kept, int64_t enough, int64_t* count) {
   const int64_t classes = source.classes(), total = *kept.total;
+  const int64_t written = total < enough ? total : enough;
+  if (first_element() == 0) *count = written;
+  for (int64_t place = written + first_element(); place < source.places; place += element_stride())
+    source.write_nothing(place);
   for (int64_t i = first_element() / kWarp; i < total; i += element_stride() / kWarp) {
     const Ranked<T> box = kept.boxes[i];
     int64_t before = 0;
@@ -379,23 +384,26 @@ inline void require_countable(int64_t boxes) {
 }
 
 // Suppresses within each class and writes the kept of all of them by falling score, then rising index, the
-// first rule.enough. Returns how many those are, having waited for them. `candidates` is the most boxes that
+// first rule.enough, and how many those are to `count` in device memory. `candidates` is the most boxes that
 // all classes have together, `most_classes` the most classes. The stream's device must be current.
 template <typename T, typename Source>
-int64_t suppress_and_write(const Source& source, const SuppressionRule<T>& rule, int64_t candidates,
-                           int64_t most_classes, const Stream& stream) {
+void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, int64_t candidates,
+                        int64_t most_classes, int64_t* count, const Stream& stream) {
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
   const int64_t wanted = static_cast<int64_t>(sizeof(BlockState<T>)) + ListLayout<T>(source.rows).end;
   const int64_t shared_bytes = std::min(wanted, limit), spares = wanted > limit ? candidates : 0;
 
-  const TemporaryBuffer<Ranked<T>> spare_ranked(spares, stream), boxes(candidates, stream);
-  const TemporaryBuffer<StoredBox<T>> spare_boxes(spares, stream);
-  const TemporaryBuffer<uint8_t> dead(spares, stream);
-  const TemporaryBuffer<typename KeptBoxes<T>::Run> runs(most_classes, stream);
-  const TemporaryBuffer<int64_t> counters(2, stream);
-  fill_bytes(counters.data(), 0, 2, stream);
-  const SpareLists<T> spare{spare_ranked.data(), spare_boxes.data(), dead.data(), counters.data()};
-  const KeptBoxes<T> kept{boxes.data(), runs.data(), counters.data() + 1};
+  int64_t* counters = nullptr;
+  SpareLists<T> spare;
+  KeptBoxes<T> kept;
+  const DividedBuffer memory(stream, [&](Parts& parts) {
+    counters = parts.take<int64_t>(2);
+    spare = {parts.take<Ranked<T>>(spares), parts.take<StoredBox<T>>(spares),
+             parts.take<uint8_t>(spares), counters};
+    kept = {parts.take<Ranked<T>>(candidates), parts.take<typename KeptBoxes<T>::Run>(most_classes),
+            counters + 1};
+  });
+  fill_bytes(counters, 0, 2, stream);
 
   // Enough for the classes of usual data, and few enough for those without a class not to matter.
   constexpr int64_t class_blocks = 256, write_blocks = 512;
@@ -403,8 +411,17 @@ int64_t suppress_and_write(const Source& source, const SuppressionRule<T>& rule,
                 {kClassThreads, shared_bytes}, stream, source, rule, shared_bytes, spare, kept);
   constexpr int64_t warps = kThreads / kWarp;
   launch_blocks("places of the kept", write_kernel<T, Source>,
-                std::min(ceil_div(candidates, warps), write_blocks), stream, source, kept, rule.enough);
-  return std::min(fetch(kept.total, stream), rule.enough);
+                std::clamp<int64_t>(ceil_div(candidates, warps), 1, write_blocks), stream, source, kept,
+                rule.enough, count);
+}
+
+// What `queue(count)` has counted, waited for.
+template <typename Queue>
+int64_t counted(const Queue& queue, const Stream& stream) {
+  const DeviceGuard guard(stream);
+  const TemporaryBuffer<int64_t> count(1, stream);
+  queue(count.data());
+  return fetch(count.data(), stream);
 }
 
 }  // namespace fastrcnn_engine::cuda

@@ -20,7 +20,8 @@ fi
 
 cd "$root" && mkdir -p "$out" || exit 1
 # Of an earlier run nothing stays: its figures would stand in for those of a step that fails.
-rm -f "$out"/{machine,build,tests,memcheck,racecheck,roipool,kernels,summary}.{txt,json,csv,png}
+rm -f "$out"/{machine,build,tests,memcheck,racecheck,roipool,boxes,kernels,summary}.{txt,json,csv,png}
+rm -f "$out"/{nms,detections,small-calls}.json
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python=${PYTHON:-python3}
@@ -111,8 +112,15 @@ sanitize() { # sanitize TOOL [OPTION...]
 memcheck() { sanitize memcheck --report-api-errors no; } # the engine checks its calls itself
 racecheck() { sanitize racecheck; }
 
-roipool() { # of the benchmarks the only one that times CUDA
+roipool() {
   "$python" benchmarks/roipool_bench.py --device cuda --peers torchvision --out "$out/roipool.json"
+}
+
+boxes() { # nms.json, detections.json, small-calls.json
+  local name
+  for name in nms detections small-calls; do
+    "$python" "benchmarks/${name/-/_}_bench.py" --device cuda --out "$out/$name.json"
+  done
 }
 
 # A line of kernels.csv is one launch of ours; the call it belongs to is in the column of ranges.
@@ -173,7 +181,7 @@ END_PYTHON
   (($(wc -l <"$out/kernels.csv") > 2)) && return "$status" # names, units, and then launches
 }
 
-export -f machine build cuda_tests tests sanitize memcheck racecheck roipool kernels
+export -f machine build cuda_tests tests sanitize memcheck racecheck roipool boxes kernels
 
 # ---- running them -------------------------------------------------------------------------------
 
@@ -227,9 +235,10 @@ if [[ $built == yes ]]; then
   step_with compute-sanitizer memcheck 90
   step_with compute-sanitizer racecheck 90
   step roipool 150
+  step boxes 60
   step_with ncu kernels 90
 else # another installation might be found, and checked in place of this one
-  for name in tests memcheck racecheck roipool kernels; do
+  for name in tests memcheck racecheck roipool boxes kernels; do
     report "$name" "NOT RUN: the build failed" 0
   done
 fi

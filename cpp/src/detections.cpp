@@ -90,12 +90,9 @@ int64_t detect_boxes(const DetectBoxes<T>& call) {
     const T score = call.scores.data[next->index];
     if (!semantics::is_candidate(score, score_threshold, box)) continue;
     if (!suppression.keep(box, label)) continue;
-    semantics::put_box(call.boxes.data, kept, box);
-    call.box_scores.data[kept] = score;
-    call.labels.data[kept] = label;
-    call.proposal_rows.data[kept] = row;
-    ++kept;
+    semantics::put_detection(call, kept++, box, score, label, row);
   }
+  for (int64_t place = kept; place < most; ++place) semantics::put_no_detection<T>(call, place);
   return kept;
 }
 

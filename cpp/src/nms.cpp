@@ -22,7 +22,6 @@ template <typename T>
 void check(const Nms<T>& call) {
   require_boxes(call.boxes, "boxes");
   require_rows(call.scores, "scores", call.boxes.shape[0], "boxes");
-  require_rows(call.keep, "keep", call.boxes.shape[0], "boxes");
   require_iou_threshold(call.iou_threshold, "iou_threshold");
 }
 
@@ -97,10 +96,12 @@ int64_t nms(const Nms<T>& call) {
 
   const ClassNumbers classes(call.class_ids, boxes);
   GreedySuppression<T> suppression(classes.count(), boxes, call.iou_threshold, call.inclusive);
+  const int64_t most = call.keep.shape[0];
   int64_t kept = 0;
-  for (const Ranked<T>& entry : order)
-    if (suppression.keep(box_at(call.boxes.data, entry.index), classes.of(entry.index)))
-      call.keep.data[kept++] = entry.index;
+  for (auto next = order.begin(); next != order.end() && kept < most; ++next)
+    if (suppression.keep(box_at(call.boxes.data, next->index), classes.of(next->index)))
+      call.keep.data[kept++] = next->index;
+  std::fill(call.keep.data + kept, call.keep.data + most, -1);
   return kept;
 }
 

@@ -20,7 +20,7 @@ import pytest
 
 from build.steps import ROOT, cmake, run
 
-ARCHITECTURES = ("sm_80", "sm_90")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 
 # Added by whichever thread comes first, a sum would depend on the run. sm_90 writes REDG for RED;
 # REDUX, which stays within a warp, is none of them.

@@ -87,30 +87,37 @@ void box_iou() {
 
 namespace {
 
-// `ids`: one for each box, or none. The CPU and every schedule of the device keep the same.
+// `ids`: one for each box, or none. The CPU and every schedule of the device keep the same, in as many places
+// as there are boxes, in fewer and in more.
 template <typename T>
 void nms_of(const std::vector<T>& boxes, const std::vector<T>& scores, const std::vector<int64_t>& ids,
             Random& random) {
   constexpr float thresholds[] = {0, 0.3f, 0.5f, 1};
   const auto count = static_cast<int64_t>(scores.size());
-  std::vector<int64_t> keep(count), expected(count, 77);
   Nms<T> call;
   call.boxes = rows_of(boxes, 4);
   call.scores = {scores.data(), {count}};
   call.class_ids = ids.empty() ? nullptr : ids.data();
   call.iou_threshold = thresholds[random.integer(0, 3)];
   call.inclusive = random.integer(0, 1);
-  call.keep = list_of(expected);
-  const int64_t expected_count = cpu::nms(call);
-  call.keep = list_of(keep);
-  in_every_schedule([&](const std::string& where) {
-    keep.assign(count, 77);
-    const int64_t kept = cuda::nms(call, stream());
-    emulation::finish();
-    const std::string which = " of " + std::to_string(count) + " boxes" + where;
-    expect(kept == expected_count, "nms count" + which);
-    expect(same(keep, expected), "nms indices" + which);
-  });
+  const int64_t other_places[] = {0, 1, count + 5};
+  for (const int64_t places : {count, count / 3, other_places[random.integer(0, 2)]}) {
+    std::vector<int64_t> keep, expected(places, 77);
+    call.keep = list_of(expected);
+    const int64_t expected_count = cpu::nms(call);
+    in_every_schedule([&](const std::string& where) {
+      keep.assign(places, 77);
+      call.keep = list_of(keep);
+      int64_t kept = 77;
+      cuda::nms(call, &kept, stream());
+      const std::string which =
+          " of " + std::to_string(count) + " boxes to " + std::to_string(places) + " places" + where;
+      expect(kept == 77, "nms does not wait" + which);
+      emulation::finish();
+      expect(kept == expected_count, "nms count" + which);
+      expect(same(keep, expected), "nms indices" + which);
+    });
+  }
 }
 
 // What a block has kept of one class must not suppress boxes of the next: of two blocks, the first has

@@ -42,7 +42,9 @@ void detections_of(int64_t rows, int64_t columns, int64_t capacity, int64_t exte
   const int64_t expected_count = cpu::detect_boxes(into(expected));
   in_every_schedule([&](const std::string& where) {
     results = blank;
-    const int64_t count = cuda::detect_boxes(into(results), stream());
+    int64_t count = 77;
+    cuda::detect_boxes(into(results), &count, stream());
+    expect(count == 77, "detect_boxes does not wait" + where);
     emulation::finish();
     expect(count == expected_count, "detections count" + where);
     expect(same(results.boxes, expected.boxes), "detections boxes" + where);
@@ -70,9 +72,30 @@ void detections_of() {
     });
 }
 
+void detections_waited_for() {
+  Random random;
+  const auto proposals = crowded_boxes<float>(20, random);
+  const std::vector<float> scores(40, 0.5f);
+  std::vector<float> boxes(40), kept_scores(10);
+  std::vector<int64_t> labels(10), rows(10);
+  DetectBoxes<float> call;
+  call.proposals = rows_of(proposals, 4);
+  call.scores = rows_of(scores, 2);
+  call.image_height = call.image_width = 9;
+  call.nms_threshold = 0.3f;
+  call.boxes = rows_of(boxes, 4);
+  call.box_scores = list_of(kept_scores);
+  call.labels = list_of(labels);
+  call.proposal_rows = list_of(rows);
+  const int64_t expected = cpu::detect_boxes(call);
+  expect(expected > 0 && cuda::detect_boxes(call, stream()) == expected, "detections that are waited for");
+  emulation::finish();
+}
+
 }  // namespace
 
 void detections() {
+  detections_waited_for();
   detections_of<float>();
   detections_of<double>();
 }

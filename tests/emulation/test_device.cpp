@@ -1,4 +1,8 @@
 // Failing calls of the runtime, and what the emulator itself must notice.
+#include <cstring>
+#include <memory>
+#include <new>
+
 #include "fastrcnn_engine/build_info.h"
 #include "fastrcnn_engine/detections.h"
 #include "fastrcnn_engine/error.h"
@@ -90,6 +94,21 @@ void expect_report(const std::string& what, const Work& work) {
   expect(report.find(what) != std::string::npos, what + ", got: " + report);
 }
 
+// Memory of the caller's, `left` more pieces of it. Each ends where a sanitizer looks.
+struct Pool : DeviceMemory {
+  void* allocate(int64_t bytes) override {
+    if (left-- == 0) throw std::bad_alloc();
+    pieces.emplace_back(static_cast<char*>(::operator new(bytes, std::align_val_t{256})));
+    std::memset(pieces.back().get(), 0xFF, bytes);
+    return pieces.back().get();
+  }
+  struct Delete {
+    void operator()(char* piece) const { ::operator delete(piece, std::align_val_t{256}); }
+  };
+  std::vector<std::unique_ptr<char, Delete>> pieces;
+  int64_t left = -1;
+};
+
 }  // namespace
 
 void device_errors() {
@@ -112,7 +131,8 @@ void device_errors() {
   call.box_scores = list_of(out_scores);
   call.labels = list_of(labels);
   call.proposal_rows = list_of(rows);
-  // The two of the device, its shared memory, 3 buffers, a memset, 2 launches, the copy and the wait.
+  // The two of the device and one of them again, its shared memory, 2 buffers, a memset, 2 launches, the copy
+  // and the wait.
   expect(failing_calls([&] { cuda::detect_boxes(call, stream()); }) == 11,
          "detect_boxes reports every failure");
   const std::vector<int64_t> ids(20, 3);
@@ -124,6 +144,21 @@ void device_errors() {
   suppression.keep = list_of(keep);
   // As detect_boxes, and for the classes 2 buffers, a memset and a launch.
   expect(failing_calls([&] { cuda::nms(suppression, stream()); }) == 15, "nms reports every failure");
+  // All four buffers, and no call of the runtime for them.
+  Pool pool_of_caller;
+  const Stream with_pool(emulation::stream(), emulation::kDevice, &pool_of_caller);
+  expect(failing_calls([&] { cuda::nms(suppression, with_pool); }) == 11, "nms uses the caller's memory");
+  for (int allowed = 0; allowed < 4; ++allowed) {
+    pool_of_caller.left = allowed;
+    bool refused = false;
+    try {
+      cuda::nms(suppression, with_pool);
+    } catch (const std::bad_alloc&) {
+      refused = true;
+    }
+    emulation::finish();
+    expect(refused, "the caller's exception arrives");
+  }
   std::vector<float16> map(4 * 9), pooled(40 * 4 * 4);
   std::vector<float> rois(40 * 5);
   std::vector<int32_t> argmax(pooled.size());

@@ -170,6 +170,26 @@ BUGS = [
         "nms",
     ),
     Bug(
+        "a place that stays empty is left as it was", "nms_steps.cuh",
+        "place = written + first_element(); place", "place = written + 1 + first_element(); place",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "what there is no room for counts", "nms_steps.cuh",
+        "*count = written;", "*count = total;",
+        "detections", "detections.cu",
+    ),
+    Bug(
+        "a long list keeps more than there is room for", "nms.cu",
+        "thread < kept && place < rule.enough", "thread < kept",
+        "nms",
+    ),
+    Bug(
+        "a long list counts on from what was in memory", "nms.cu",
+        "*list.count = gathered, *list.kept = 0;", "*list.count = gathered;",
+        "nms",
+    ),
+    Bug(
         "one more detection is written than there is room for", "nms_steps.cuh",
         "lane_of() == 0 && before < enough", "lane_of() == 0 && before <= enough",
         "detections", "detections.cu",

@@ -44,8 +44,12 @@ CALLS = {
     "box_iou": (fe.box_iou, [BOXES, OTHERS]),
     "nms": (lambda b, s: fe.nms(b, s, 0.3), [BOXES, SCORES]),
     "batched_nms": (lambda b, s, i: fe.batched_nms(b, s, i, 0.3), [BOXES, SCORES, LABELS]),
+    "nms_padded": (lambda b, s: fe.nms_padded(b, s, 0.3, 9), [BOXES, SCORES]),
     "detections": (
         lambda b, s, d: fe.detections(b, s, d, (50, 60)), [BOXES, PROBABILITIES, DELTAS],
+    ),
+    "detections_padded": (
+        lambda b, s, d: fe.detections_padded(b, s, d, (50, 60)), [BOXES, PROBABILITIES, DELTAS],
     ),
 }  # fmt: skip
 every_operator = pytest.mark.parametrize("operator", CALLS)
@@ -81,7 +85,8 @@ class OldProducer(Producer):
 def test_every_operator_is_in_this_list():
     listed = {name.removesuffix("_weights") for name in CALLS}
     assert listed == set(fe.__all__) - {
-        "ops", "Detections", "RoIPool", "build_info", "get_num_threads", "set_num_threads",
+        "ops", "Detections", "PaddedDetections", "PaddedIndices", "RoIPool", "build_info",
+        "get_num_threads", "set_num_threads",
     }  # fmt: skip
 
 

@@ -117,6 +117,24 @@ def test_equal_to_the_reference(case: DetectionCase, dtype, face):
     assert take(found.boxes).shape == (len(rows), 4)
 
 
+@every_case
+@every_dtype
+@every_face
+def test_padded_are_the_same_and_then_nothing(case: DetectionCase, dtype, face):
+    arrays = operands(case, dtype, face)
+    places = min(case.options.get("max_detections", 100), 3000)
+    options = {**case.options, "max_detections": places}
+    padded = fe.detections_padded(*arrays, SIZE, **options)
+    found = fe.detections(*arrays, SIZE, **options)
+    count = len(found.scores)
+    assert int(padded.count) == count
+    for name, blank in (("boxes", 0), ("scores", 0), ("labels", 0), ("rows", -1)):
+        result, expected = take(getattr(padded, name)), take(getattr(found, name))
+        assert (result.dtype, len(result)) == (expected.dtype, places)
+        np.testing.assert_array_equal(result[:count], expected)
+        assert (result[count:] == blank).all()
+
+
 @pytest.mark.cuda
 def test_cuda_finds_the_same(cuda_device):
     for case in DETECTION_CASES:
@@ -127,6 +145,44 @@ def test_cuda_finds_the_same(cuda_device):
         for name in ("rows", "labels", "scores"):
             assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), case.name
         torch.testing.assert_close(found.boxes.cpu(), expected.boxes, rtol=0, atol=2e-4)
+
+
+@pytest.mark.cuda
+def test_a_cuda_graph_replays_pooling_decoding_and_suppression(cuda_device):
+    """Captured once, replayed on other features, boxes and scores than it was captured with."""
+    generator = torch.Generator().manual_seed(3)
+
+    def operands_of(run: int) -> list[torch.Tensor]:
+        rows = torch.from_numpy(random_boxes(300, run))
+        rois = torch.cat([torch.zeros(300, 1), rows], dim=1)
+        features = torch.randn(1, 16, 20, 30, generator=generator)
+        return [features, rois, torch.randn(16 * 9, 5 * 4, generator=generator) / 100]
+
+    def detect(features, rois, weight):
+        pooled = fe.roi_pool(features, rois, 3, 1 / 4).flatten(1)
+        deltas = pooled @ weight
+        scores = pooled[:, :5].softmax(dim=1)
+        moved = fe.clip_boxes_to_image(fe.decode_boxes(deltas, rois[:, 1:]), SIZE)
+        kept = fe.nms_padded(moved[:, 4:8].contiguous(), scores[:, 1].contiguous(), 0.3, 50)
+        return fe.detections_padded(rois[:, 1:], scores, deltas, SIZE), kept
+
+    static = [x.to(cuda_device) for x in operands_of(0)]
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        detect(*static)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found, kept = detect(*static)
+    for run in range(1, 4):
+        for target, source in zip(static, operands_of(run), strict=True):
+            target.copy_(source)
+        graph.replay()
+        again, kept_again = detect(*static)
+        assert 0 < int(again.count) < 100
+        for left, right in zip((*found, *kept), (*again, *kept_again), strict=True):
+            assert torch.equal(left, right)
 
 
 @every_dtype

@@ -49,6 +49,47 @@ def test_batched_nms_equals_the_reference(case: NmsCase, ids, face):
     assert take(kept).tolist() == expected
 
 
+@every_case
+@pytest.mark.parametrize("with_idxs", [False, True])
+@every_face
+def test_padded_nms_is_the_beginning_of_nms(case: NmsCase, with_idxs, face):
+    idxs = CLASS_IDS["few"](len(case.scores)).astype(np.int64) if with_idxs else None
+    if with_idxs:
+        expected = reference.batched_nms(
+            case.boxes, case.scores, idxs, case.threshold, case.inclusive
+        )
+    else:
+        expected = reference.nms(case.boxes, case.scores, case.threshold, case.inclusive)
+    for places in {0, 1, len(expected) // 2, len(expected), len(case.scores) + 3}:
+        kept = fe.nms_padded(
+            give(case.boxes, face), give(case.scores, face), case.threshold, places,
+            idxs=None if idxs is None else give(idxs, face), inclusive=case.inclusive,
+        )  # fmt: skip
+        count = min(places, len(expected))
+        assert [take(kept.count).shape, take(kept.count).dtype] == [(), np.int64]
+        assert int(kept.count) == count
+        assert take(kept.indices).tolist() == expected[:count] + [-1] * (places - count)
+
+
+@pytest.mark.cuda
+def test_cuda_pads_the_same(cuda_device):
+    for case in NMS_CASES:
+        boxes, scores = torch.from_numpy(case.boxes), torch.from_numpy(case.scores)
+        idxs = torch.from_numpy(CLASS_IDS["few"](len(scores)).astype(np.int64))
+        for places in (0, 1, len(scores) // 3, len(scores) + 3):
+            for ids in (None, idxs):
+                there = None if ids is None else ids.to(cuda_device)
+                kept = fe.nms_padded(
+                    boxes.to(cuda_device), scores.to(cuda_device), case.threshold, places,
+                    idxs=there, inclusive=case.inclusive,
+                )  # fmt: skip
+                expected = fe.nms_padded(
+                    boxes, scores, case.threshold, places, idxs=ids, inclusive=case.inclusive
+                )
+                assert kept.count.cpu() == expected.count, case.name
+                assert torch.equal(kept.indices.cpu(), expected.indices), case.name
+
+
 @pytest.mark.cuda
 def test_cuda_keeps_the_same_boxes(cuda_device):
     for case in NMS_CASES:
@@ -140,6 +181,8 @@ BOXES, SCORES = random_boxes(4, 2), np.float32([0.1, 0.2, 0.3, 0.4])
         (lambda: fe.nms(BOXES, SCORES, float("nan")), "iou_threshold.*nan"),
         (lambda: fe.batched_nms(BOXES, SCORES, np.zeros(3, np.int64), 0.5), "idxs.*4.*3"),
         (lambda: fe.batched_nms(BOXES, SCORES, SCORES, 0.5), "idxs must be int64, got float32"),
+        (lambda: fe.nms_padded(BOXES, SCORES, 0.5, -1), "max_output_size must be >= 0, got -1"),
+        (lambda: fe.nms_padded(BOXES, SCORES[:3], 0.5, 2), "scores.*4.*3"),
         (lambda: fe.box_iou(BOXES, BOXES[:, :2]), r"boxes2 must be \(R, 4\).*\(4, 2\)"),
         (lambda: fe.box_iou(BOXES, BOXES.astype(np.float64)),
          "boxes2 must be float32, got float64"),

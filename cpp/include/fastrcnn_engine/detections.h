@@ -22,7 +22,8 @@ struct DetectBoxes {
   float nms_threshold = 0;
   bool inclusive = false;      // corners are pixels: +1 in overlaps, clip to width - 1
 
-  // Results by falling score, then rising (proposal, class); capacity M is the most to return.
+  // Results by falling score, then rising (proposal, class); capacity M is the most to return. Where there
+  // are fewer, the rest is filled up: boxes, scores and labels with 0, rows with -1.
   View<T, 2> boxes;                // (M, 4)
   View<T, 1> box_scores;           // (M,)
   View<int64_t, 1> labels;         // (M,) 1 .. K
@@ -42,6 +43,9 @@ namespace cuda {
 // Waits for the stream: the number of detections is needed on the host.
 template <typename T>
 int64_t detect_boxes(const DetectBoxes<T>& call, const Stream& stream);
+// Does not wait: the number goes to `count`, in device memory. May be captured in a CUDA graph.
+template <typename T>
+void detect_boxes(const DetectBoxes<T>& call, int64_t* count, const Stream& stream);
 }  // namespace cuda
 
 }  // namespace fastrcnn_engine

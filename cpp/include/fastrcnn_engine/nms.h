@@ -25,7 +25,7 @@ struct Nms {
   const int64_t* class_ids = nullptr;  // (B,) any numbers, or null: one class
   float iou_threshold = 0;
   bool inclusive = false;
-  View<int64_t, 1> keep;               // (B,): kept indices, by falling score, at its front
+  View<int64_t, 1> keep;               // (M,): the first M kept indices by falling score, then -1
 };
 
 template <typename T>
@@ -33,7 +33,7 @@ void check(const BoxIou<T>& call);
 template <typename T>
 void check(const Nms<T>& call);
 
-// nms returns how many boxes were kept.
+// nms returns how many indices of kept boxes were written, at most M.
 namespace cpu {
 template <typename T>
 void box_iou(const BoxIou<T>& call);
@@ -47,6 +47,9 @@ void box_iou(const BoxIou<T>& call, const Stream& stream);
 // Waits for the stream: the number of boxes is needed on the host.
 template <typename T>
 int64_t nms(const Nms<T>& call, const Stream& stream);
+// Does not wait: the number goes to `count`, in device memory. May be captured in a CUDA graph.
+template <typename T>
+void nms(const Nms<T>& call, int64_t* count, const Stream& stream);
 }  // namespace cuda
 
 }  // namespace fastrcnn_engine

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from fastrcnn_engine.ops.box_codec import clip_boxes_to_image, decode_boxes, encode_boxes
 from fastrcnn_engine.ops.build_info import build_info
-from fastrcnn_engine.ops.detections import Detections, detections
-from fastrcnn_engine.ops.nms import batched_nms, box_iou, nms
+from fastrcnn_engine.ops.detections import (
+    Detections,
+    PaddedDetections,
+    detections,
+    detections_padded,
+)
+from fastrcnn_engine.ops.nms import PaddedIndices, batched_nms, box_iou, nms, nms_padded
 from fastrcnn_engine.ops.roi_pool import roi_pool, roi_pool_backward, roi_pool_with_argmax
 from fastrcnn_engine.ops.smooth_l1 import smooth_l1, smooth_l1_backward
 from fastrcnn_engine.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "Detections",
+    "PaddedDetections",
+    "PaddedIndices",
     "RoIPool",
     "batched_nms",
     "box_iou",
@@ -19,9 +26,11 @@ __all__ = [
     "clip_boxes_to_image",
     "decode_boxes",
     "detections",
+    "detections_padded",
     "encode_boxes",
     "get_num_threads",
     "nms",
+    "nms_padded",
     "roi_pool",
     "roi_pool_backward",
     "roi_pool_with_argmax",

@@ -22,6 +22,7 @@ class NumpyArrays:
 
     stream = 0
     threads = 0  # as many as fastrcnn_engine.set_num_threads says
+    new_bytes = None  # gives a GPU's operators temporary memory; None: from CUDA's own pool
 
     def take(self, array: Any, name: str, cast: str | None = None) -> np.ndarray:
         """The array, row-major; `cast` names a dtype that floats (or for int64, integers) go to."""
@@ -113,6 +114,7 @@ class DeviceDlpackArrays:
 
     stream = 1
     threads = 0
+    new_bytes = None
 
     def __init__(self, example: Any) -> None:
         self._xp = example.__array_namespace__()
@@ -169,6 +171,7 @@ class TorchArrays:
     """
 
     stream = 0
+    new_bytes = None
 
     def __init__(self) -> None:
         self._torch = torch = sys.modules["torch"]
@@ -243,11 +246,16 @@ class TorchArrays:
 
 
 class CudaTensors(TorchArrays):
-    """Torch tensors on a GPU."""
+    """Torch tensors on a GPU. Temporary memory is torch's too: what its pool holds is reused, and a
+    CUDA graph that is being captured keeps it."""
 
     def __init__(self, example: Any) -> None:
         super().__init__()
         self.stream = self._torch.cuda.current_stream(example.device).cuda_stream
+        self._device = example.device
+
+    def new_bytes(self, count: int) -> Any:
+        return self._torch.empty(count, dtype=self._torch.uint8, device=self._device)
 
 
 Arrays = NumpyArrays | DeviceDlpackArrays | TorchArrays

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import arrays_of, shape_of
+from fastrcnn_engine.ops._arrays import Arrays, arrays_of, shape_of
 from fastrcnn_engine.ops.box_codec import MAX_LOG_RATIO
 
 
@@ -16,6 +16,19 @@ class Detections(NamedTuple):
     scores: Any  # (M,)
     labels: Any  # (M,) int64, 1..K
     rows: Any  # (M,) int64, the proposal each came from
+
+
+class PaddedDetections(NamedTuple):
+    """Detections of a fixed number M, and how many of them count.
+
+    Behind the first `count`, boxes, scores and labels are 0 and rows -1.
+    """
+
+    boxes: Any  # (M, 4)
+    scores: Any  # (M,)
+    labels: Any  # (M,) int64, 1..K
+    rows: Any  # (M,) int64, the proposal each came from
+    count: Any  # () int64, on the device of the boxes
 
 
 def detections(
@@ -51,6 +64,47 @@ def detections(
 
     Source: paper section 3; score threshold and the limit over all classes are today's habit.
     """
+    arrays, out, found = _detect(
+        boxes, scores, deltas, image_size, score_threshold, nms_threshold, max_detections,
+        inclusive, max_log_ratio, padded=False,
+    )  # fmt: skip
+    return Detections(*[arrays.give(arrays.first(array, found)) for array in out])
+
+
+def detections_padded(
+    boxes: Any,
+    scores: Any,
+    deltas: Any,
+    image_size: tuple[int, int],
+    *,
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.3,
+    max_detections: int = 100,
+    inclusive: bool = False,
+    max_log_ratio: float = MAX_LOG_RATIO,
+) -> PaddedDetections:
+    """`detections` as a result whose shape does not depend on what is found.
+
+    On a GPU nothing waits for the result, so the call can be captured in a CUDA graph.
+
+    Arguments, errors and source: as `detections`.
+
+    Returns:
+        `PaddedDetections` with M = max_detections.
+    """
+    arrays, out, count = _detect(
+        boxes, scores, deltas, image_size, score_threshold, nms_threshold, max_detections,
+        inclusive, max_log_ratio, padded=True,
+    )  # fmt: skip
+    return PaddedDetections(*[arrays.give(array) for array in (*out, count)])
+
+
+def _detect(
+    boxes: Any, scores: Any, deltas: Any, image_size: tuple[int, int], score_threshold: float,
+    nms_threshold: float, max_detections: int, inclusive: bool, max_log_ratio: float, *,
+    padded: bool,
+) -> tuple[Arrays, Detections, Any]:  # fmt: skip
+    """The adaptor, the results, and how many there are: an array where padded, else an int."""
     if max_detections < 0:
         raise ValueError(f"max_detections must be >= 0, got {max_detections}")
     arrays = arrays_of(boxes, "boxes")
@@ -59,17 +113,18 @@ def detections(
     if deltas is not None:
         deltas = arrays.take(deltas, "deltas")
     rows, columns = shape_of(scores, 2, "scores")
-    capacity = min(max_detections, rows * max(columns - 1, 0))
-    dtype = boxes.dtype
+    places = max_detections if padded else min(max_detections, rows * max(columns - 1, 0))
     out = Detections(
-        boxes=arrays.empty((capacity, 4), dtype, boxes),
-        scores=arrays.empty((capacity,), dtype, boxes),
-        labels=arrays.empty((capacity,), "int64", boxes),
-        rows=arrays.empty((capacity,), "int64", boxes),
+        boxes=arrays.empty((places, 4), boxes.dtype, boxes),
+        scores=arrays.empty((places,), boxes.dtype, boxes),
+        labels=arrays.empty((places,), "int64", boxes),
+        rows=arrays.empty((places,), "int64", boxes),
     )
+    count = arrays.empty((), "int64", boxes) if padded else None
     height, width = image_size
     found = _core.detect_boxes(
         boxes, scores, deltas, float(height), float(width), float(max_log_ratio),
-        float(score_threshold), float(nms_threshold), inclusive, *out, arrays.stream,
+        float(score_threshold), float(nms_threshold), inclusive, *out, count, arrays.stream,
+        arrays.new_bytes,
     )  # fmt: skip
-    return Detections(*[arrays.give(arrays.first(array, found)) for array in out])
+    return arrays, out, count if padded else found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, NamedTuple
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import arrays_of, require_no_gradient, shape_of
+from fastrcnn_engine.ops._arrays import Arrays, arrays_of, require_no_gradient, shape_of
 
 
 def box_iou(boxes1: Any, boxes2: Any, *, inclusive: bool = False) -> Any:
@@ -53,7 +54,7 @@ def nms(boxes: Any, scores: Any, iou_threshold: float, *, inclusive: bool = Fals
 
     Source: paper section 3; the order of equal scores is ours.
     """
-    return _suppress(boxes, scores, None, iou_threshold, inclusive)
+    return _kept(boxes, scores, None, iou_threshold, inclusive)
 
 
 def batched_nms(
@@ -71,15 +72,67 @@ def batched_nms(
     Returns:
         int64 indices of the kept boxes of all classes by falling score.
     """
-    return _suppress(boxes, scores, idxs, iou_threshold, inclusive)
+    return _kept(boxes, scores, idxs, iou_threshold, inclusive)
 
 
-def _suppress(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:
+class PaddedIndices(NamedTuple):
+    """Indices of a fixed number, and how many of them count."""
+
+    indices: Any  # (M,) int64, -1 behind the first `count`
+    count: Any  # () int64, on the device of the boxes
+
+
+def nms_padded(
+    boxes: Any,
+    scores: Any,
+    iou_threshold: float,
+    max_output_size: int,
+    *,
+    idxs: Any = None,
+    inclusive: bool = False,
+) -> PaddedIndices:
+    """`nms` or, with `idxs`, `batched_nms`, as a result whose shape does not depend on the boxes.
+
+    On a GPU nothing waits for the result, so the call can be captured in a CUDA graph.
+
+    Args:
+        boxes, scores, iou_threshold, inclusive: as `nms`.
+        max_output_size: M; the best M are given where more are kept.
+        idxs: (B,) integers, as `batched_nms`.
+
+    Returns:
+        `PaddedIndices`: (M,) int64 indices of kept boxes by falling score, then -1; how many count.
+
+    Raises:
+        ValueError: as `nms`, or a negative max_output_size.
+
+    Source: the interface is TensorFlow's non_max_suppression_padded.
+    """
+    if operator.index(max_output_size) < 0:
+        raise ValueError(f"max_output_size must be >= 0, got {max_output_size}")
+    arrays, keep, count = _suppress(boxes, scores, idxs, iou_threshold, inclusive, max_output_size)
+    return PaddedIndices(arrays.give(keep), arrays.give(count))
+
+
+def _kept(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:
+    arrays, keep, kept = _suppress(boxes, scores, idxs, iou_threshold, inclusive, None)
+    return arrays.give(arrays.first(keep, kept))
+
+
+def _suppress(
+    boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool, places: int | None
+) -> tuple[Arrays, Any, Any]:
+    """The adaptor, the kept indices, and how many there are: an array where `places` are given."""
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")
     scores = arrays.take(scores, "scores")
     if idxs is not None:
         idxs = arrays.take(idxs, "idxs", "int64")
-    keep = arrays.empty((shape_of(boxes, 2, "boxes")[0],), "int64", boxes)
-    kept = _core.nms(boxes, scores, idxs, float(iou_threshold), inclusive, keep, arrays.stream)
-    return arrays.give(arrays.first(keep, kept))
+    rows = shape_of(boxes, 2, "boxes")[0]
+    keep = arrays.empty((rows if places is None else places,), "int64", boxes)
+    count = None if places is None else arrays.empty((), "int64", boxes)
+    kept = _core.nms(
+        boxes, scores, idxs, float(iou_threshold), inclusive, keep, count, arrays.stream,
+        arrays.new_bytes,
+    )  # fmt: skip
+    return arrays, keep, kept if places is None else count

@@ -114,7 +114,7 @@ def roi_pool_backward(
         raise ValueError(f"input_shape must be (N, C, H, W), got {tuple(input_shape)}")
     grad_input = arrays.empty_map(input_shape, grad_output.dtype, argmax)
     _core.roi_pool_backward(
-        grad_output, argmax, boxes, grad_input, arrays.stream, arrays.threads
+        grad_output, argmax, boxes, grad_input, arrays.stream, arrays.threads, arrays.new_bytes
     )
     return arrays.give(grad_input)
 

@@ -1,8 +1,10 @@
-// When a proposal and a class make a detection that suppression then looks at.
+// When a proposal and a class make a detection that suppression then looks at, and how one is written down.
 #pragma once
 
+#include <cstdint>
+
 #include "fastrcnn_engine/host_device.h"
-#include "fastrcnn_engine/semantics/box_codec.h"
+#include "fastrcnn_engine/semantics/box_rows.h"
 
 namespace fastrcnn_engine::semantics {
 
@@ -12,6 +14,21 @@ FRCNN_HD bool is_candidate(T score, T score_threshold, const Box<T>& box) {
   const bool box_is_whole =
       box.x1 == box.x1 && box.y1 == box.y1 && box.x2 == box.x2 && box.y2 == box.y2;
   return score > score_threshold && box_is_whole;
+}
+
+// The result at `place` of a DetectBoxes<T>.
+template <typename Call, typename T>
+FRCNN_HD void put_detection(const Call& call, int64_t place, const Box<T>& box, T score, int64_t label,
+                            int64_t proposal) {
+  put_box(call.boxes.data, place, box);
+  call.box_scores.data[place] = score;
+  call.labels.data[place] = label;
+  call.proposal_rows.data[place] = proposal;
+}
+
+template <typename T, typename Call>
+FRCNN_HD void put_no_detection(const Call& call, int64_t place) {
+  put_detection(call, place, Box<T>{}, T(0), 0, -1);
 }
 
 }  // namespace fastrcnn_engine::semantics
