@@ -15,7 +15,7 @@ import torch
 
 import fastrcnn_engine as engine
 import harness
-from harness import OURS, Row, Section
+from harness import OURS, Row, Section, replayed
 from nms_bench import TorchVision, clustered
 
 PROPOSALS, CLASSES = 2000, 21
@@ -43,7 +43,7 @@ def torch_detections(
     centre = boxes[:, None, :2] + 0.5 * size + deltas[..., :2] * size
     half = 0.5 * size * deltas[..., 2:].clamp(max=4.135).exp()
     decoded = torch.cat([centre - half, centre + half], -1)
-    limit = torch.tensor([IMAGE[1], IMAGE[0]] * 2, dtype=decoded.dtype)
+    limit = decoded.new_tensor([IMAGE[1], IMAGE[0]] * 2)
     decoded = torch.minimum(decoded.clamp(min=0), limit)
     rows, labels = (scores[:, 1:] > SCORE_THRESHOLD).nonzero(as_tuple=True)
     labels = labels + 1
@@ -55,19 +55,25 @@ def torch_detections(
 def check_detections(rows: list[Row]) -> str:
     boxes, scores, labels = rows[0].run()[:3]
     for row in rows[1:]:
-        other = row.run()
+        other = [x[: len(scores)] for x in row.run()[:3]]  # what is behind is padding
         same = torch.equal(labels, other[2]) and torch.equal(scores, other[1])
         if not (same and torch.allclose(boxes, other[0], rtol=1e-4, atol=1e-3)):
             raise SystemExit(f"{row.who}: other detections")
     return f"the same {len(labels)} detections, boxes to 1e-3 of a pixel"
 
 
-def sections(peers: list) -> list[Section]:
+def sections(peers: list, device: str) -> list[Section]:
     found = []
     for name, lead in LEAD.items():
-        outputs = network_outputs(lead)
+        outputs = [x.to(device) for x in network_outputs(lead)]
         options = {"score_threshold": SCORE_THRESHOLD, "nms_threshold": IOU_THRESHOLD}
         rows = [Row(OURS, "detections", partial(engine.detections, *outputs, IMAGE, **options))]
+        if device == "cuda":
+            padded = partial(engine.detections_padded, *outputs, IMAGE, **options)
+            rows += [
+                Row(f"{OURS}, padded", "detections", padded),
+                Row(f"{OURS}, padded, in a CUDA graph", "detections", replayed(padded)),
+            ]
         for peer in peers:
             run = partial(torch_detections, peer.batched_nms, *outputs)
             rows.append(Row(f"torch + {peer.name}", "detections", run))

@@ -8,6 +8,7 @@ size (one standard deviation), on a 1000 pixel image; scores are a random order,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import fastrcnn_engine as engine
 import harness
 import roipool_peers
-from harness import OURS, Row, Section
+from harness import OURS, Row, Section, replayed
 
 IOU_THRESHOLD = 0.3
 
@@ -89,27 +90,43 @@ def same_boxes(rows: list[Row]) -> str:
     for row in rows[1:]:
         kept = row.run()
         kept = torch.as_tensor(kept if torch.is_tensor(kept) else kept.copy()).sort().values
-        kept = kept[kept >= 0]
+        kept = kept[kept >= 0]  # some fill up with -1
         if not torch.equal(kept.long(), expected):
             raise SystemExit(f"{row.who} keeps {len(kept)} boxes, not the same {len(expected)}")
     return f"all keep the same {len(expected)} boxes"
 
 
-def sections(peers: list) -> list[Section]:
+def rows_of(run: Callable, padded: Callable, device: str) -> list[Row]:
+    """Ours, and on a GPU also where nobody waits for the number of boxes."""
+    rows = [Row(OURS, "nms", run)]
+    if device == "cuda":
+        rows += [
+            Row(f"{OURS}, padded", "nms", lambda: padded().indices),
+            Row(f"{OURS}, padded, in a CUDA graph", "nms", replayed(lambda: padded().indices)),
+        ]
+    return rows
+
+
+def sections(peers: list, device: str) -> list[Section]:
     found = []
     for count in (2000, 12000):
         for threshold in (0.3, 0.7):
-            boxes, scores = clustered(count)
-            rows = [Row(OURS, "nms", partial(engine.nms, boxes, scores, threshold))]
+            boxes, scores = (x.to(device) for x in clustered(count))
+            run = partial(engine.nms, boxes, scores, threshold)
+            rows = rows_of(run, partial(engine.nms_padded, boxes, scores, threshold, count), device)
             rows += [Row(p.name, "nms", p.nms(boxes, scores, threshold)) for p in peers]
             title = f"nms, {count} boxes at {threshold}"
             found.append(Section(title, rows, partial(same_boxes, rows)))
-    boxes, scores = clustered(6000)
-    ids = torch.arange(6000) // 300
-    rows = [Row(OURS, "nms", partial(engine.batched_nms, boxes, scores, ids, IOU_THRESHOLD))]
-    rows += [Row(p.name, "nms", p.batched(boxes, scores, ids)) for p in peers]
-    title = f"batched_nms, 20 classes x 300 boxes at {IOU_THRESHOLD}"
-    found.append(Section(title, rows, partial(same_boxes, rows)))
+    for classes in (20, 80):
+        count = 300 * classes
+        boxes, scores = (x.to(device) for x in clustered(count))
+        ids = torch.arange(count, device=device) // 300
+        run = partial(engine.batched_nms, boxes, scores, ids, IOU_THRESHOLD)
+        padded = partial(engine.nms_padded, boxes, scores, IOU_THRESHOLD, count, idxs=ids)
+        rows = rows_of(run, padded, device)
+        rows += [Row(p.name, "nms", p.batched(boxes, scores, ids)) for p in peers]
+        title = f"batched_nms, {classes} classes x 300 boxes at {IOU_THRESHOLD}"
+        found.append(Section(title, rows, partial(same_boxes, rows)))
     return found
 
 

@@ -220,8 +220,7 @@ def main() -> None:
     wanted = [peer for peer in PEERS if peer.name in args.peers]
     peers, missing = harness.load_peers(wanted, args.threads)
     result = harness.document("roipool", args.threads, rounds, peers, missing)
-    cuda = torch.cuda.is_available() and engine.build_info()["cuda_device"] == "available"
-    devices = [args.device] if args.device else ["cpu", "cuda"] if cuda else ["cpu"]
+    devices = harness.devices_of(args.device)
     for device, workload in itertools.product(devices, QUICK if args.quick else WORKLOADS):
         for name in PASSES:
             notes, records = run_pass(name, workload, peers, rounds, device)

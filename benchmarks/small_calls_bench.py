@@ -17,8 +17,10 @@ from torch.nn.functional import smooth_l1_loss
 
 import fastrcnn_engine as engine
 import harness
-from harness import OURS, Row, Section, small_clock
+from harness import OURS, Row, Section, small_clock, synchronised_clock
 from roipool_peers import TorchVision
+
+CLOCKS = {"cpu": small_clock, "cuda": partial(synchronised_clock, calls=300)}
 
 
 def equal(rows: list[Row]) -> str:
@@ -38,9 +40,10 @@ def gradient(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Ca
     return lambda: torch.autograd.grad(run(x).sum(), x)[0]
 
 
-def tiny(peers: list) -> list[Section]:
+def tiny(peers: list, device: str) -> list[Section]:
     x, rois = torch.randn(1, 4, 5, 5), torch.tensor([[0.0, 0, 0, 3, 3]])
     boxes, scores = torch.tensor([[0.0, 0, 3, 3], [1, 1, 4, 4]]), torch.tensor([0.9, 0.8])
+    x, rois, boxes, scores = (t.to(device) for t in (x, rois, boxes, scores))
     pool = partial(engine.roi_pool, boxes=rois, output_size=2)
     rows = {
         "roi_pool": [Row(OURS, "call", partial(pool, x))],
@@ -56,10 +59,11 @@ def tiny(peers: list) -> list[Section]:
         ]
         for list_, call in zip(rows.values(), calls, strict=True):
             list_.append(Row(peer.name, "call", call))
-    return [Section(f"tiny {name}", r, partial(equal, r), small_clock) for name, r in rows.items()]
+    clock = CLOCKS[device]
+    return [Section(f"tiny {name}", r, partial(equal, r), clock) for name, r in rows.items()]
 
 
-def box_loss(count: int, classes: int = 21) -> Section:
+def box_loss(count: int, device: str, classes: int = 21) -> Section:
     generator = torch.Generator().manual_seed(count)
     deltas = torch.randn(count, 4 * classes, generator=generator)
     targets = torch.randn(count, 4, generator=generator)
@@ -71,7 +75,8 @@ def box_loss(count: int, classes: int = 21) -> Section:
     foreground = labels.nonzero()[:, 0]
     wide_targets[foreground, labels[foreground]] = targets[foreground]
     wide_weights[foreground, labels[foreground]] = 1
-    wide_targets, wide_weights = wide_targets.flatten(1), wide_weights.flatten(1)
+    wide_targets, wide_weights = (t.flatten(1).to(device) for t in (wide_targets, wide_weights))
+    deltas, targets, labels, weights = (t.to(device) for t in (deltas, targets, labels, weights))
 
     def gathered(x: torch.Tensor) -> torch.Tensor:
         rows = torch.nonzero(labels > 0)[:, 0]
@@ -90,11 +95,11 @@ def box_loss(count: int, classes: int = 21) -> Section:
         Row("torch, wide targets", "loss and gradient", gradient(wide, deltas)),
     ]
     title = f"box loss, forward and backward, ({count}, {4 * classes})"
-    return Section(title, rows, partial(equal, rows), small_clock)
+    return Section(title, rows, partial(equal, rows), CLOCKS[device])
 
 
-def sections(peers: list) -> list[Section]:
-    return [*tiny(peers), box_loss(128), box_loss(2000)]
+def sections(peers: list, device: str) -> list[Section]:
+    return [*tiny(peers, device), box_loss(128, device), box_loss(2000, device)]
 
 
 if __name__ == "__main__":
