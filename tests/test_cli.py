@@ -19,7 +19,10 @@ from fastrcnn_engine import cli, commands
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.proposals import ProposalStore, compute_proposals
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.paper_protocol import detect_set
+from fastrcnn_engine.models import ranks_of
 from fastrcnn_engine.pipeline import read_log
+from fastrcnn_engine.training import load_network
 
 
 def run(*arguments) -> None:
@@ -142,8 +145,10 @@ def test_defaults_are_those_of_the_functions():
     search, detection = cli.Search(), cli.Detection()
     for name in ("mode", "short_side", "min_size", "workers"):
         assert getattr(search, name) == defaults(compute_proposals)[name]
-    for name in ("score_threshold", "nms_threshold", "max_detections"):
+    for name in ("score_threshold", "nms_threshold", "max_detections", "box_regression"):
         assert getattr(detection, name) == defaults(detect_image)[name]
+    for name in ("nms_threshold", "box_regression"):
+        assert getattr(detection, name) == defaults(detect_set)[name]
 
 
 def test_mistakes_name_what_is_wrong(capsys, drawn, tmp_path):
@@ -180,7 +185,9 @@ def test_train_looks_at_everything_before_the_search(capsys, drawn, tmp_path, mo
     tiny = (*same, "--network", "tiny")
     assert "device is 'gpu'" in failure(capsys, *tiny, "--device", "gpu")
     assert "absent.pth does not exist" in failure(capsys, *same, "--weights", "absent.pth")
-    assert "only vgg16 takes weights" in failure(capsys, *tiny, "--weights", "absent.pth")
+    assert "tiny takes none" in failure(capsys, *tiny, "--weights", "absent.pth")
+    assert "it must be none for tiny" in failure(capsys, *tiny, "--freeze-to", "conv1")
+    assert "--freeze-to" in failure(capsys, *same, "--freeze-to", "conv1_1")
     line = failure(capsys, *tiny, "--resume")
     assert "resume" in line and "checkpoint.pt does not exist" in line
 
@@ -332,6 +339,98 @@ def test_eval_on_another_data_set_does_not_use_the_proposals_of_the_first(traine
     assert not np.array_equal(first["test_0000"], second["test_0000"])
 
 
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_several_scales_travel_from_training_to_test_and_can_be_replaced(drawn, trained, tmp_path):
+    out = tmp_path / "run"
+    run(
+        "train", "--data", drawn, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--out", out, "--iterations", 2, "--short-side", 96, 120, 160, "--max-side", 200,
+        "--proposals", trained / "proposals.npz",
+    )  # fmt: skip
+    sizes = {"short_side": [96, 120, 160], "max_side": 200}
+    used = metrics_of(out)["settings"]["Detection"]
+    assert {name: used[name] for name in sizes} == sizes
+    assert json.loads((out / "config.json").read_text())["training"]["short_side"] == [96, 120, 160]
+    run("eval", "--run", out, "--out", tmp_path / "same")
+    assert metrics_of(tmp_path / "same")["mAP_area"] == metrics_of(out)["mAP_area"]
+    found = [
+        json.loads((folder / "detections.json").read_text())["images"]
+        for folder in (out, tmp_path / "same")
+    ]
+    assert found[0] == found[1]
+    # Table 7: one scale or several, whatever the training had.
+    run("eval", "--run", out, "--out", tmp_path / "one", "--short-side", 120)
+    used = metrics_of(tmp_path / "one")["settings"]["Detection"]
+    assert (used["short_side"], used["max_side"]) == (120, 200)
+    run("eval", "--run", trained, "--out", tmp_path / "two", "--short-side", 96, 120)
+    assert metrics_of(tmp_path / "two")["settings"]["Detection"]["short_side"] == [96, 120]
+    source = drawn / "JPEGImages" / "test_0000.jpg"
+    run(
+        "detect", source, "--checkpoint", out, "--out", tmp_path / "found",
+        "--short-side", 96, 240, "--max-side", 320,
+    )  # fmt: skip
+
+
+def test_bad_scales_are_refused_before_anything_is_done(capsys, drawn, trained, monkeypatch):
+    for name in ("search_datasets", "run_training", "evaluate_and_report", "detect_files"):
+        monkeypatch.setattr(commands, name, lambda *_, **__: pytest.fail("went on"))
+    train = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", "none")
+    test = ("eval", "--run", trained)
+    find = ("detect", drawn / "JPEGImages", "--checkpoint", trained)
+    for command in (train, test, find):
+        for sides in ((120, 96), (96, 96), (0, 96), (96, 801)):
+            line = failure(capsys, *command, "--short-side", *sides)
+            assert "short_side must be" in line and f"short_side={sides}, max_side=800" in line
+        assert "max_side=100" in failure(capsys, *command, "--short-side", 120, "--max-side", 100)
+        assert "--short-side" in failure(capsys, *command, "--short-side", "wide")
+
+
+def test_the_protocol_of_the_paper(capsys, trained, tmp_path):
+    run("eval", "--run", trained, "--out", tmp_path / "paper", "--detection.protocol", "paper")
+    used = metrics_of(tmp_path / "paper")["settings"]["Detection"]
+    assert used["protocol"] == "paper" and "score_threshold" not in used
+    found = json.loads((tmp_path / "paper" / "detections.json").read_text())["images"]
+    # At most 40 x 2 images of each class in all.
+    everything = [one for image in found.values() for one in image]
+    for name in ("cross", "disc", "ring", "square", "star", "triangle"):
+        assert 0 < sum(one["class"] == name for one in everything) <= 80
+    line = failure(
+        capsys, "eval", "--run", trained, "--detection.protocol", "paper",
+        "--detection.score-threshold", "0.2",
+    )  # fmt: skip
+    assert "score_threshold is 0.2, but the paper's protocol has none" in line
+    assert "--detection.protocol" in failure(
+        capsys, "eval", "--run", trained, "--detection.protocol", "voc"
+    )
+
+
+def test_table_6(capsys, drawn, trained, tmp_path):
+    same = (
+        "train", "--data", drawn, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--iterations", 2, "--short-side", 120, "--proposals", trained / "proposals.npz",
+    )  # fmt: skip
+    first, second = tmp_path / "classification", tmp_path / "boxes"
+    run(*same, "--out", first, "--tasks", "classification")
+    assert metrics_of(first)["settings"]["Detection"]["box_regression"] is False
+    run("eval", "--run", trained, "--out", tmp_path / "off", "--detection.no-box-regression")
+    assert metrics_of(tmp_path / "off")["settings"]["Detection"]["box_regression"] is False
+    line = failure(capsys, *same, "--out", second, "--tasks", "boxes")
+    assert "init, its checkpoint, is missing" in line
+    line = failure(capsys, *same, "--out", second, "--tasks", "boxes", "--init", tmp_path / "no.pt")
+    assert "no.pt does not exist" in line
+    run(*same, "--out", second, "--tasks", "boxes", "--init", first / "checkpoint.pt")
+    assert metrics_of(second)["settings"]["Detection"]["box_regression"] is True
+    # The scores are those of the first stage, on boxes that have moved.
+    scores = [
+        max(one["score"] for one in json.loads(text)["images"]["test_0000"])
+        for text in ((folder / "detections.json").read_text() for folder in (first, second))
+    ]
+    assert scores[0] == scores[1]
+
+
 def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -361,6 +460,78 @@ def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
         run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0")
         assert all(path.read_bytes() == content for path, content in before.items())
         assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
+
+
+def test_a_compressed_detector_is_used_like_any_other(trained, drawn, tmp_path, capsys):
+    out = tmp_path / "small"
+    run("compress", "--checkpoint", trained, "--out", out, "--fc6", 64, "--fc7", 32, "--rois", 20)
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "fc6: 256 x 6272, rank 64 keeps", "fc7: 256 x 256, rank 32 keeps", "% of the squared",
+        # cls_score and bbox_pred (7 and 28 outputs) stay; then t (u + v) for uv, twice.
+        f"{256 * (6272 + 256 + 35):,}", f"{64 * (256 + 6272) + 32 * 512 + 256 * 35:,}",
+        "ms for 20 RoIs", str(out / "checkpoint.pt"),
+    ):  # fmt: skip
+        assert words in text, words
+
+    model = load_network(out / "checkpoint.pt")
+    assert ranks_of(model) == {"fc6": 64, "fc7": 32}
+    whole = load_network(trained / "checkpoint.pt")
+    product = (model.head.fc6_U.weight @ model.head.fc6_L.weight).detach().numpy()
+    left, singular, right = np.linalg.svd(whole.head.fc6.weight.detach().numpy(), False)
+    np.testing.assert_allclose(product, (left[:, :64] * singular[:64]) @ right[:64], atol=1e-4)
+
+    run("eval", "--run", out, "--split", "test")
+    metrics = metrics_of(out / "eval-test")
+    assert metrics["images"] == 2
+    # The proposals are those of the training; the report says which network was tested.
+    assert not (out / "proposals.npz").exists()
+    assert "tiny, fc6 rank 64, fc7 rank 32" in (out / "eval-test" / "report.html").read_text()
+    picture = drawn / "JPEGImages" / "test_0000.jpg"
+    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "0")
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())["images"]
+    assert found[str(picture)]
+
+    (out / "config.json").write_text((trained / "config.json").read_text())
+    line = failure(
+        capsys, "train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", out,
+        "--iterations", 6, "--short-side", 120, "--log-every", 2,
+        "--proposals", trained / "proposals.npz", "--resume",
+    )  # fmt: skip
+    assert "holds a compressed network" in line and "take the checkpoint it was made of" in line
+    line = failure(capsys, "compress", "--checkpoint", out, "--energy", "0.5")
+    assert "compressed already: tiny, fc6 rank 64, fc7 rank 32" in line
+
+
+def test_energy_chooses_the_ranks(trained, tmp_path, capsys):
+    run("compress", "--checkpoint", trained / "checkpoint.pt", "--out", tmp_path,
+        "--energy", "0.5", "--rois", 1)  # fmt: skip
+    ranks = ranks_of(load_network(tmp_path / "checkpoint.pt"))
+    text = capsys.readouterr().out
+    assert set(ranks) == {"fc6", "fc7"}
+    for name, rank in ranks.items():
+        kept = float(re.search(rf"{name}: .*rank {rank} keeps ([\d.]+) %", text)[1])
+        assert 50 <= kept < 51.5  # one singular value is about one hundredth
+
+
+def test_what_compress_refuses(trained, tmp_path, capsys):
+    same = ("compress", "--checkpoint", trained, "--out", tmp_path / "new")
+    assert "rank of fc6 is 1024; 256 x 6272 has ranks 1 to 256" in failure(capsys, *same)
+    line = failure(capsys, *same, "--fc6", 246, "--fc7", 32)
+    assert "rank of fc6 is 246, which saves nothing" in line and "at most 245" in line
+    assert "rank of fc7 is 0" in failure(capsys, *same, "--fc6", 64, "--fc7", 0)
+    assert "saves nothing" in failure(capsys, *same, "--energy", "0.999")
+    assert "energy is 1.5" in failure(capsys, *same, "--energy", "1.5")
+    assert "--energy or ranks" in failure(capsys, *same, "--energy", "0.5", "--fc6", 64)
+    assert "--rois is 0" in failure(capsys, *same, "--energy", "0.5", "--rois", 0)
+    assert "device is 'gpu'" in failure(capsys, *same, "--energy", "0.5", "--device", "gpu")
+    assert "no.pt does not exist" in failure(capsys, "compress", "--checkpoint", tmp_path / "no.pt")
+    assert not (tmp_path / "new").exists()
+    # Neither the checkpoint it is made of nor another is written over.
+    before = (trained / "checkpoint.pt").read_bytes()
+    line = failure(capsys, *same[:3], "--out", trained, "--fc6", 64, "--fc7", 32)
+    assert f"{trained / 'checkpoint.pt'} exists already" in line
+    assert (trained / "checkpoint.pt").read_bytes() == before
 
 
 def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):

@@ -6,13 +6,14 @@ help and mistakes answer at once.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -30,6 +31,7 @@ COMMANDS = {
     "train": "Train a detector on a VOC directory, and test it.",
     "eval": "Average precision of a trained detector on a split.",
     "detect": "Detect objects on image files: JSON and drawn pictures.",
+    "compress": "A faster detector of a trained one, by truncated SVD of fc6 and fc7.",
     "env": "Versions and hardware, for a bug report.",
 }
 
@@ -52,12 +54,33 @@ class Search:
 class Detection:
     """From class scores to detections (paper, section 3)."""
 
+    protocol: Literal["today", "paper"] = "today"
+    """today (py-faster-rcnn) looks at one image: score threshold, suppression, the best of all
+    classes. paper has no score threshold: of each class the best 100 of an image and 40 times the
+    number of images in all, then suppression (code)."""
     score_threshold: float = 0.05
-    """Detections with at most this score are dropped (py-faster-rcnn; the original: none)."""
+    """Protocol today: detections with at most this score are dropped."""
     nms_threshold: float = 0.3
     """Of two boxes of a class with more IoU than this, the weaker is dropped (R-CNN, code)."""
     max_detections: int = 100
-    """The most in one image (py-faster-rcnn; the original: 100 a class before suppression)."""
+    """Protocol today: the most in one image."""
+    box_regression: bool = True
+    """Move the proposals as the network says; or keep them as they are (paper, table 6)."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings the protocol takes.
+
+        Raises ValueError for a score threshold or a limit the paper's protocol does not have.
+        """
+        values = dataclasses.asdict(self)
+        if self.protocol == "paper":
+            for name in ("score_threshold", "max_detections"):
+                if values.pop(name) != getattr(Detection, name):
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}, but the paper's protocol has none; "
+                        "leave it out, or choose the protocol today"
+                    )
+        return values
 
 
 @dataclass(frozen=True)
@@ -138,6 +161,11 @@ class Eval:
     """IoU a match needs (VOC: 0.5)."""
     out: Path | None = None
     """Folder for the results; None is eval-SPLIT in the folder of the run."""
+    short_side: int | tuple[int, ...] | None = None
+    """Images are scaled to this short side; several make an image pyramid (paper 5.2). None: the
+    size or sizes of the training."""
+    max_side: int | None = None
+    """... unless the long side would pass this; None: as in the training."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:1."""
     detection: Detection = field(default_factory=Detection)
@@ -164,6 +192,11 @@ class Detect:
     """Folder for the pictures and detections.json."""
     score: float = 0.5
     """Detections with at most this score are left out."""
+    short_side: int | tuple[int, ...] | None = None
+    """Images are scaled to this short side; several make an image pyramid (paper 5.2). None: the
+    size or sizes of the training."""
+    max_side: int | None = None
+    """... unless the long side would pass this; None: as in the training."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:1."""
     mode: Mode | None = None
@@ -173,6 +206,35 @@ class Detect:
         from fastrcnn_engine import commands
 
         commands.detect(self)
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Replace fc6 and fc7 by two smaller layers each, by truncated SVD (paper, section 3.1).
+
+    Nothing is trained. Prints parameters, multiply-adds and the time of the fully connected layers
+    before and after. The new checkpoint is for eval and detect; training does not go on from it.
+    """
+
+    checkpoint: Path = Path("runs/train/checkpoint.pt")
+    """A checkpoint file, or the folder of a training run."""
+    out: Path | None = None
+    """Folder for the new checkpoint.pt; None is a folder "compressed" beside the old one."""
+    fc6: int | None = None
+    """Rank of fc6, the singular values that are kept; None is 1024 (paper 4.4)."""
+    fc7: int | None = None
+    """Rank of fc7; None is 256 (paper 4.4)."""
+    energy: float | None = None
+    """In place of ranks: the smallest ones that keep this share of the squared singular values."""
+    rois: int = 300
+    """RoIs of the forward passes that are timed."""
+    device: str = "cpu"
+    """A torch device: cpu, cuda, cuda:1."""
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.compress(self)
 
 
 @dataclass(frozen=True)
@@ -230,7 +292,10 @@ def _command_class(name: str) -> type:
         from fastrcnn_engine.commands import Train
 
         return Train
-    return {"demo": Demo, "proposals": Proposals, "eval": Eval, "detect": Detect, "env": Env}[name]
+    return {
+        "demo": Demo, "proposals": Proposals, "eval": Eval, "detect": Detect,
+        "compress": Compress, "env": Env,
+    }[name]  # fmt: skip
 
 
 def _print_help() -> None:
@@ -251,5 +316,6 @@ def _print_help() -> None:
         "fastrcnn-engine train --data VOC2007 --network tiny --split train --test-split test",
         "fastrcnn-engine eval --run runs/train --split val --metric 11point",
         "fastrcnn-engine detect street.jpg --checkpoint runs/train --out found",
+        "fastrcnn-engine compress --checkpoint runs/train --energy 0.9",
     ):
         console.print(f"  {escape(example)}", soft_wrap=True)

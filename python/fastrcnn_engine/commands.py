@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +25,8 @@ from fastrcnn_engine.data.proposals import (
 )
 from fastrcnn_engine.data.voc import VOCDataset, load_voc
 from fastrcnn_engine.evaluation.voc import Metric, VOCResult, check_settings
+from fastrcnn_engine.models import RANKS, FastRCNN
+from fastrcnn_engine.models import compress as compress_head
 from fastrcnn_engine.pipeline import (
     RECALL_THRESHOLDS,
     Run,
@@ -33,7 +38,13 @@ from fastrcnn_engine.pipeline import (
 )
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.html import number
-from fastrcnn_engine.training import TrainConfig, load_checkpoint, load_network, settled
+from fastrcnn_engine.training import (
+    TrainConfig,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+    settled,
+)
 from fastrcnn_engine.training import train as run_training
 
 CACHE = "proposals.npz"
@@ -120,6 +131,7 @@ def proposals(options: cli.Proposals) -> None:
 def train(options: Train, command: str) -> None:
     """See Train."""
     console = Console(highlight=False)
+    options.detection.settings()  # a mistake there is found before the training, not after it
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
     _check_folder(config)
@@ -149,6 +161,8 @@ def evaluate(options: cli.Eval, command: str) -> None:
     if options.data is None and "data" not in trained:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
     model = load_network(checkpoint, device=options.device)
+    _resize(model, options)
+    detection = options.detection.settings()
     data = Path(options.data or trained["data"])
     dataset = load_voc(data, options.split, model.classes)
     home = checkpoint.parent
@@ -174,7 +188,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
             store = search_datasets([dataset], cache, _search_of_training(home, trained))
     result = evaluate_and_report(
         run, model, dataset, store,
-        detection=dataclasses.asdict(options.detection),
+        detection=detection,
         metric=options.metric,
         iou_threshold=options.iou_threshold,
         log=home / "log.jsonl",
@@ -189,6 +203,7 @@ def detect(options: cli.Detect) -> None:
     checkpoint = _checkpoint_file(options.checkpoint)
     trained = load_checkpoint(checkpoint).get("config", {})
     model = load_network(checkpoint, device=options.device)
+    _resize(model, options)
     search = _search_of_training(checkpoint.parent, trained)
     if options.mode is not None:
         search["mode"] = options.mode
@@ -202,6 +217,42 @@ def detect(options: cli.Detect) -> None:
         table.add_row(str(path), counts or "none", str(drawn))
     console.print(table)
     console.print(f"boxes: {options.out / 'detections.json'}", soft_wrap=True)
+
+
+def compress(options: cli.Compress) -> None:
+    """See cli.Compress."""
+    console = Console(highlight=False)
+    if options.rois < 1:
+        raise ValueError(f"--rois is {options.rois}; it must be at least 1")
+    ranks = {name: getattr(options, name) for name in RANKS}
+    if options.energy is not None and any(rank is not None for rank in ranks.values()):
+        raise ValueError("give either --energy or ranks, --fc6 and --fc7")
+    if options.energy is None:
+        ranks = {name: RANKS[name] if rank is None else rank for name, rank in ranks.items()}
+    checkpoint = _checkpoint_file(options.checkpoint)
+    out = (options.out or checkpoint.parent / "compressed") / "checkpoint.pt"
+    if out.exists():
+        raise ValueError(f"--out: {out} exists already; give another folder")
+    content = load_checkpoint(checkpoint)
+    model = load_network(checkpoint, device=options.device)
+    head = model.head
+    given = {"energy": options.energy} if options.energy is not None else {"ranks": ranks}
+    for layer in compress_head(model, **given):
+        console.print(
+            f"{layer.name}: {layer.outputs} x {layer.inputs}, rank {layer.rank} keeps "
+            f"{100 * layer.energy:.2f} % of the squared singular values"
+        )
+    before, after = (_head_costs(model, one, options.rois) for one in (head, model.head))
+    # What eval and detect want to know of the training; the optimiser does not fit any more.
+    kept = ("config", "iteration", "learned_from")
+    save_checkpoint(out, model, **{key: content[key] for key in kept if key in content})
+    table = Table("", "before", "after", "after / before")
+    for name, old in before.items():
+        shown = f"{old:,.2f}" if isinstance(old, float) else f"{old:,}"
+        new = f"{after[name]:,.2f}" if isinstance(old, float) else f"{after[name]:,}"
+        table.add_row(name, shown, new, f"{after[name] / old:.3f}")
+    console.print(table)
+    console.print(f"checkpoint: {out}", soft_wrap=True)
 
 
 def _train_and_test(
@@ -232,7 +283,7 @@ def _train_and_test(
     run.settings["Training"] = settings
     result = evaluate_and_report(
         run, trained.model, test_set, store,
-        detection=dataclasses.asdict(detection), metric=metric, log=trained.log,
+        detection=detection.settings(), metric=metric, log=trained.log,
     )  # fmt: skip
     _print_result(console, run, result)
 
@@ -309,6 +360,38 @@ def _check_proposals(datasets: list[VOCDataset], store: ProposalStore) -> None:
     for dataset in datasets:
         for record in dataset.records:
             store[record.image_id]
+
+
+@torch.inference_mode()
+def _head_costs(model: FastRCNN, head: torch.nn.Module, rois: int) -> dict[str, int | float]:
+    """What ``head`` and the sibling layers cost: the layers that see every RoI."""
+    parts = (head, model.cls_score, model.bbox_pred)
+    linear = [x for part in parts for x in part.modules() if isinstance(x, torch.nn.Linear)]
+    parameters = sum(p.numel() for part in parts for p in part.parameters())
+    backbone = sum(p.numel() for p in model.backbone.parameters())
+    side = model.pooled_size
+    channels = linear[0].in_features // side**2
+    pooled = torch.rand((rois, channels, side, side), device=model.delta_mean.device)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        hidden = head(pooled)
+        # The number is there only when a GPU has done it all.
+        (model.cls_score(hidden).sum() + model.bbox_pred(hidden).sum()).item()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "parameters of the network": parameters + backbone,
+        "parameters after RoI pooling": parameters,
+        "multiply-adds a RoI": sum(x.weight.numel() for x in linear),
+        f"ms for {rois} RoIs": 1000 * statistics.median(seconds[1:]),
+    }
+
+
+def _resize(model: FastRCNN, options: cli.Eval | cli.Detect) -> None:
+    """Scale images to the sizes of the options, where these name any."""
+    given = {"short_side": options.short_side, "max_side": options.max_side}
+    given = {name: size for name, size in given.items() if size is not None}
+    model.preprocessing = dataclasses.replace(model.preprocessing, **given)
 
 
 def _checkpoint_file(path: Path) -> Path:

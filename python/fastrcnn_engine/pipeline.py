@@ -24,8 +24,9 @@ from fastrcnn_engine.data.proposals import (
 )
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, VOCDataset
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
-from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
@@ -74,13 +75,21 @@ def detect_dataset(
 ) -> dict[str, Detections]:
     """Detections of every image, by image id, under a progress bar.
 
-    detection: keyword arguments of detect_image.
+    detection: "protocol" and the keyword arguments of what it stands for, "today" of detect_image,
+        "paper" of detect_set.
     """
-    found = {}
-    for record in track(dataset.records, "detection"):
-        image = load_image(record.image_path)
-        found[record.image_id] = detect_image(model, image, store[record.image_id], **detection)
-    return found
+    options = dict(detection)
+    protocol = options.pop("protocol")
+    images = (
+        (record.image_id, load_image(record.image_path), store[record.image_id])
+        for record in track(dataset.records, "detection")
+    )
+    if protocol == "paper":
+        return detect_set(model, images, len(dataset.records), **options)
+    return {
+        image_id: detect_image(model, image, proposals, **options)
+        for image_id, image, proposals in images
+    }
 
 
 def evaluate_and_report(
@@ -120,7 +129,12 @@ def evaluate_and_report(
         **(store.settings or {"file": str(store.path)}),
         "boxes per image": round(recall["mean_boxes"], 1),
     }
-    run.settings["Detection"] = dict(detection)
+    run.settings["Detection"] = {
+        **detection,
+        "box_regression": detection["box_regression"] and model.box_regression,
+        "short_side": model.preprocessing.short_side,
+        "max_side": model.preprocessing.max_side,
+    }
     run.settings["Evaluation"] = {
         "data": str(dataset.root),
         "split": dataset.split,
@@ -149,7 +163,7 @@ def evaluate_and_report(
             gallery=gallery,
             facts={
                 "data": f"{dataset.root.name}, {dataset.split}",
-                "network": model.name,
+                "network": described(model),
                 "seed": run.seed,
             },
             seconds=run.seconds,

@@ -159,6 +159,43 @@ def test_preprocessing_survives_json_and_refuses_nonsense():
         Preprocessing.from_dict({"mean": [1, 2, 3]})
 
 
+def test_several_short_sides_are_the_levels_of_a_pyramid():
+    paper = Preprocessing(short_side=(480, 576, 688, 864, 1200), max_side=2000)
+    levels = paper.levels()
+    assert [level.short_side for level in levels] == [480, 576, 688, 864, 1200]
+    assert {level.max_side for level in levels} == {2000}
+    assert [level.scale(375, 500) for level in levels] == [side / 375 for side in paper.short_side]
+    # 375 x 1000: the largest would be 3200 wide, the cap makes it 2000.
+    assert levels[-1].scale(375, 1000) == 2.0
+    assert Preprocessing.from_dict(json.loads(json.dumps(paper.to_dict()))) == paper
+    image = random_image(9, 12)
+    with pytest.raises(ValueError, match=r"short_side is \(5, 8\).*levels\(\)"):
+        prepare_image(image, Preprocessing(short_side=(5, 8)))
+    for level in Preprocessing(short_side=(5, 8)).levels():
+        alone = Preprocessing(short_side=level.short_side)
+        assert torch.equal(prepare_image(image, level)[0], prepare_image(image, alone)[0])
+
+
+def test_one_short_side_is_a_number_as_in_older_files():
+    assert Preprocessing(short_side=(480,)) == Preprocessing(short_side=480)
+    assert Preprocessing(short_side=480).levels() == (Preprocessing(short_side=480),)
+    old = {
+        "channel_order": "RGB", "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0],
+        "short_side": 320, "max_side": 500,
+    }  # fmt: skip
+    assert Preprocessing.from_dict(old) == Preprocessing("RGB", (1, 2, 3), (4, 5, 6), 320, 500)
+    assert Preprocessing.from_dict(old).to_dict() == old
+
+
+@pytest.mark.parametrize(
+    "short_side", [(), (0, 5), (-3, 5), (8, 5), (5, 5), (480, 576, 1001), [600, 480]]
+)
+def test_short_sides_rise_and_stay_below_the_cap(short_side):
+    with pytest.raises(ValueError, match="short_side must be .* rising") as error:
+        Preprocessing(short_side=short_side)
+    assert f"got short_side={short_side}, max_side=1000" in str(error.value)
+
+
 def test_batches_are_zero_padded_right_and_below():
     a, b = torch.ones(3, 4, 7), torch.full((3, 6, 5), 2.0)
     batch = batch_images([a, b])

@@ -1,17 +1,25 @@
-"""Detection in one image: de-duplication, chunks, refusals."""
+"""Detection in one image: de-duplication, chunks, image pyramids, refusals."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.images import Preprocessing, prepare_image
 from fastrcnn_engine.evaluation import detect
-from fastrcnn_engine.evaluation.detect import detect_image, same_window
+from fastrcnn_engine.evaluation.detect import (
+    detect_image,
+    nearest_levels,
+    same_window,
+    score_proposals,
+)
 from fastrcnn_engine.models import FastRCNN, FullyConnectedHead
-from fastrcnn_engine.ops import roi_pool
+from fastrcnn_engine.ops import clip_boxes_to_image, detections, roi_pool
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
 
@@ -120,6 +128,123 @@ def test_deltas_are_unnormalised_before_decoding(model):
     assert len(found.boxes) > 0
 
 
+def test_every_box_goes_to_the_level_that_brings_it_closest_to_224_pixels():
+    rng = np.random.default_rng(4)
+    corner = rng.uniform(-10, 600, (500, 2))
+    # Down to no size and below: the rule is the area's, whatever the box.
+    size = rng.uniform(-20, 600, (500, 2))
+    boxes = np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+    factors = [side / 375 for side in (480, 576, 688, 864, 1200)]
+
+    def exact(box):
+        x1, y1, x2, y2 = map(Fraction, box.tolist())
+        area = (x2 - x1 + 1) * (y2 - y1 + 1)
+        away = [abs(area * Fraction(factor) ** 2 - 224 * 224) for factor in factors]
+        return away.index(min(away))
+
+    expected = [exact(box) for box in boxes]
+    assert nearest_levels(boxes, factors).tolist() == expected
+    assert set(expected) == {0, 1, 2, 3, 4}
+    # 112 x 112 pixels, both ends counted: just right at twice the size.
+    assert nearest_levels(np.float32([[10, 10, 121, 121]]), [1, 1.9, 2, 2.1]).tolist() == [2]
+
+
+def test_equally_good_levels_give_the_first():
+    box = np.float32([[0, 0, 99, 99]])
+    # max_side gives two levels one factor; a box without area is nothing at any size.
+    assert nearest_levels(box, [1, 2, 2]).tolist() == [1]
+    assert nearest_levels(np.float32([[5, 5, 4, 60]]), [1, 2, 3]).tolist() == [0]
+    pyramid = Preprocessing(short_side=(480, 600, 900), max_side=1000)
+    factors = [level.scale(300, 900) for level in pyramid.levels()]
+    assert factors == [1000 / 900] * 3
+    assert nearest_levels(box, factors).tolist() == [0]
+    assert nearest_levels(np.zeros((0, 4), np.float32), factors).tolist() == []
+
+
+def test_one_scale_is_the_plain_network(model):
+    # The steps one by one, without anything that knows of several sizes.
+    boxes = proposals()
+    with torch.inference_mode():
+        tensor, scale = prepare_image(IMAGE, model.preprocessing)
+        rois = np.insert(boxes.astype(np.float64) * scale, 0, 0, axis=1).astype(np.float32)
+        logits, deltas = model(tensor[None], torch.from_numpy(rois))
+        scores, deltas = logits.softmax(dim=1).numpy(), model.unnormalise(deltas).numpy()
+    plain = detections(boxes, scores, deltas, IMAGE.shape[:2], nms_threshold=0.3, inclusive=True)
+    found = detect_image(model, IMAGE, boxes, deduplicate=False)
+    for one, two in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(one, two)
+    model.preprocessing = replace(model.preprocessing, short_side=(180,))
+    for one, two in zip(detect_image(model, IMAGE, boxes, deduplicate=False), plain, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.fixture
+def pyramid(model):
+    model.preprocessing = replace(model.preprocessing, short_side=(480, 720, 1000), max_side=1500)
+    return model
+
+
+def test_each_proposal_is_scored_on_its_level_as_on_that_level_alone(pyramid):
+    boxes = proposals()
+    levels = pyramid.preprocessing.levels()
+    assigned = nearest_levels(boxes, [level.scale(*IMAGE.shape[:2]) for level in levels])
+    scores, deltas = score_proposals(pyramid, IMAGE, boxes)
+    differ = 0
+    for number, level in enumerate(levels):
+        pyramid.preprocessing = level
+        rows = np.flatnonzero(assigned == number)
+        assert len(rows) > 30
+        alone, alone_deltas = score_proposals(pyramid, IMAGE, boxes[rows])
+        np.testing.assert_array_equal(scores[rows], alone)
+        np.testing.assert_array_equal(deltas[rows], alone_deltas)
+        elsewhere = score_proposals(pyramid, IMAGE, boxes[assigned != number])[0]
+        differ += (abs(scores[assigned != number] - elsewhere) > 1e-3).any(axis=1).sum()
+    assert differ > 100  # the level matters
+
+
+def test_a_level_that_no_proposal_needs_is_left_out(pyramid, monkeypatch):
+    sizes = []
+    backbone = pyramid.backbone.forward
+    monkeypatch.setattr(pyramid.backbone, "forward", lambda x: sizes.append(x.shape) or backbone(x))
+    detect_image(pyramid, IMAGE, np.float32([[0, 0, 110, 85], [2, 2, 20, 25]]))
+    assert [tuple(size[2:]) for size in sizes] == [(480, 640), (1000, 1333)]
+
+
+def test_deduplication_keeps_to_each_level(pyramid, monkeypatch):
+    seen = []
+    classify = pyramid.classify
+    monkeypatch.setattr(pyramid, "classify", lambda x: seen.append(len(x)) or classify(x))
+    boxes = np.concatenate([proposals(200), proposals(200) + np.float32(0.2)])
+    options = {"nms_threshold": 0.8, "max_detections": 1000}
+    merged = detect_image(pyramid, IMAGE, boxes, **options)
+    rows, seen[:] = sum(seen), []
+    assert_same(merged, detect_image(pyramid, IMAGE, boxes, deduplicate=False, **options))
+    assert 200 <= rows < 350 and sum(seen) == 400
+
+
+def test_boxes_of_a_pyramid_are_in_pixels_of_the_original_image(pyramid):
+    nn.init.zeros_(pyramid.bbox_pred.weight)
+    pyramid.delta_mean.zero_()
+    boxes = proposals(60)
+    found = detect_image(pyramid, IMAGE, boxes)
+    np.testing.assert_allclose(found.boxes, boxes[found.rows], atol=1e-4)
+
+
+def test_without_box_regression_the_proposals_are_kept_and_clipped(model):
+    boxes = proposals(60)
+    boxes[0] = [-5, -5, 200, 200]
+    options = {"nms_threshold": 1.0, "score_threshold": 0.0, "max_detections": 1000}
+    off = detect_image(model, IMAGE, boxes, box_regression=False, **options)
+    inside = clip_boxes_to_image(boxes, IMAGE.shape[:2], inclusive=True)
+    np.testing.assert_array_equal(off.boxes, inside[off.rows])
+    on = detect_image(model, IMAGE, boxes, **options)
+    np.testing.assert_array_equal(off.scores, on.scores)  # the classification is the same
+    assert abs(on.boxes - off.boxes).max() > 1
+    model.box_regression = False  # as training without it leaves the model
+    for one, two in zip(detect_image(model, IMAGE, boxes, **options), off, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_no_proposals_no_detections(model):
     found = detect_image(model, IMAGE, np.zeros((0, 4), dtype=np.float32))
     assert found.boxes.shape == (0, 4) and len(found.scores) == 0
@@ -132,5 +257,7 @@ def test_refusals(model):
     bad[3, 2] = np.nan
     with pytest.raises(ValueError, match="proposal 3 is not finite"):
         detect_image(model, IMAGE, bad)
+    with pytest.raises(ValueError, match=r"image must be \(H, W, 3\)"):
+        detect_image(model, IMAGE[:0], proposals(5))
     with pytest.raises(ValueError, match="training mode"):
         detect_image(model.train(), IMAGE, proposals(5))

@@ -75,7 +75,7 @@ def test_misspelt_frozen_module_and_missing_classes_are_refused():
         own(frozen=["backbone.conv9"])
     with pytest.raises(ValueError, match="classes is empty"):
         own(classes=[])
-    with pytest.raises(ValueError, match="'resnet' is not known: it is one of tiny, vgg16"):
+    with pytest.raises(ValueError, match="'resnet' is not known: it is one of tiny, caffenet, "):
         build_network("resnet", ["a"])
 
 

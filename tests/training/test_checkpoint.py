@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastrcnn_engine.models import build_network
+from fastrcnn_engine.models import build_network, compress, ranks_of
 from fastrcnn_engine.training import checkpoint
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 
@@ -30,6 +30,72 @@ def test_network_comes_back_with_classes_preprocessing_and_statistics(saved):
     assert loaded.preprocessing == model.preprocessing
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_whether_boxes_are_regressed_and_at_which_sizes_comes_back(tmp_path, saved):
+    path, model = saved
+    assert load_network(path).box_regression
+    model.box_regression = False
+    model.preprocessing = replace(model.preprocessing, short_side=(100, 200))
+    save_checkpoint(tmp_path / "other.pt", model)
+    loaded = load_network(tmp_path / "other.pt")
+    assert not loaded.box_regression and loaded.preprocessing.short_side == (100, 200)
+
+
+def test_a_file_that_does_not_tell_of_box_regression_has_it(saved):
+    content = load_checkpoint(saved[0])
+    del content["network"]["box_regression"]
+    torch.save(content, saved[0])
+    assert load_network(saved[0]).box_regression
+
+
+def test_frozen_layers_come_back(tmp_path, saved):
+    path, model = saved
+    model.freeze(["backbone.stem", "cls_score"])
+    save_checkpoint(path, model)
+    loaded = load_network(path)
+    assert loaded.frozen == ("backbone.stem", "cls_score")
+    assert not any(p.requires_grad for p in loaded.backbone.stem.parameters())
+    assert all(p.requires_grad for p in loaded.head.parameters())
+
+
+def test_a_compressed_network_comes_back(saved):
+    path, model = saved
+    compress(model.eval(), {"fc6": 20, "fc7": 10})
+    save_checkpoint(path, model)
+    loaded = load_network(path)
+    assert ranks_of(loaded) == {"fc6": 20, "fc7": 10}
+    images, rois = torch.randn(1, 3, 48, 64), torch.tensor([[0, 4, 4, 40, 40.0]])
+    with torch.inference_mode():
+        for one, two in zip(model(images, rois), loaded(images, rois), strict=True):
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "says"),
+    [
+        ({"fc6": 10**12}, "rank of fc6 is 1000000000000; 256 x 6272 has ranks 1 to 256"),
+        ({"fc9": 3}, "no linear layer fc9"),
+        ({"fc6": 30, "fc7": 10}, "do not fit this network"),
+    ],
+)
+def test_ranks_that_do_not_belong_to_the_weights_are_refused(saved, ranks, says):
+    path, model = saved
+    compress(model, {"fc6": 20, "fc7": 10})
+    save_checkpoint(path, model)
+    content = load_checkpoint(path)
+    content["network"]["ranks"] = ranks
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=says):
+        load_network(path)
+
+
+def test_an_older_file_has_the_networks_own_frozen_layers(saved):
+    path, _ = saved
+    content = load_checkpoint(path)
+    del content["network"]["frozen"], content["network"]["ranks"]
+    torch.save(content, path)
+    assert load_network(path).frozen == ()
 
 
 def test_an_unknown_device_is_refused(saved):

@@ -54,14 +54,51 @@ def test_bad_values_are_refused_by_name(field, value):
         replace(BASE, **{field: value}).resolved()
 
 
+@pytest.mark.parametrize("short_side", [0, 1001, (), (0, 480), (480, 480), (600, 480), (480, 1200)])
+def test_bad_sizes_are_refused_before_anything_else(short_side):
+    with pytest.raises(ValueError, match="short_side must be") as error:
+        replace(BASE, short_side=short_side).resolved()
+    assert f"short_side={short_side}, max_side=1000" in str(error.value)
+
+
+def test_the_five_scales_of_the_paper():
+    scales = (480, 576, 688, 864, 1200)
+    config = replace(BASE, short_side=scales, max_side=2000).resolved()
+    assert config.short_side == scales and config.to_dict()["short_side"] == list(scales)
+
+
+def test_what_a_run_starts_from():
+    with pytest.raises(ValueError, match="tasks is 'svm'; it must be one of both, classification"):
+        replace(BASE, tasks="svm").resolved()
+    boxes = replace(BASE, tasks="boxes")
+    with pytest.raises(ValueError, match="tasks is 'boxes'.*init, its checkpoint, is missing"):
+        boxes.resolved()
+    assert replace(boxes, init=Path("c.pt")).resolved().to_dict()["init"] == "c.pt"
+    replace(boxes, resume=True).resolved()  # its own checkpoint holds everything
+    with pytest.raises(ValueError, match="weights is 'w.pth' and init is 'c.pt'"):
+        replace(BASE, weights=Path("w.pth"), init=Path("c.pt")).resolved()
+
+
 def test_a_run_of_one_iteration_is_allowed():
     assert replace(BASE, iterations=1).resolved().learning_rate_steps == (1,)
 
 
-def test_weights_are_for_vgg16():
-    replace(BASE, weights=Path("x.pth")).resolved()
-    with pytest.raises(ValueError, match="weights is 'x.pth'; only vgg16 takes weights"):
+@pytest.mark.parametrize("network", ["caffenet", "vgg_cnn_m_1024"])
+def test_s_and_m_are_trained_as_l(network):
+    config = replace(BASE, network=network).resolved()
+    assert config == replace(BASE.resolved(), network=network)
+
+
+def test_weights_and_frozen_stages_are_for_the_networks_of_the_paper():
+    for network in ("caffenet", "vgg_cnn_m_1024", "vgg16"):
+        replace(BASE, network=network, weights=Path("x"), freeze_to="conv5").resolved()
+    with pytest.raises(ValueError, match="weights is 'x.pth'; tiny takes none, only caffenet, vgg"):
         replace(BASE, network="tiny", weights=Path("x.pth")).resolved()
+    with pytest.raises(ValueError, match="freeze_to is 'conv5'; it must be none for tiny"):
+        replace(BASE, network="tiny", freeze_to="conv5").resolved()
+    replace(BASE, network="tiny", freeze_to="none").resolved()
+    with pytest.raises(ValueError, match="freeze_to is 'conv1_2'; it must be one of none, conv1, "):
+        replace(BASE, freeze_to="conv1_2").resolved()
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:x", "", "mps", "cuda:99"])

@@ -6,20 +6,26 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from fastrcnn_engine.data.images import Preprocessing, load_image
+from fastrcnn_engine.data.images import Preprocessing, load_image, prepare_image
 from fastrcnn_engine.data.proposals import ProposalStore, write_proposals
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.models import build_network
+from fastrcnn_engine.models.paper import PAPER_NETWORKS
 from fastrcnn_engine.ops import decode_boxes
 from fastrcnn_engine.training import loop, train
-from fastrcnn_engine.training.checkpoint import load_checkpoint
+from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network
 from fastrcnn_engine.training.interrupt import Interrupt
+from fastrcnn_engine.training.sampling import drawn_boxes, sample_batch
+from models import caffemodel_files
+from models.small import small_network
 
 from .small import CLASSES, COLOURS, own_network
 
@@ -173,8 +179,10 @@ def test_a_line_cut_off_in_the_log_is_dropped(voc):
 
 def test_weights_and_a_model_of_ones_own_do_not_go_together(voc, tmp_path):
     (tmp_path / "x.pth").touch()
-    with pytest.raises(ValueError, match="only vgg16 takes weights"):
+    with pytest.raises(ValueError, match="load those of a model of your own before the training"):
         run(replace(voc, network="vgg16", weights=tmp_path / "x.pth"))
+    with pytest.raises(ValueError, match="freeze_to is 'conv1'; a model of your own has its"):
+        run(replace(voc, network="vgg16", freeze_to="conv1"))
 
 
 def test_tiny_names_the_image_of_a_batch_of_one_roi(voc):
@@ -202,6 +210,76 @@ def test_frozen_layers_do_not_move_and_all_others_do(voc):
         # Frozen means its batch statistics too; the target statistics are set from the data.
         assert same == name.startswith("backbone.first"), name
     assert not any(p.requires_grad for p in model.backbone.first.parameters())
+
+
+@pytest.fixture
+def small_paper_networks(monkeypatch):
+    """The networks of the paper, as the training builds them, with a few channels each."""
+    for name in PAPER_NETWORKS:
+        monkeypatch.setitem(PAPER_NETWORKS, name, partial(small_network, name))
+
+
+@pytest.mark.parametrize(
+    ("network", "freeze_to", "still"),
+    [
+        ("vgg16", "conv2", ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]),
+        ("caffenet", "conv1", ["conv1"]),
+        ("vgg_cnn_m_1024", "conv5", ["conv1", "conv2", "conv3", "conv4", "conv5"]),
+        ("caffenet", "fc6", ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6"]),
+        ("vgg16", "none", []),
+    ],
+)
+def test_frozen_stages_do_not_move_and_all_others_do(
+    voc, small_paper_networks, network, freeze_to, still
+):
+    voc = replace(voc, network=network, freeze_to=freeze_to, background_low=0.0, iterations=2)
+    torch.manual_seed(voc.seed)
+    before = build_network(network, CLASSES).state_dict()
+    result = train(voc, progress=False)
+    for name, value in result.model.state_dict().items():
+        if not name.startswith("delta_"):  # set from the data
+            assert torch.equal(value, before[name]) == (name.split(".")[-2] in still), name
+    # Who loads the file gets the same layers frozen.
+    loaded = load_network(result.checkpoint)
+    assert loaded.frozen == result.model.frozen
+    assert [p.requires_grad for p in loaded.parameters()] == [
+        p.requires_grad for p in result.model.parameters()
+    ]
+
+
+def test_a_resumed_run_keeps_its_stages_frozen(voc, small_paper_networks, tmp_path):
+    voc = replace(voc, network="caffenet", freeze_to="conv4", background_low=0.0, iterations=4,
+                  checkpoint_every=2, learning_rate_steps=(3,))  # fmt: skip
+    whole = train(replace(voc, output=tmp_path / "whole"), progress=False)
+    parts = replace(voc, output=tmp_path / "parts")
+    train(replace(parts, iterations=2), progress=False)
+    assert_same_checkpoint(
+        whole.checkpoint, train(replace(parts, resume=True), progress=False).checkpoint
+    )
+    with pytest.raises(ValueError, match="freeze_to was 'conv4', is 'conv5'"):
+        train(replace(parts, resume=True, freeze_to="conv5"), progress=False)
+
+
+def test_pretrained_weights_of_a_caffemodel_are_what_training_starts_from(
+    voc, small_paper_networks, tmp_path
+):
+    layers = {}
+    for name in ("conv1", "conv2", "conv3", "conv4", "conv5"):
+        inputs = 3 if name == "conv1" else 4
+        layers[name] = [np.full((4, inputs, 3, 3), 0.25, "f4"), np.full(4, 0.5, "f4")]
+    (tmp_path / "net.caffemodel").write_bytes(caffemodel_files.network(layers, legacy=True))
+    voc = replace(voc, network="caffenet", weights=tmp_path / "net.caffemodel", iterations=1,
+                  learning_rate=1e-30, freeze_to="conv2", background_low=0.0)  # fmt: skip
+    result = train(voc, progress=False)
+    assert (result.model.backbone.conv5.weight == 0.25).all()
+    assert (result.model.backbone.conv5.bias == 0.5).all()
+    saved = load_checkpoint(result.checkpoint)["network"]["preprocessing"]
+    assert saved["channel_order"] == "BGR" and saved["mean"] == [102.9801, 115.9465, 122.7717]
+    rows = {change.layer: change for change in result.layers}
+    assert rows["backbone.conv2"].detail.endswith(", frozen")
+    assert rows["head.fc6"].action == "missing"
+    with pytest.raises(ValueError, match="style is 'torchvision', but .*net.caffemodel"):
+        train(replace(voc, weights_style="torchvision"), progress=False)
 
 
 def test_parameter_groups_are_those_of_the_original(voc):
@@ -289,6 +367,95 @@ def test_batches_do_not_depend_on_the_cache(voc):
     # A cache of no bytes decodes every image each time.
     small = replace(voc, cache_megabytes=0, output=voc.output / "none")
     assert_same_losses(run(voc), run(small))
+
+
+def batches(config, count):
+    """The first batches of a run, their entries, and the network they were made for."""
+    config = config.resolved()
+    model = own_network()
+    model.preprocessing = replace(
+        model.preprocessing, short_side=config.short_side, max_side=config.max_side
+    )
+    records = load_voc(config.data, "train").records
+    entries, _ = loop.build_roidb(records, ProposalStore(config.proposals), config)
+    cache = loop.ImageCache(2**20)
+    made = [loop.make_batch(i, entries, cache, model, config) for i in range(count)]
+    return made, entries, model.preprocessing
+
+
+def test_one_scale_makes_the_plain_batch(voc):
+    # Put together without anything that knows of several sizes.
+    made, entries, preprocessing = batches(voc, 4)
+    for iteration, batch in enumerate(made):
+        rois = []
+        for n, (entry, flipped, rows) in enumerate(sample_batch(iteration, entries, voc)):
+            image = load_image(entry.record.image_path)
+            image, scale = prepare_image(image, preprocessing, flip=flipped)
+            assert torch.equal(batch.images[n, :, : image.shape[1], : image.shape[2]], image)
+            boxes = drawn_boxes(entry, flipped, rows)[0].astype(np.float64) * scale
+            rois.append(np.insert(boxes, 0, n, axis=1).astype(np.float32))
+        np.testing.assert_array_equal(batch.rois.numpy(), np.concatenate(rois))
+
+
+def test_several_scales_change_the_size_of_the_images_and_nothing_else(voc):
+    scales = {72: 1.0, 108: 1.5, 144: 2.0}  # the images are 96 x 72
+    plain, _, _ = batches(voc, 12)
+    made, _, _ = batches(replace(voc, short_side=tuple(scales), max_side=200), 12)
+    drawn = []
+    for one, many in zip(plain, made, strict=True):
+        assert one.image_ids == many.image_ids
+        assert torch.equal(one.labels, many.labels) and torch.equal(one.targets, many.targets)
+        sides = []
+        for n in range(2):
+            mine = many.rois[:, 0] == n
+            scale = many.rois[mine][0, 1:].sum() / one.rois[mine][0, 1:].sum()
+            side = round(72 * scale.item())
+            # Products of float32 coordinates, rounded once.
+            torch.testing.assert_close(
+                many.rois[mine, 1:], one.rois[mine, 1:] * scales[side], rtol=2**-23, atol=0
+            )
+            # Padding is 0, and no row of a picture is.
+            height, width = side, side * 96 // 72
+            assert many.images[n, :, height - 1, :width].any()
+            assert not many.images[n, :, height:].any() and not many.images[n, :, :, width:].any()
+            sides.append(side)
+        assert many.images.shape[2] == max(sides)
+        drawn.append(tuple(sides))
+    assert set(scales) == {side for sides in drawn for side in sides}
+    assert any(one != two for one, two in drawn)
+
+
+def test_a_run_of_several_scales_resumes_bit_for_bit_and_keeps_them(voc, tmp_path):
+    voc = replace(
+        voc, short_side=(72, 96, 120), max_side=150, iterations=6, checkpoint_every=3,
+        learning_rate_steps=(5,),
+    )  # fmt: skip
+    whole = run(replace(voc, output=tmp_path / "whole"))
+    parts = replace(voc, output=tmp_path / "parts")
+    run(replace(parts, iterations=3))
+    resumed = run(replace(parts, resume=True))
+    assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
+    saved = load_checkpoint(whole.checkpoint)["network"]["preprocessing"]
+    assert (saved["short_side"], saved["max_side"]) == ([72, 96, 120], 150)
+    assert resumed.model.preprocessing.short_side == (72, 96, 120)
+    with pytest.raises(ValueError, match=r"short_side was \[72, 96, 120\], is \[72, 96\]"):
+        run(replace(parts, short_side=(72, 96), resume=True))
+
+
+def test_a_checkpoint_older_than_a_setting_is_resumed(voc):
+    first = run(replace(voc, iterations=4, learning_rate_steps=(5,)))
+    content = load_checkpoint(first.checkpoint)
+    assert content["config"]["short_side"] == 72  # one scale is a number, as ever
+    for newer in ("tasks", "init"):
+        del content["config"][newer]
+    del content["network"]["box_regression"]
+    torch.save(content, first.checkpoint)
+    resumed = run(replace(voc, iterations=6, learning_rate_steps=(5,), resume=True))
+    assert resumed.model.box_regression
+    content["config"]["tasks"] = "classification"
+    torch.save(content, first.checkpoint)
+    with pytest.raises(ValueError, match="tasks was 'classification', is 'both'"):
+        run(replace(voc, iterations=6, learning_rate_steps=(5,), resume=True))
 
 
 def assert_same_losses(one, two):

@@ -14,6 +14,7 @@ from fastrcnn_engine.training.sampling import (
     build_entry,
     drawn_boxes,
     images_of_batch,
+    levels_of_batch,
     sample_batch,
     sample_rows,
 )
@@ -141,6 +142,18 @@ def test_a_batch_depends_on_seed_and_iteration_only():
     assert drawn(41) == drawn(41)
     assert drawn(41) != drawn(42)
     assert drawn(41) != drawn(41, replace(CONFIG, seed=4))
+
+
+def test_levels_depend_on_seed_and_iteration_only_and_are_drawn_for_each_image():
+    drawn = [levels_of_batch(iteration, 5, CONFIG) for iteration in range(2000)]
+    assert drawn[41] == levels_of_batch(41, 5, CONFIG)
+    assert drawn[:50] != [levels_of_batch(i, 5, replace(CONFIG, seed=4)) for i in range(50)]
+    for image in (0, 1):
+        counts = np.bincount([levels[image] for levels in drawn], minlength=5)
+        assert abs(counts / 2000 - 0.2).max() < 0.045  # 5 standard errors
+    same = sum(one == two for one, two in drawn)
+    assert abs(same / 2000 - 0.2) < 0.045  # the two images of a batch have nothing to do
+    assert levels_of_batch(41, 1, CONFIG) == [0, 0]
 
 
 def test_flipped_rows_are_mirrored_with_their_objects():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +22,16 @@ class Preprocessing:
     `mean` and `std` are on the scale 0..255, in the order of `channel_order`. The defaults are
     those of the original code (lib/fast_rcnn/config.py): BGR, Caffe's ImageNet means, no division,
     short side 600 unless the long side would pass 1000.
+
+    Several short sides, rising, make an image pyramid (paper 5.2: 480, 576, 688, 864 and 1200 with
+    a long side up to 2000): training draws one for each image, detection takes for each proposal
+    the one that brings it closest to 224 x 224 pixels. One short side is always a plain number.
     """
 
     channel_order: str = "BGR"
     mean: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    short_side: int = 600
+    short_side: int | tuple[int, ...] = 600
     max_side: int = 1000
 
     def __post_init__(self) -> None:
@@ -40,15 +44,23 @@ class Preprocessing:
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, got {self.std}")
-        if not 0 < self.short_side <= self.max_side:
+        sides = (self.short_side,) if np.isscalar(self.short_side) else tuple(self.short_side)
+        rising = all(a < b for a, b in zip(sides, sides[1:], strict=False))
+        if not sides or not rising or not 0 < sides[0] <= sides[-1] <= self.max_side:
             raise ValueError(
-                "short_side must be above 0 and not above max_side, got "
-                f"short_side={self.short_side}, max_side={self.max_side}"
+                "short_side must be one or several rising numbers above 0 and not above max_side, "
+                f"got short_side={self.short_side}, max_side={self.max_side}"
             )
+        object.__setattr__(self, "short_side", sides if len(sides) > 1 else sides[0])
+
+    def levels(self) -> tuple[Preprocessing, ...]:
+        """The levels of the image pyramid, smallest first: this with each short side alone."""
+        sides = (self.short_side,) if np.isscalar(self.short_side) else self.short_side
+        return tuple(replace(self, short_side=side) for side in sides)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, fit for a checkpoint or JSON."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
@@ -61,7 +73,15 @@ class Preprocessing:
         return cls(**values)
 
     def scale(self, height: int, width: int) -> float:
-        """The factor s from image pixels to input pixels for an image of that size."""
+        """The factor s from image pixels to input pixels for an image of that size.
+
+        Raises ValueError when there are several short sides: ask one of `levels()`.
+        """
+        if not np.isscalar(self.short_side):
+            raise ValueError(
+                f"short_side is {self.short_side}: an image has one factor for each of them; "
+                "use one of levels()"
+            )
         short, long = min(height, width), max(height, width)
         factor = self.short_side / short
         if round(factor * long) > self.max_side:
@@ -97,6 +117,14 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(f"{path}: not readable as an image: {error}") from None
 
 
+def check_image(image: np.ndarray) -> None:
+    """Raises ValueError for anything but an (H, W, 3) uint8 image with H and W above 0."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] == 0 or image.shape[1] == 0:
+        raise ValueError(f"image must be (H, W, 3) with H, W above 0, got shape {image.shape}")
+    if image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 (RGB, 0..255), got {image.dtype}")
+
+
 def prepare_image(
     image: np.ndarray, preprocessing: Preprocessing, *, flip: bool = False
 ) -> tuple[torch.Tensor, float]:
@@ -108,12 +136,10 @@ def prepare_image(
     even, half-pixel centres, no anti-aliasing; the same as cv2.resize with fx = fy = s and
     INTER_LINEAR.
 
-    Raises ValueError for another shape or dtype.
+    Raises ValueError for another shape or dtype, and for a preprocessing with several short sides,
+    of which `levels()` gives each.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] == 0 or image.shape[1] == 0:
-        raise ValueError(f"image must be (H, W, 3) with H, W above 0, got shape {image.shape}")
-    if image.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 (RGB, 0..255), got {image.dtype}")
+    check_image(image)
     height, width = image.shape[:2]
     if flip:
         image = image[:, ::-1]

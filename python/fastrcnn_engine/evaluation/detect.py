@@ -1,17 +1,39 @@
 """From an image and its proposals to detections (paper section 3; original code,
-lib/fast_rcnn/test.py)."""
+lib/fast_rcnn/test.py). Each image by itself; paper_protocol.py looks at the whole set."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from fastrcnn_engine.data.images import prepare_image
+from fastrcnn_engine.data.images import Preprocessing, check_image, prepare_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.ops import Detections, detections, roi_pool_with_argmax
 
 # Rows of the fully connected layers at once; bounds memory (VGG16: 100 kB a row after pooling).
 ROIS_PER_CHUNK = 1024
+# Image pyramids: what a proposal's area should be in the network's input.
+CANONICAL_AREA = 224**2
+
+
+def nearest_levels(boxes: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+    """Which level of an image pyramid brings each box closest to 224 x 224 pixels.
+
+    That is the level l with the least |area * s_l^2 - 224^2|, the first one where several are
+    equal (paper 2.4, after SPPnet; original code, lib/fast_rcnn/test.py). The area counts both end
+    pixels. s_l is the factor the image is really scaled by, so max_side may make levels equal.
+
+    Args:
+        boxes: (P, 4) in pixels of the image.
+        factors: s_l of each of L levels.
+
+    Returns:
+        (P,) int64 numbers 0 .. L - 1.
+    """
+    areas = (boxes[:, 2:].astype(np.float64) - boxes[:, :2] + 1).prod(axis=1)
+    return np.abs(areas[:, None] * np.square(factors) - CANONICAL_AREA).argmin(axis=1)
 
 
 def same_window(
@@ -45,6 +67,83 @@ def same_window(
 
 
 @torch.inference_mode()
+def score_proposals(
+    model: FastRCNN, image: np.ndarray, proposals: np.ndarray, *, deduplicate: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the network says about each proposal of an image.
+
+    With several short sides, each proposal is pooled from the level of the pyramid that suits it
+    (``nearest_levels``). The levels go through the network one after another, as images of their
+    own, and one that no proposal needs is left out. The original stacked them into one batch:
+    more memory, and its padding reached a little into the maps of the smaller levels.
+
+    Args:
+        model: in evaluation mode, on any device.
+        image: (H, W, 3) uint8 RGB.
+        proposals: (P, 4) in pixels of ``image``.
+        deduplicate: run RoIs with identical pooled windows through the head once.
+
+    Returns:
+        probabilities (P, K+1), background in column 0, and un-normalised deltas (P, 4(K+1)), both
+        float32.
+
+    Raises:
+        ValueError: as ``detect_image``.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode; call model.eval() first")
+    proposals = np.ascontiguousarray(proposals, dtype=np.float32)
+    if proposals.ndim != 2 or proposals.shape[1] != 4:
+        raise ValueError(f"proposals must be (P, 4), got {proposals.shape}")
+    bad = np.flatnonzero(~np.isfinite(proposals).all(axis=1))
+    if len(bad):
+        raise ValueError(f"proposal {bad[0]} is not finite: {proposals[bad[0]].tolist()}")
+    check_image(image)
+
+    levels = model.preprocessing.levels()
+    assigned = nearest_levels(proposals, [level.scale(*image.shape[:2]) for level in levels])
+    outputs = len(model.classes) + 1
+    scores = np.empty((len(proposals), outputs), dtype=np.float32)
+    deltas = np.empty((len(proposals), 4 * outputs), dtype=np.float32)
+    for number, level in enumerate(levels):
+        rows = np.flatnonzero(assigned == number)
+        if len(rows):
+            scores[rows], deltas[rows] = _score_at(
+                level, model, image, proposals[rows], deduplicate
+            )
+    return scores, deltas
+
+
+def _score_at(
+    level: Preprocessing,
+    model: FastRCNN,
+    image: np.ndarray,
+    proposals: np.ndarray,
+    deduplicate: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``score_proposals`` at one size of the image, for at least one proposal."""
+    device = model.delta_mean.device
+    tensor, scale = prepare_image(image, level)
+    boxes = np.insert(proposals.astype(np.float64) * scale, 0, 0, axis=1).astype(np.float32)
+    rois = torch.from_numpy(boxes).to(device)
+    features = model.backbone(tensor[None].to(device))
+    if deduplicate:
+        first, inverse = same_window(
+            rois, features.shape[-2:], model.pooled_size, 1.0 / model.stride
+        )
+        rois = rois[torch.from_numpy(first).to(device)]
+    logits, deltas = [], []
+    for start in range(0, len(rois), ROIS_PER_CHUNK):
+        chunk = model.classify(model.pool(features, rois[start : start + ROIS_PER_CHUNK]))
+        logits.append(chunk[0])
+        deltas.append(model.unnormalise(chunk[1]))
+    scores = torch.cat(logits).softmax(dim=1).cpu()
+    box_deltas = torch.cat(deltas).cpu()
+    if deduplicate:
+        scores, box_deltas = scores[inverse], box_deltas[inverse]
+    return scores.numpy(), box_deltas.numpy()
+
+
 def detect_image(
     model: FastRCNN,
     image: np.ndarray,
@@ -53,9 +152,10 @@ def detect_image(
     score_threshold: float = 0.05,
     nms_threshold: float = 0.3,
     max_detections: int = 100,
+    box_regression: bool = True,
     deduplicate: bool = True,
 ) -> Detections:
-    """Detect objects in one image.
+    """Detect objects in one image, scaled as the model's preprocessing says.
 
     Args:
         model: in evaluation mode, on any device.
@@ -63,6 +163,8 @@ def detect_image(
         proposals: (P, 4) in pixels of ``image``.
         score_threshold, nms_threshold, max_detections: see ``ops.detections``; NMS and clipping
             count pixels inclusively, as VOC does.
+        box_regression: False keeps the proposals as they are, clipped (paper table 6). So does a
+            model that was trained without box regression.
         deduplicate: run RoIs with identical pooled windows through the head once. Each keeps its
             own box.
 
@@ -74,39 +176,11 @@ def detect_image(
         ValueError: the model is in training mode (dropout would be active), or the proposals are
             not (P, 4) and finite.
     """
-    if model.training:
-        raise ValueError("the model is in training mode; call model.eval() first")
-    proposals = np.ascontiguousarray(proposals, dtype=np.float32)
-    if proposals.ndim != 2 or proposals.shape[1] != 4:
-        raise ValueError(f"proposals must be (P, 4), got {proposals.shape}")
-    bad = np.flatnonzero(~np.isfinite(proposals).all(axis=1))
-    if len(bad):
-        raise ValueError(f"proposal {bad[0]} is not finite: {proposals[bad[0]].tolist()}")
-
-    device = model.delta_mean.device
-    tensor, scale = prepare_image(image, model.preprocessing)
-    boxes = np.insert(proposals.astype(np.float64) * scale, 0, 0, axis=1).astype(np.float32)
-    rois = torch.from_numpy(boxes).to(device)
-    features = model.backbone(tensor[None].to(device))
-    if deduplicate:
-        first, inverse = same_window(
-            rois, features.shape[-2:], model.pooled_size, 1.0 / model.stride
-        )
-        rois = rois[torch.from_numpy(first).to(device)]
-    logits, deltas = [], []
-    # At least one pass, so that no proposals give empty results of the right shape.
-    for start in range(0, max(len(rois), 1), ROIS_PER_CHUNK):
-        chunk = model.classify(model.pool(features, rois[start : start + ROIS_PER_CHUNK]))
-        logits.append(chunk[0])
-        deltas.append(model.unnormalise(chunk[1]))
-    scores = torch.cat(logits).softmax(dim=1).cpu()
-    box_deltas = torch.cat(deltas).cpu()
-    if deduplicate:
-        scores, box_deltas = scores[inverse], box_deltas[inverse]
+    scores, deltas = score_proposals(model, image, proposals, deduplicate=deduplicate)
     return detections(
-        proposals,
-        scores.numpy(),
-        box_deltas.numpy(),
+        np.ascontiguousarray(proposals, dtype=np.float32),
+        scores,
+        deltas if box_regression and model.box_regression else None,
         image.shape[:2],
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,

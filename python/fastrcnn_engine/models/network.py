@@ -13,19 +13,28 @@ from fastrcnn_engine.ops import roi_pool
 
 
 class FullyConnectedHead(nn.Sequential):
-    """Two hidden layers, fc6 and fc7, with ReLU and dropout: (R, C, P, P) -> (R, hidden).
+    """Two hidden layers, fc6 and fc7, with ReLU and dropout: (R, C, P, P) -> (R, outputs).
 
-    Flattening is channel, then row, then column, the order of Caffe and of torchvision's VGG16.
+    ``outputs`` None means as many as ``hidden``. Flattening is channel, then row, then column, the
+    order of Caffe and of torchvision's VGG16.
     """
 
-    def __init__(self, channels: int, pooled_size: int, hidden: int, *, dropout: float = 0.5):
+    def __init__(
+        self,
+        channels: int,
+        pooled_size: int,
+        hidden: int,
+        outputs: int | None = None,
+        *,
+        dropout: float = 0.5,
+    ):
         super().__init__(
             OrderedDict(
                 flatten=nn.Flatten(),
                 fc6=nn.Linear(channels * pooled_size**2, hidden),
                 relu6=nn.ReLU(inplace=True),
                 drop6=nn.Dropout(dropout),
-                fc7=nn.Linear(hidden, hidden),
+                fc7=nn.Linear(hidden, outputs or hidden),
                 relu7=nn.ReLU(inplace=True),
                 drop7=nn.Dropout(dropout),
             )
@@ -54,6 +63,9 @@ class FastRCNN(nn.Module):
     The box deltas the network puts out are normalised per class (original code,
     lib/roi_data_layer/roidb.py). ``delta_mean`` and ``delta_std`` undo that; they are buffers, set
     by training, and are never folded into the weights: a folded checkpoint cannot be resumed.
+
+    ``box_regression`` says whether ``bbox_pred`` is of any use. Training without box regression
+    turns it off, and detection then keeps the proposals as they are.
     """
 
     delta_mean: torch.Tensor
@@ -91,15 +103,21 @@ class FastRCNN(nn.Module):
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        self.frozen = tuple(frozen)
-        self._freeze()
+        self.box_regression = True
+        self.frozen: tuple[str, ...] = ()
+        self.freeze(frozen)
 
-    def _freeze(self) -> None:
+    def freeze(self, names: Sequence[str]) -> None:
+        """Never train these submodules from now on, in addition to ``frozen``.
+
+        Raises ValueError for a name that is not a submodule.
+        """
         modules = dict(self.named_modules())
-        for name in self.frozen:
+        for name in names:
             if name not in modules:
                 raise ValueError(f"frozen names {name!r}, which is not a submodule of the network")
             modules[name].requires_grad_(False)
+        self.frozen = (*self.frozen, *names)
 
     def train(self, mode: bool = True) -> FastRCNN:
         """As ``nn.Module.train``; frozen modules stay in evaluation mode (batch statistics)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network
+from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from fastrcnn_engine.training.config import RECIPES, TrainConfig
 from fastrcnn_engine.training.loop import TrainResult, settled, train
 
@@ -12,6 +12,7 @@ __all__ = [
     "TrainResult",
     "load_checkpoint",
     "load_network",
+    "save_checkpoint",
     "settled",
     "train",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastrcnn_engine.data.images import Preprocessing
-from fastrcnn_engine.models import FastRCNN, build_network
+from fastrcnn_engine.models import FastRCNN, build_network, ranks_of, split_layers
 from fastrcnn_engine.training.config import checked_device
 
 FORMAT = 1
@@ -28,6 +28,9 @@ def save_checkpoint(path: Path, model: FastRCNN, **state: Any) -> None:
             "name": model.name,
             "classes": list(model.classes),
             "preprocessing": model.preprocessing.to_dict(),
+            "box_regression": model.box_regression,
+            "frozen": list(model.frozen),
+            "ranks": ranks_of(model),
         },
         "model": model.state_dict(),
         **state,
@@ -75,16 +78,28 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
         network["name"],
         network["classes"],
         preprocessing=Preprocessing.from_dict(network["preprocessing"]),
+        freeze_to="none" if "frozen" in network else None,  # older files do not say
     )
+    if network.get("ranks"):
+        split_layers(model, network["ranks"])
+    model.freeze(network.get("frozen", ()))
     load_weights(model, content, path)
+    model.box_regression = network.get("box_regression", True)  # older files do not say
     return model.to(target).eval()
 
 
 def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
     """Copy the weights and buffers of a checkpoint's content into ``model``.
 
-    Raises ValueError when they do not fit, naming the layers.
+    Raises ValueError when they do not fit, naming the layers, and when they are compressed and the
+    model is not.
     """
+    ranks = content["network"].get("ranks")
+    if ranks and ranks != ranks_of(model):
+        raise ValueError(
+            f"{path} holds a compressed network ({ranks}); it is for detection and does not learn: "
+            "take the checkpoint it was made of"
+        )
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-# Numbers that belong to a network rather than to the method. For vgg16 they are the paper's; for
-# tiny they were tried out in short runs on the drawn demo set and on BCCD (train against val).
+from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.models import FreezeTo
+
+# Paper 2.3, 4.1 and 5.2, for all of its networks.
+PAPER: dict[str, Any] = {
+    "iterations": 40_000,
+    "learning_rate": 0.001,
+    "warmup": 0,
+    "background_low": 0.1,
+    "short_side": 600,
+    "max_side": 1000,
+}
+# Numbers that belong to a network rather than to the method. For tiny they were tried out in short
+# runs on the drawn demo set and on BCCD (train against val).
 RECIPES: dict[str, dict[str, Any]] = {
-    "vgg16": {
-        "iterations": 40_000,
-        "learning_rate": 0.001,
-        "warmup": 0,
-        "background_low": 0.1,
-        "short_side": 600,
-        "max_side": 1000,
-    },
+    "caffenet": PAPER,
+    "vgg_cnn_m_1024": PAPER,
+    "vgg16": PAPER,
     "tiny": {
         "iterations": 3_000,
         "learning_rate": 0.02,
@@ -49,13 +56,26 @@ class TrainConfig:
     """Name of the list in ImageSets/Main to train on."""
     classes: tuple[str, ...] | None = None
     """Foreground classes in label order; None infers them from the annotations."""
-    network: Literal["vgg16", "tiny"] = "vgg16"
-    """vgg16 is the paper's model L; tiny trains from scratch on a CPU."""
+    network: Literal["caffenet", "vgg_cnn_m_1024", "vgg16", "tiny"] = "vgg16"
+    """S, M and L of the paper are caffenet, vgg_cnn_m_1024 and vgg16; tiny trains from scratch
+    on a CPU."""
     weights: Path | None = None
-    """ImageNet weights for vgg16, a torchvision state dict file; None starts from random ones."""
-    weights_style: Literal["torchvision", "caffe"] = "torchvision"
+    """ImageNet weights for S, M or L: its .caffemodel, for vgg16 also a torchvision state dict.
+    None starts from random ones."""
+    weights_style: Literal["torchvision", "caffe"] | None = None
     """How images were prepared for those weights: RGB with torchvision's mean and deviation, or
-    Caffe's BGR minus the mean."""
+    Caffe's BGR minus the mean. None goes by the kind of file; a state dict with torchvision's names
+    may hold Caffe's weights."""
+    freeze_to: FreezeTo | None = None
+    """Everything up to this stage stays as it is (paper 4.5; conv5 is ">= fc6" of table 5); None is
+    the network's own: conv1 for S and M, conv2 (conv1_1 to conv2_2) for L, none for tiny."""
+    init: Path | None = None
+    """Checkpoint of a detector of the same network and classes to start from, with its weights and
+    the way its images are prepared except for their size."""
+    tasks: Literal["both", "classification", "boxes"] = "both"
+    """What is learned (paper 2.3: both). classification: no box regression, detection keeps the
+    proposals (paper 5.1, table 6, first columns). boxes: the box regression alone, everything else
+    stays as it is in init (stage-wise training, third columns)."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:1."""
     seed: int = 3
@@ -90,8 +110,9 @@ class TrainConfig:
     """A RoI whose best IoU lies in [low, foreground_iou) is background (paper: 0.1; tiny: 0)."""
     flip: bool = True
     """Add every image mirrored left to right (paper)."""
-    short_side: int | None = None
-    """Images are scaled to this short side, in pixels (paper 5.2: 600; tiny: 480)."""
+    short_side: int | tuple[int, ...] | None = None
+    """Images are scaled to this short side, in pixels (paper 5.2: 600; tiny: 480). Several: one is
+    drawn for each image (paper 5.2: 480 576 688 864 1200, with a max_side of 2000)."""
     max_side: int | None = None
     """... unless the long side would pass this (paper 5.2: 1000; tiny: 800)."""
 
@@ -124,14 +145,31 @@ class TrainConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
 
         for field in ("iterations", "images_per_batch", "rois_per_batch", "log_every",
-                      "checkpoint_every", "short_side", "max_side"):  # fmt: skip
+                      "checkpoint_every"):  # fmt: skip
             need(getattr(self, field) >= 1, field, "at least 1")
+        Preprocessing(short_side=self.short_side, max_side=self.max_side)  # its rules are these
         for field in ("seed", "warmup", "weight_decay"):
             need(getattr(self, field) >= 0, field, "at least 0")
-        if self.weights is not None and self.network != "vgg16":
+        if self.network == "tiny":
+            if self.weights is not None:
+                raise ValueError(
+                    f"weights is {str(self.weights)!r}; tiny takes none, only "
+                    "caffenet, vgg_cnn_m_1024 and vgg16 do"
+                )
+            need(self.freeze_to in (None, "none"), "freeze_to", "none for tiny")
+        stages = (None, *get_args(FreezeTo))
+        need(self.freeze_to in stages, "freeze_to", f"one of {', '.join(map(str, stages[1:]))}")
+        if self.weights is not None and self.init is not None:
             raise ValueError(
-                f"weights is {str(self.weights)!r}; only vgg16 takes weights, "
-                f"network is {self.network!r}"
+                f"weights is {str(self.weights)!r} and init is {str(self.init)!r}; a run starts "
+                "from one of them"
+            )
+        tasks = ("both", "classification", "boxes")
+        need(self.tasks in tasks, "tasks", f"one of {', '.join(tasks)}")
+        if self.tasks == "boxes" and self.init is None and not self.resume:
+            raise ValueError(
+                "tasks is 'boxes', which trains the box regression of a finished detector; init, "
+                "its checkpoint, is missing"
             )
         need(self.learning_rate > 0, "learning_rate", "positive")
         need(0 < self.learning_rate_drop <= 1, "learning_rate_drop", "in (0, 1]")

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from fastrcnn_engine.data.images import Preprocessing, batch_images, load_image, prepare_image
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.voc import ImageRecord, load_voc
-from fastrcnn_engine.models import FastRCNN, LayerChange, build_network, transform_vgg16
+from fastrcnn_engine.models import FastRCNN, LayerChange, build_network, transform_pretrained
 from fastrcnn_engine.ops import smooth_l1
 from fastrcnn_engine.training.checkpoint import (
     load_checkpoint,
@@ -33,7 +33,13 @@ from fastrcnn_engine.training.checkpoint import (
 from fastrcnn_engine.training.config import TrainConfig, checked_device
 from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.progress import ProgressLine
-from fastrcnn_engine.training.sampling import RoiEntry, build_roidb, drawn_boxes, sample_batch
+from fastrcnn_engine.training.sampling import (
+    RoiEntry,
+    build_roidb,
+    drawn_boxes,
+    levels_of_batch,
+    sample_batch,
+)
 from fastrcnn_engine.training.targets import normalised_targets, target_statistics
 
 
@@ -88,9 +94,11 @@ def make_batch(
     """Prepare batch 0, 1, 2, ... on the CPU; a function of (config.seed, iteration) alone."""
     mean = model.delta_mean.view(-1, 4).cpu().numpy()
     std = model.delta_std.view(-1, 4).cpu().numpy()
+    levels = model.preprocessing.levels()
+    drawn_levels = levels_of_batch(iteration, len(levels), config)
     images, rois, labels, targets, ids = [], [], [], [], []
     for n, (entry, flipped, rows) in enumerate(sample_batch(iteration, entries, config)):
-        image, scale = prepare_image(cache[entry.record], model.preprocessing, flip=flipped)
+        image, scale = prepare_image(cache[entry.record], levels[drawn_levels[n]], flip=flipped)
         boxes, label, matched = drawn_boxes(entry, flipped, rows)
         images.append(image)
         # The product is taken in float64 and stored as float32, not rounded to whole pixels
@@ -109,18 +117,36 @@ def make_batch(
     )
 
 
+# What keeps its weights when only one task is learned. A frozen head drops no features either.
+FROZEN_BY_TASKS = {
+    "both": (),
+    "classification": ("bbox_pred",),
+    "boxes": ("backbone", "head", "cls_score"),
+}
+
+
 def multi_task_loss(
-    logits: torch.Tensor, deltas: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
+    logits: torch.Tensor,
+    deltas: torch.Tensor,
+    labels: torch.Tensor,
+    targets: torch.Tensor,
+    tasks: str = "both",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Classification and localisation loss of R RoIs (paper equations 1 to 3, lambda = 1).
 
-    Both are divided by R, background RoIs included, as in the author's code.
+    Both are divided by R, background RoIs included, as in the author's code. A task that is not
+    learned has the loss 0, without a gradient.
 
     Args:
         logits: (R, K+1). deltas: (R, 4(K+1)), normalised. labels: (R,) int64, 0 is background.
         targets: (R, 4), normalised; background rows do not count.
+        tasks: as in TrainConfig.
     """
-    return F.cross_entropy(logits, labels), smooth_l1(deltas, targets, labels)
+    none = logits.new_zeros(())
+    return (
+        none if tasks == "boxes" else F.cross_entropy(logits, labels),
+        none if tasks == "classification" else smooth_l1(deltas, targets, labels),
+    )
 
 
 def build_optimiser(model: FastRCNN, config: TrainConfig) -> torch.optim.SGD:
@@ -168,6 +194,8 @@ def settled(config: TrainConfig) -> TrainConfig:
             resolved = dataclasses.replace(resolved, learning_rate_steps=tuple(steps))
     elif config.weights is not None and not config.weights.is_file():
         raise ValueError(f"weights file {config.weights} does not exist")
+    elif config.init is not None and not config.init.is_file():
+        raise ValueError(f"init: checkpoint {config.init} does not exist")
     return resolved
 
 
@@ -183,7 +211,8 @@ def train(
     Args:
         config: all settings; see TrainConfig.
         model: a network of your own to train instead of ``config.network``, whose recipe is used
-            all the same. Its image size is taken from ``config``.
+            all the same. Its image size is taken from ``config``, and what ``config.tasks`` does
+            not learn is frozen.
         progress: show a live line with the losses, the speed and the time left.
         on_log: called with each line of the log, a dict: iteration, loss, loss_cls, loss_box,
             learning_rate, images_per_second, foreground, rois (the last two: mean per batch).
@@ -198,8 +227,12 @@ def train(
     device = checked_device(config.device)
     if model is not None and config.weights is not None:
         raise ValueError(
-            f"weights is {str(config.weights)!r}; only vgg16 takes weights: load those of a model "
-            "of your own before the training"
+            f"weights is {str(config.weights)!r}; load those of a model of your own before the "
+            "training"
+        )
+    if model is not None and config.freeze_to is not None:
+        raise ValueError(
+            f"freeze_to is {config.freeze_to!r}; a model of your own has its frozen layers already"
         )
     checkpoint, log = config.output / "checkpoint.pt", config.output / "log.jsonl"
     dataset = load_voc(config.data, config.split, config.classes)
@@ -210,11 +243,15 @@ def train(
     torch.manual_seed(config.seed)
     layers: list[LayerChange] = []
     if model is None:
-        model = build_network(config.network, dataset.classes)
+        model = build_network(config.network, dataset.classes, freeze_to=config.freeze_to)
         if config.weights is not None and not config.resume:
-            layers = transform_vgg16(model, config.weights, config.weights_style)
+            layers = transform_pretrained(model, config.weights, config.weights_style)
     elif model.classes != dataset.classes:
         raise ValueError(f"the model knows {model.classes}, the data set has {dataset.classes}")
+    if config.init is not None and not config.resume:
+        _start_from(config.init, model)
+    model.box_regression = config.tasks != "classification"
+    model.freeze(FROZEN_BY_TASKS[config.tasks])
     model.preprocessing = dataclasses.replace(
         model.preprocessing, short_side=config.short_side, max_side=config.max_side
     )
@@ -260,7 +297,9 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["rate_factor"]
             logits, deltas = model(batch.images, batch.rois)
-            loss_cls, loss_box = multi_task_loss(logits, deltas, batch.labels, batch.targets)
+            loss_cls, loss_box = multi_task_loss(
+                logits, deltas, batch.labels, batch.targets, config.tasks
+            )
             loss = loss_cls + loss_box
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(
@@ -348,7 +387,20 @@ def data_fingerprint(records: list[ImageRecord], proposals: ProposalStore) -> st
 # Settings that may differ between a run and its continuation. A run may become longer and its files
 # may move: what is in the data is compared by its fingerprint, and the weights were read already.
 FREE_ON_RESUME = {"output", "device", "resume", "iterations", "log_every", "checkpoint_every",
-                  "cache_megabytes", "data", "proposals", "weights"}  # fmt: skip
+                  "cache_megabytes", "data", "proposals", "weights", "weights_style",
+                  "init"}  # fmt: skip
+
+
+def _start_from(path: Path, model: FastRCNN) -> None:
+    """Copy the weights of a checkpoint, and the preprocessing they are used to, into ``model``."""
+    content = load_checkpoint(path)
+    if content["network"]["classes"] != list(model.classes):
+        raise ValueError(
+            f"init: {path} knows {content['network']['classes']}, the data set has "
+            f"{list(model.classes)}"
+        )
+    load_weights(model, content, path)
+    model.preprocessing = Preprocessing.from_dict(content["network"]["preprocessing"])
 
 
 def _resume(
@@ -361,7 +413,9 @@ def _resume(
 ) -> int:
     """Load a checkpoint into model, optimiser and generators; return the iteration it was at."""
     content = load_checkpoint(path)
-    before, now = content["config"], config.to_dict()
+    now = config.to_dict()
+    # A setting that the checkpoint is older than has the value it always had, its default.
+    before = TrainConfig(config.data, config.proposals).to_dict() | content["config"]
     changed = [
         f"{key} was {before.get(key)!r}, is {now[key]!r}"
         for key in now

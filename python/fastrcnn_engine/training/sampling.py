@@ -146,6 +146,16 @@ def sample_batch(
     ]
 
 
+def levels_of_batch(iteration: int, levels: int, config: TrainConfig) -> list[int]:
+    """The level of the image pyramid, 0 .. levels - 1, that each image of a batch is scaled to.
+
+    Drawn uniformly for each image and iteration (paper 5.2; original code, minibatch.py), from a
+    stream of its own: the images and RoIs of a batch are the same whatever the scales are.
+    """
+    rng = np.random.default_rng([config.seed, 2, iteration])
+    return rng.integers(levels, size=config.images_per_batch).tolist()
+
+
 def drawn_boxes(
     entry: RoiEntry, flipped: bool, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,175 @@
+"""The three transformations of a network that was trained on ImageNet (paper, section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.models.caffemodel import read_caffemodel
+from fastrcnn_engine.models.network import FastRCNN
+from fastrcnn_engine.models.paper import pretrained_layers
+
+Style = Literal["torchvision", "caffe"]
+
+# Position of each convolution of VGG16 in torchvision's `features`, and of the two hidden layers in
+# its `classifier`.
+TORCHVISION_LAYERS = {
+    "features.0": "backbone.conv1_1",
+    "features.2": "backbone.conv1_2",
+    "features.5": "backbone.conv2_1",
+    "features.7": "backbone.conv2_2",
+    "features.10": "backbone.conv3_1",
+    "features.12": "backbone.conv3_2",
+    "features.14": "backbone.conv3_3",
+    "features.17": "backbone.conv4_1",
+    "features.19": "backbone.conv4_2",
+    "features.21": "backbone.conv4_3",
+    "features.24": "backbone.conv5_1",
+    "features.26": "backbone.conv5_2",
+    "features.28": "backbone.conv5_3",
+    "classifier.0": "head.fc6",
+    "classifier.3": "head.fc7",
+}
+# VGG16 was published with two ways of preparing images. A wrong one costs accuracy without any
+# error. Caffe's own files hold filters that look at BGR; they are copied as they are.
+PREPROCESSING: dict[Style, Preprocessing] = {
+    "caffe": Preprocessing(channel_order="BGR", mean=(102.9801, 115.9465, 122.7717)),
+    "torchvision": Preprocessing(
+        channel_order="RGB", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What became of one layer when a classification network turned into a detector."""
+
+    layer: str
+    action: Literal["copied", "replaced", "new", "missing"]
+    detail: str
+
+
+def transform_pretrained(
+    model: FastRCNN, path: Path, style: Style | None = None
+) -> list[LayerChange]:
+    """Turn an ImageNet network into the detector ``model`` (paper 2.2), in place.
+
+    The three transformations: the last max-pool becomes RoI pooling; the last fully connected
+    layer and its softmax become the two sibling layers; the input becomes images and RoIs. All
+    other layers are copied.
+
+    Args:
+        model: one of the paper's networks, from ``build_network``.
+        path: a `.caffemodel` of the same network, or for vgg16 also a state dict with
+            torchvision's names (``features.N.*``, ``classifier.{0,3}.*``); the content tells which,
+            not the name. A file without fc6 or fc7 is accepted: they stay random, which the report
+            says.
+        style: how images were prepared when the weights were trained; ``model.preprocessing`` is
+            set to it. "torchvision": RGB, mean and standard deviation of its own recipe. "caffe":
+            BGR 0..255 minus the means. None is the style of who made the file's format; a
+            caffemodel has no other, a state dict with torchvision's names may hold Caffe's weights.
+
+    Returns:
+        One row for each layer, in network order.
+
+    Raises:
+        ValueError: no such file, neither kind of file, not that network (missing convolution or
+            other shape, layer named), a style that is unknown or not the file's.
+    """
+    path = Path(path)
+    if style is not None and style not in PREPROCESSING:
+        raise ValueError(f"style is {style!r}; it must be one of {', '.join(PREPROCESSING)}")
+    layers = pretrained_layers(model)
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist")
+    if _written_by_torch(path):
+        if model.name != "vgg16":
+            raise ValueError(f"{path} is a torch file; network {model.name!r} takes a caffemodel")
+        source, own_style = _read_state_dict(path), "torchvision"
+        names = {ours: theirs for theirs, ours in TORCHVISION_LAYERS.items()}
+        last_pool, last_layer = "features.30", "classifier.6"
+    else:
+        if style == "torchvision":
+            raise ValueError(
+                f"style is {style!r}, but {path} is no torch file; a caffemodel has style 'caffe'"
+            )
+        source, own_style = _read_caffemodel(path), "caffe"
+        names = {ours: ours.split(".")[1] for ours in layers}
+        last_pool, last_layer = "pool5", "fc8"
+
+    report = [LayerChange("input", "replaced", "one image -> a batch of images and a list of RoIs")]
+    for ours in layers:
+        theirs, layer = names[ours], model.get_submodule(ours)
+        if ours == "head.fc6":
+            pooling = f"RoI pooling {model.pooled_size}x{model.pooled_size}, 1/{model.stride}"
+            report.append(LayerChange(last_pool, "replaced", f"last max-pool -> {pooling}"))
+        if f"{theirs}.weight" not in source and ours.startswith("head."):
+            report.append(LayerChange(ours, "missing", f"{theirs} not in the file; stays random"))
+            continue
+        for kind in ("weight", "bias"):
+            _copy(source, f"{theirs}.{kind}", getattr(layer, kind), f"{path} for {model.name}")
+        shape = "x".join(map(str, layer.weight.shape))
+        frozen = "" if layer.weight.requires_grad else ", frozen"
+        report.append(LayerChange(ours, "copied", f"from {theirs}, {shape}{frozen}"))
+    report.append(
+        LayerChange(last_layer, "replaced", "last layer and softmax -> the two sibling layers")
+    )
+    for name, std in (("cls_score", 0.01), ("bbox_pred", 0.001)):
+        shape = "x".join(map(str, model.get_submodule(name).weight.shape))
+        report.append(LayerChange(name, "new", f"{shape}, Gaussian of std {std}"))
+    model.preprocessing = PREPROCESSING[style or own_style]
+    return report
+
+
+def _written_by_torch(path: Path) -> bool:
+    """torch.save writes a zip archive, formerly a pickle; no caffemodel begins with either."""
+    with open(path, "rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        source = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable state dict: {error}") from error
+    if not isinstance(source, dict) or "features.0.weight" not in source:
+        raise ValueError(
+            f"{path} is not a VGG16 state dict with torchvision's names: "
+            "features.0.weight is not in it"
+        )
+    return source
+
+
+def _read_caffemodel(path: Path) -> dict[str, np.ndarray]:
+    return {
+        f"{layer}.{kind}": blob
+        for layer, blobs in read_caffemodel(path).items()
+        for kind, blob in zip(("weight", "bias"), blobs, strict=False)
+    }
+
+
+def _copy(
+    source: Mapping[str, torch.Tensor | np.ndarray], key: str, target: torch.Tensor, what: str
+) -> None:
+    if key not in source:
+        raise ValueError(f"{what}: no {key} in it; it is another network, or incomplete")
+    found = source[key]
+    shape = tuple(found.shape)
+    # Caffe gave every blob four axes once: (1, 1, 1, N) for a bias.
+    while len(shape) > target.ndim and shape[0] == 1:
+        shape = shape[1:]
+    if shape != tuple(target.shape):
+        raise ValueError(
+            f"{what}: {key} has shape {tuple(found.shape)}, expected {tuple(target.shape)} "
+            "(batch-normalised or other variants of the network do not fit)"
+        )
+    if isinstance(found, np.ndarray):
+        found = torch.from_numpy(np.array(found))  # a copy of one layer at a time, aligned
+    with torch.no_grad():
+        target.copy_(found.reshape(shape))

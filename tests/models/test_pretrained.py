@@ -1,0 +1,223 @@
+"""The three transformations of a pre-trained network, from both kinds of file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastrcnn_engine.models import build_network, transform_pretrained
+from fastrcnn_engine.models.pretrained import TORCHVISION_LAYERS
+
+from .caffemodel_files import network
+from .small import CONVOLUTIONS, small_network
+
+NAMES = list(CONVOLUTIONS)
+BGR_MEAN = (102.9801, 115.9465, 122.7717)
+
+
+def numbers(shape) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=tuple(shape)).astype("f4")
+
+
+def caffe_layers(model) -> dict[str, list[np.ndarray]]:
+    """Weights for every layer of ``model`` and for fc8, under Caffe's names."""
+    layers = {
+        name: [numbers(model.get_submodule(f"backbone.{name}").weight.shape), numbers([4])]
+        for name in CONVOLUTIONS[model.name]
+    }
+    for name in ("fc6", "fc7"):
+        layer = model.get_submodule(f"head.{name}")
+        layers[name] = [numbers(layer.weight.shape), numbers(layer.bias.shape)]
+    return layers | {"fc8": [numbers([1000, 6]), numbers([1000])]}
+
+
+def torchvision_state(model) -> dict[str, torch.Tensor]:
+    state = {}
+    for theirs, ours in TORCHVISION_LAYERS.items():
+        for kind, parameter in model.get_submodule(ours).named_parameters():
+            state[f"{theirs}.{kind}"] = torch.from_numpy(numbers([*parameter.shape]))
+    return state | {"classifier.6.weight": torch.ones(1000, 6), "classifier.6.bias": torch.ones(9)}
+
+
+def write_caffe(path, layers, **options):
+    path.write_bytes(network(layers, **options))
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_caffemodel_becomes_the_detector(tmp_path, name, version, legacy):
+    model = small_network(name)
+    layers = caffe_layers(model)
+    # The content tells what it is, whatever its name.
+    path = write_caffe(tmp_path / "weights.pth", layers, version=version, legacy=legacy)
+    score = model.cls_score.weight.clone()
+    report = transform_pretrained(model, path)
+
+    ours = [f"backbone.{x}" for x in CONVOLUTIONS[name]] + ["head.fc6", "head.fc7"]
+    for layer in ours:
+        weight, bias = layers[layer.split(".")[1]]
+        np.testing.assert_array_equal(model.get_submodule(layer).weight.detach(), weight)
+        np.testing.assert_array_equal(model.get_submodule(layer).bias.detach(), bias)
+    assert torch.equal(model.cls_score.weight, score)
+    # Trained on BGR and copied as it is: the images must be BGR.
+    assert (model.preprocessing.channel_order, model.preprocessing.mean) == ("BGR", BGR_MEAN)
+    assert model.preprocessing.std == (1.0, 1.0, 1.0)
+
+    rows = [(change.layer, change.action) for change in report]
+    assert rows == [
+        ("input", "replaced"),
+        *((layer, "copied") for layer in ours[:-2]),
+        ("pool5", "replaced"), ("head.fc6", "copied"), ("head.fc7", "copied"),
+        ("fc8", "replaced"), ("cls_score", "new"), ("bbox_pred", "new"),
+    ]  # fmt: skip
+    details = {change.layer: change.detail for change in report}
+    assert details["pool5"] == "last max-pool -> RoI pooling 2x2, 1/2"
+    assert details["head.fc7"] == "from fc7, 6x8"
+    assert details["cls_score"] == "3x6, Gaussian of std 0.01"
+
+
+def test_a_torchvision_state_dict_becomes_vgg16(tmp_path):
+    model = small_network("vgg16", freeze_to="conv2")
+    state = torchvision_state(model)
+    torch.save(state, tmp_path / "weights.caffemodel")
+    report = transform_pretrained(model, tmp_path / "weights.caffemodel")
+    for theirs, ours in TORCHVISION_LAYERS.items():
+        layer = model.get_submodule(ours)
+        assert torch.equal(layer.weight, state[f"{theirs}.weight"]), ours
+        assert torch.equal(layer.bias, state[f"{theirs}.bias"]), ours
+    assert model.preprocessing.channel_order == "RGB"
+    assert model.preprocessing.std == (58.395, 57.12, 57.375)
+
+    rows = [(change.layer, change.action) for change in report]
+    assert rows[0] == ("input", "replaced")
+    assert rows[1:14] == [(ours, "copied") for ours in list(TORCHVISION_LAYERS.values())[:13]]
+    assert rows[14:] == [
+        ("features.30", "replaced"), ("head.fc6", "copied"), ("head.fc7", "copied"),
+        ("classifier.6", "replaced"), ("cls_score", "new"), ("bbox_pred", "new"),
+    ]  # fmt: skip
+    assert report[1].detail == "from features.0, 4x3x3x3, frozen"
+    assert report[5].detail == "from features.10, 4x4x3x3"
+
+
+def test_a_state_dict_may_hold_caffes_weights_and_a_caffemodel_nothing_else(tmp_path):
+    model = small_network("vgg16")
+    torch.save(torchvision_state(model), tmp_path / "x.pth")
+    transform_pretrained(model, tmp_path / "x.pth", "caffe")
+    assert model.preprocessing.channel_order == "BGR"
+    transform_pretrained(model, tmp_path / "x.pth", "torchvision")
+    assert model.preprocessing.channel_order == "RGB"
+    path = write_caffe(tmp_path / "x.caffemodel", caffe_layers(model))
+    transform_pretrained(model, path, "caffe")
+    with pytest.raises(ValueError, match="style is 'torchvision', but .*x.caffemodel is no torch"):
+        transform_pretrained(model, path, "torchvision")
+    with pytest.raises(ValueError, match="style is 'keras'; it must be one of caffe, torchvision"):
+        transform_pretrained(model, path, "keras")
+
+
+@pytest.mark.parametrize("kind", ["caffemodel", "pth"])
+def test_a_file_of_convolutions_only_is_accepted_and_said(tmp_path, kind):
+    model = small_network("vgg16")
+    path = tmp_path / f"convs.{kind}"
+    if kind == "pth":
+        state = torchvision_state(model)
+        torch.save({k: v for k, v in state.items() if k.startswith("features")}, path)
+    else:
+        layers = caffe_layers(model)
+        write_caffe(path, {name: layers[name] for name in CONVOLUTIONS["vgg16"]})
+    before = model.head.fc6.weight.clone()
+    report = transform_pretrained(model, path)
+    missing = [change for change in report if change.action == "missing"]
+    assert [change.layer for change in missing] == ["head.fc6", "head.fc7"]
+    assert "stays random" in missing[0].detail
+    assert torch.equal(model.head.fc6.weight, before)
+
+
+def test_real_networks_take_real_shapes(tmp_path):
+    # Everything but fc6 of M, which would be 300 MB. Both ways to write shapes.
+    model = build_network("vgg_cnn_m_1024", ["a"])
+    names = [*CONVOLUTIONS["vgg_cnn_m_1024"], "fc7"]
+    layers = {
+        name: [np.full(shape, i, "f4"), np.full(shape[0], -i, "f4")]
+        for i, (name, shape) in enumerate(
+            zip(names, [(96, 3, 7, 7), (256, 96, 5, 5), (512, 256, 3, 3), (512, 512, 3, 3),
+                        (512, 512, 3, 3), (1024, 4096)], strict=True)
+        )
+    }  # fmt: skip
+    path = write_caffe(tmp_path / "m.caffemodel", layers, version=1, legacy=True)
+    report = transform_pretrained(model, path)
+    for i, name in enumerate(names):
+        layer = (model.head if name == "fc7" else model.backbone).get_submodule(name)
+        assert (layer.weight == i).all() and (layer.bias == -i).all(), name
+    details = {change.layer: (change.action, change.detail) for change in report}
+    assert details["backbone.conv1"] == ("copied", "from conv1, 96x3x7x7, frozen")
+    assert details["pool5"] == ("replaced", "last max-pool -> RoI pooling 6x6, 1/16")
+    assert details["head.fc6"][0] == "missing"
+    assert details["head.fc7"] == ("copied", "from fc7, 1024x4096")
+
+
+def test_groups_halve_the_inputs_of_a_filter(tmp_path):
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in build_network("caffenet", ["a"]).named_parameters()}
+    assert shapes["backbone.conv2.weight"] == (256, 48, 5, 5)  # as in the file
+
+
+def test_unfit_files_name_the_layer(tmp_path):
+    model, path = small_network("vgg16"), tmp_path / "weights"
+    with pytest.raises(ValueError, match="weights does not exist"):
+        transform_pretrained(model, path)
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="features.0.weight is not in it"):
+        transform_pretrained(model, path)
+    state = torchvision_state(model)
+    bias = state.pop("features.17.bias")
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="weights for vgg16: no features.17.bias in it"):
+        transform_pretrained(model, path)
+    torch.save(state | {"features.17.bias": bias, "features.2.weight": torch.zeros(8, 4)}, path)
+    with pytest.raises(ValueError, match=r"features.2.weight has shape \(8, 4\), expected \(4, 4,"):
+        transform_pretrained(model, path)
+
+    layers = caffe_layers(model)
+    write_caffe(path, {k: v for k, v in layers.items() if k != "conv4_1"})
+    with pytest.raises(ValueError, match="weights for vgg16: no conv4_1.weight in it"):
+        transform_pretrained(model, path)
+    write_caffe(path, layers | {"conv4_1": [layers["conv4_1"][0]]})
+    with pytest.raises(ValueError, match="no conv4_1.bias in it"):
+        transform_pretrained(model, path)
+    write_caffe(path, layers | {"fc7": [numbers([4096, 8]), numbers([4096])]})
+    with pytest.raises(ValueError, match=r"fc7.weight has shape \(4096, 8\), expected \(6, 8\)"):
+        transform_pretrained(model, path)
+    path.write_bytes(b"<!DOCTYPE html><title>404</title>")
+    with pytest.raises(ValueError, match="weights is not a readable caffemodel: byte 0"):
+        transform_pretrained(model, path)
+    path.write_bytes(b"PK not a zip")
+    with pytest.raises(ValueError, match="weights is not a readable state dict"):
+        transform_pretrained(model, path)
+
+
+def test_files_of_another_network_are_refused(tmp_path):
+    vgg16, caffenet = small_network("vgg16"), small_network("caffenet")
+    path = write_caffe(tmp_path / "vgg16.caffemodel", caffe_layers(vgg16))
+    with pytest.raises(ValueError, match="vgg16.caffemodel for caffenet: no conv1.weight in it"):
+        transform_pretrained(caffenet, path)
+    torch.save(torchvision_state(vgg16), tmp_path / "vgg16.pth")
+    with pytest.raises(ValueError, match="torch file; network 'caffenet' takes a caffemodel"):
+        transform_pretrained(caffenet, tmp_path / "vgg16.pth")
+    with pytest.raises(ValueError, match="network is 'tiny'; it must be one of caffenet, vgg_cnn"):
+        transform_pretrained(build_network("tiny", ["a"]), path)
+
+
+def test_caffes_layers_compute_what_they_did(tmp_path):
+    # The fully connected layers read a pooled map by channel, row, column, as Caffe's do.
+    model = small_network("caffenet").eval()
+    layers = caffe_layers(model)
+    transform_pretrained(model, write_caffe(tmp_path / "x", layers, legacy=True))
+    pooled = numbers([3, 4, 2, 2])
+    hidden = pooled.reshape(3, -1)
+    for name in ("fc6", "fc7"):
+        hidden = np.maximum(hidden @ layers[name][0].T + layers[name][1], 0)
+    got = model.head(torch.from_numpy(pooled)).detach().numpy()
+    np.testing.assert_allclose(got, hidden, rtol=1e-5, atol=1e-5)
