@@ -28,6 +28,7 @@ from fastrcnn_engine.ops import (
     set_num_threads,
     smooth_l1,
     smooth_l1_backward,
+    spp_pool,
 )
 from fastrcnn_engine.ops.build_info import VERSION
 
@@ -57,6 +58,7 @@ __all__ = [
     "set_num_threads",
     "smooth_l1",
     "smooth_l1_backward",
+    "spp_pool",
 ]
 
 

@@ -33,6 +33,7 @@ CALLS = {
     "roi_pool_backward": (
         lambda g, a, r: fe.roi_pool_backward(g, a, r, FEATURES.shape), [VALUES, ARGMAX, ROIS],
     ),
+    "spp_pool": (lambda x, r: fe.spp_pool(x, r, (1, 2)), [FEATURES, ROIS]),
     "smooth_l1": (fe.smooth_l1, [DELTAS, OTHERS, LABELS]),
     "smooth_l1_weights": (
         lambda d, t, n, w: fe.smooth_l1(d, t, n, weights=w), [DELTAS, OTHERS, LABELS, BOXES],

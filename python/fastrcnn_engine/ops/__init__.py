@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from fastrcnn_engine.ops.box_codec import clip_boxes_to_image, decode_boxes, encode_boxes
 from fastrcnn_engine.ops.build_info import build_info
 from fastrcnn_engine.ops.detections import (
@@ -13,6 +15,7 @@ from fastrcnn_engine.ops.detections import (
 from fastrcnn_engine.ops.nms import PaddedIndices, batched_nms, box_iou, nms, nms_padded
 from fastrcnn_engine.ops.roi_pool import roi_pool, roi_pool_backward, roi_pool_with_argmax
 from fastrcnn_engine.ops.smooth_l1 import smooth_l1, smooth_l1_backward
+from fastrcnn_engine.ops.spp_pool import spp_pool
 from fastrcnn_engine.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
@@ -37,7 +40,14 @@ __all__ = [
     "set_num_threads",
     "smooth_l1",
     "smooth_l1_backward",
+    "spp_pool",
 ]
+
+
+if "torch" in sys.modules:
+    # torch.ops.fastrcnn_engine is there for programs that were saved. Else it comes with the first
+    # call that needs it.
+    from fastrcnn_engine.ops import torch_ops  # noqa: F401
 
 
 def __getattr__(name: str) -> object:

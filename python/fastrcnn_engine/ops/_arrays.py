@@ -8,6 +8,7 @@ on as it is when it lies on a GPU.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -84,6 +85,12 @@ class NumpyArrays:
             rows.append(np.concatenate([np.full((len(item), 1), i, np.float32), item], axis=1))
         return np.concatenate(rows)
 
+    def join_rows(self, results: Sequence[Any]) -> Any:
+        """Results (R, ...) beside each other, each row flat: (R, the sum of their sizes)."""
+        arrays = [self._as_numpy(result, "results") for result in results]
+        flat = [array.reshape(len(array), math.prod(array.shape[1:])) for array in arrays]
+        return self.give(np.concatenate(flat, axis=1))
+
     def give(self, result: np.ndarray) -> Any:
         return result
 
@@ -156,6 +163,11 @@ class DeviceDlpackArrays:
             rows.append(xp.concat([index, item], axis=1))
         return xp.concat(rows)
 
+    def join_rows(self, results: Sequence[Any]) -> Any:
+        xp = self._xp
+        flat = [xp.reshape(x, (x.shape[0], math.prod(x.shape[1:]))) for x in results]
+        return xp.concat(flat, axis=1)
+
     def give(self, result: Any) -> Any:
         return result
 
@@ -176,6 +188,7 @@ class TorchArrays:
     def __init__(self) -> None:
         self._torch = torch = sys.modules["torch"]
         self.tensor_type = torch.Tensor
+        self._narrow = (torch.float16, torch.bfloat16)
         self._dtypes = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32,
                         "uint16": getattr(torch, "uint16", None)}  # fmt: skip
 
@@ -190,6 +203,8 @@ class TorchArrays:
             dtype = self._dtypes[cast]
             if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
                 tensor = tensor.to(dtype)
+        elif tensor.dtype in self._narrow:
+            tensor = widened(tensor)
         return tensor.contiguous()
 
     def take_map(self, array: Any, name: str) -> Any:
@@ -233,6 +248,9 @@ class TorchArrays:
     def first(self, array: Any, count: int) -> Any:
         # In place: half of what a slice costs. The memory is kept either way.
         return array.resize_((count, *array.shape[1:])) if count < len(array) else array
+
+    def join_rows(self, results: Sequence[Any]) -> Any:
+        return self._torch.cat([result.flatten(1) for result in results], dim=1)
 
     def give(self, result: Any) -> Any:
         return result
@@ -290,6 +308,37 @@ def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
     if len(shape) != rank:
         raise ValueError(f"{name} must have {rank} dimensions, got shape {shape}")
     return shape
+
+
+def is_traced(array: Any) -> bool:
+    """Whether torch looks at the call instead of making it: torch.compile, export, jit.trace, fake
+    tensors, vmap and the like. Then it goes to `ops.torch_ops`.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if type(array) is torch.Tensor or type(array) is torch.nn.Parameter:
+        return (
+            torch.compiler.is_compiling()
+            or torch._C._get_tracing_state() is not None
+            or array.is_meta
+            or torch._C._len_torch_dispatch_stack() > 0
+            or torch._C._are_functorch_transforms_active()
+        )
+    return isinstance(array, torch.Tensor)  # of another class: fake, functional
+
+
+def widened(array: Any) -> Any:
+    """A 16-bit tensor as float32 where autocast made it 16 bits wide; all else as it is.
+
+    Boxes and losses are not made of 16-bit numbers: above 2048 those skip whole pixels.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        return array
+    if array.dtype is not torch.float16 and array.dtype is not torch.bfloat16:
+        return array
+    return array.float() if torch.is_autocast_enabled(array.device.type) else array
 
 
 def require_no_gradient(operator: str, *arrays: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fastrcnn_engine.ops._arrays import arrays_of
-from fastrcnn_engine.ops.box_codec import clip_boxes_to_image
-from fastrcnn_engine.ops.roi_pool import pool, roi_pool, roi_pool_backward
+from fastrcnn_engine.ops.box_codec import clip
+from fastrcnn_engine.ops.roi_pool import pool, roi_pool, roi_pool_backward, scatter
 from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
 
 
@@ -55,10 +55,49 @@ class RoIPoolFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         argmax, boxes = ctx.saved_tensors
         return roi_pool_backward(grad_output, argmax, boxes, ctx.input_shape), None, None, None
+
+
+class RoIPoolBackwardFunction(torch.autograd.Function):
+    """`roi_pool_backward`, which is linear in the gradient it is given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_output: torch.Tensor,
+        argmax: torch.Tensor,
+        boxes: torch.Tensor,
+        input_shape: tuple[int, ...],
+    ) -> torch.Tensor:
+        ctx.save_for_backward(argmax, boxes)
+        return scatter(grad_output, argmax, boxes, input_shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return gradients_of_maxima(grad_gradient, *ctx.saved_tensors), None, None, None
+
+
+def gradients_of_maxima(
+    grad_gradient: torch.Tensor, argmax: torch.Tensor, boxes: torch.Tensor
+) -> torch.Tensor:
+    """What `roi_pool_backward` does, the other way round: each output gets what is at its argmax.
+
+    Args:
+        grad_gradient: (N, C, H, W). argmax: (R, C, PH, PW). boxes: (R, 5).
+
+    Returns:
+        (R, C, PH, PW), 0 for an empty bin. Made of torch's own operators, so it can be
+        differentiated again.
+    """
+    n, c, h, w = grad_gradient.shape
+    cell = argmax.long()
+    image = boxes[:, 0].long()
+    usable = (cell >= 0) & (cell < h * w) & ((image >= 0) & (image < n)).view(-1, 1, 1, 1)
+    plane = image.view(-1, 1) * c + torch.arange(c, device=boxes.device)
+    place = torch.where(usable, plane[:, :, None, None] * (h * w) + cell, 0)
+    return torch.where(usable, grad_gradient.reshape(-1)[place], 0)
 
 
 class SmoothL1Function(torch.autograd.Function):
@@ -96,7 +135,7 @@ class ClipFunction(torch.autograd.Function):
     def forward(
         ctx: Any, boxes: torch.Tensor, size: tuple[int, int], inclusive: bool
     ) -> torch.Tensor:
-        clipped = clip_boxes_to_image(boxes.detach(), size, inclusive=inclusive)
+        clipped = clip(boxes.detach(), size, inclusive)
         ctx.save_for_backward(clipped == boxes)
         return clipped
 

@@ -6,7 +6,13 @@ import math
 from typing import Any
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import arrays_of, require_no_gradient, shape_of
+from fastrcnn_engine.ops._arrays import (
+    arrays_of,
+    is_traced,
+    require_no_gradient,
+    shape_of,
+    widened,
+)
 
 # A box grows at most this much in one step (in log space): exp() of an untrained network overflows.
 MAX_LOG_RATIO = math.log(1000 / 16)
@@ -33,6 +39,15 @@ def encode_boxes(reference_boxes: Any, proposals: Any) -> Any:
     Source: paper section 2.3 ("the parameterization given in R-CNN"); widths of the original code.
     """
     require_no_gradient("encode_boxes", reference_boxes, proposals)
+    if is_traced(proposals):
+        from fastrcnn_engine.ops import torch_ops
+
+        return torch_ops.call("encode_boxes", reference_boxes, proposals)
+    return encode(reference_boxes, proposals)
+
+
+def encode(reference_boxes: Any, proposals: Any) -> Any:
+    """`encode_boxes`, its arguments looked at."""
     arrays = arrays_of(proposals, "proposals")
     proposals = arrays.take(proposals, "proposals")
     targets = arrays.take(reference_boxes, "reference_boxes")
@@ -59,6 +74,15 @@ def decode_boxes(deltas: Any, boxes: Any, *, max_log_ratio: float = MAX_LOG_RATI
     Source: as `encode_boxes`; the hold on dw, dh from later detectors.
     """
     require_no_gradient("decode_boxes", deltas, boxes)
+    if is_traced(deltas):
+        from fastrcnn_engine.ops import torch_ops
+
+        return torch_ops.call("decode_boxes", deltas, boxes, float(max_log_ratio))
+    return decode(deltas, boxes, max_log_ratio)
+
+
+def decode(deltas: Any, boxes: Any, max_log_ratio: float) -> Any:
+    """`decode_boxes`, its arguments looked at."""
     arrays = arrays_of(deltas, "deltas")
     deltas = arrays.take(deltas, "deltas")
     boxes = arrays.take(boxes, "boxes")
@@ -83,11 +107,22 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int], *, inclusive: bool = 
     Raises:
         ValueError: a last dimension other than 4, a size that is not positive.
     """
+    boxes = widened(boxes)
+    if is_traced(boxes):
+        from fastrcnn_engine.ops import torch_ops
+
+        height, width = size
+        return torch_ops.call("clip_boxes", boxes, float(height), float(width), inclusive)
     if getattr(boxes, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
         if autograd.is_enabled():
             return autograd.ClipFunction.apply(boxes, size, inclusive)
+    return clip(boxes, size, inclusive)
+
+
+def clip(boxes: Any, size: tuple[int, int], inclusive: bool) -> Any:
+    """`clip_boxes_to_image`, outside autograd."""
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")
     shape = tuple(boxes.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import Arrays, arrays_of, shape_of
+from fastrcnn_engine.ops._arrays import Arrays, arrays_of, is_traced, shape_of
 from fastrcnn_engine.ops.box_codec import MAX_LOG_RATIO
 
 
@@ -64,11 +64,15 @@ def detections(
 
     Source: paper section 3; score threshold and the limit over all classes are today's habit.
     """
-    arrays, out, found = _detect(
+    arguments = _arguments(
         boxes, scores, deltas, image_size, score_threshold, nms_threshold, max_detections,
-        inclusive, max_log_ratio, padded=False,
+        inclusive, max_log_ratio,
     )  # fmt: skip
-    return Detections(*[arrays.give(arrays.first(array, found)) for array in out])
+    if is_traced(boxes):
+        from fastrcnn_engine.ops import torch_ops
+
+        return Detections(*torch_ops.call("detections", *arguments))
+    return found(*arguments)
 
 
 def detections_padded(
@@ -92,39 +96,65 @@ def detections_padded(
     Returns:
         `PaddedDetections` with M = max_detections.
     """
-    arrays, out, count = _detect(
+    arguments = _arguments(
         boxes, scores, deltas, image_size, score_threshold, nms_threshold, max_detections,
-        inclusive, max_log_ratio, padded=True,
+        inclusive, max_log_ratio,
     )  # fmt: skip
+    if is_traced(boxes):
+        from fastrcnn_engine.ops import torch_ops
+
+        return PaddedDetections(*torch_ops.call("detections_padded", *arguments))
+    return padded(*arguments)
+
+
+def _arguments(
+    boxes: Any, scores: Any, deltas: Any, image_size: tuple[int, int], score_threshold: float,
+    nms_threshold: float, max_detections: int, inclusive: bool, max_log_ratio: float,
+) -> tuple:  # fmt: skip
+    """Looked at, and in the types of the operator's schema (torch_ops.py)."""
+    if max_detections < 0:
+        raise ValueError(f"max_detections must be >= 0, got {max_detections}")
+    height, width = image_size
+    return (
+        boxes, scores, deltas, float(height), float(width), float(score_threshold),
+        float(nms_threshold), max_detections, inclusive, float(max_log_ratio),
+    )  # fmt: skip
+
+
+def found(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> Detections:
+    """`detections` of arguments that are looked at."""
+    arrays, out, count = _detect(boxes, scores, deltas, *settings, is_padded=False)
+    return Detections(*[arrays.give(arrays.first(array, count)) for array in out])
+
+
+def padded(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> PaddedDetections:
+    """`detections_padded` of arguments that are looked at."""
+    arrays, out, count = _detect(boxes, scores, deltas, *settings, is_padded=True)
     return PaddedDetections(*[arrays.give(array) for array in (*out, count)])
 
 
 def _detect(
-    boxes: Any, scores: Any, deltas: Any, image_size: tuple[int, int], score_threshold: float,
+    boxes: Any, scores: Any, deltas: Any, height: float, width: float, score_threshold: float,
     nms_threshold: float, max_detections: int, inclusive: bool, max_log_ratio: float, *,
-    padded: bool,
+    is_padded: bool,
 ) -> tuple[Arrays, Detections, Any]:  # fmt: skip
     """The adaptor, the results, and how many there are: an array where padded, else an int."""
-    if max_detections < 0:
-        raise ValueError(f"max_detections must be >= 0, got {max_detections}")
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")
     scores = arrays.take(scores, "scores")
     if deltas is not None:
         deltas = arrays.take(deltas, "deltas")
     rows, columns = shape_of(scores, 2, "scores")
-    places = max_detections if padded else min(max_detections, rows * max(columns - 1, 0))
+    places = max_detections if is_padded else min(max_detections, rows * max(columns - 1, 0))
     out = Detections(
         boxes=arrays.empty((places, 4), boxes.dtype, boxes),
         scores=arrays.empty((places,), boxes.dtype, boxes),
         labels=arrays.empty((places,), "int64", boxes),
         rows=arrays.empty((places,), "int64", boxes),
     )
-    count = arrays.empty((), "int64", boxes) if padded else None
-    height, width = image_size
-    found = _core.detect_boxes(
-        boxes, scores, deltas, float(height), float(width), float(max_log_ratio),
-        float(score_threshold), float(nms_threshold), inclusive, *out, count, arrays.stream,
-        arrays.new_bytes,
+    count = arrays.empty((), "int64", boxes) if is_padded else None
+    written = _core.detect_boxes(
+        boxes, scores, deltas, height, width, max_log_ratio, score_threshold, nms_threshold,
+        inclusive, *out, count, arrays.stream, arrays.new_bytes,
     )  # fmt: skip
-    return arrays, out, count if padded else found
+    return arrays, out, count if is_padded else written

@@ -6,7 +6,13 @@ import operator
 from typing import Any, NamedTuple
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import Arrays, arrays_of, require_no_gradient, shape_of
+from fastrcnn_engine.ops._arrays import (
+    Arrays,
+    arrays_of,
+    is_traced,
+    require_no_gradient,
+    shape_of,
+)
 
 
 def box_iou(boxes1: Any, boxes2: Any, *, inclusive: bool = False) -> Any:
@@ -24,6 +30,15 @@ def box_iou(boxes1: Any, boxes2: Any, *, inclusive: bool = False) -> Any:
         ValueError: shapes, dtypes or devices that do not fit, or boxes that require a gradient.
     """
     require_no_gradient("box_iou", boxes1, boxes2)
+    if is_traced(boxes1):
+        from fastrcnn_engine.ops import torch_ops
+
+        return torch_ops.call("box_iou", boxes1, boxes2, inclusive)
+    return iou(boxes1, boxes2, inclusive)
+
+
+def iou(boxes1: Any, boxes2: Any, inclusive: bool) -> Any:
+    """`box_iou`, its arguments looked at."""
     arrays = arrays_of(boxes1, "boxes1")
     boxes1 = arrays.take(boxes1, "boxes1")
     boxes2 = arrays.take(boxes2, "boxes2")
@@ -54,7 +69,7 @@ def nms(boxes: Any, scores: Any, iou_threshold: float, *, inclusive: bool = Fals
 
     Source: paper section 3; the order of equal scores is ours.
     """
-    return _kept(boxes, scores, None, iou_threshold, inclusive)
+    return _nms(boxes, scores, None, iou_threshold, inclusive)
 
 
 def batched_nms(
@@ -72,7 +87,7 @@ def batched_nms(
     Returns:
         int64 indices of the kept boxes of all classes by falling score.
     """
-    return _kept(boxes, scores, idxs, iou_threshold, inclusive)
+    return _nms(boxes, scores, idxs, iou_threshold, inclusive)
 
 
 class PaddedIndices(NamedTuple):
@@ -110,13 +125,35 @@ def nms_padded(
     """
     if operator.index(max_output_size) < 0:
         raise ValueError(f"max_output_size must be >= 0, got {max_output_size}")
-    arrays, keep, count = _suppress(boxes, scores, idxs, iou_threshold, inclusive, max_output_size)
+    if is_traced(boxes):
+        from fastrcnn_engine.ops import torch_ops
+
+        return PaddedIndices(*torch_ops.call(
+            "nms_padded", boxes, scores, idxs, float(iou_threshold), max_output_size, inclusive
+        ))  # fmt: skip
+    return padded(boxes, scores, idxs, iou_threshold, max_output_size, inclusive)
+
+
+def _nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:
+    if is_traced(boxes):
+        from fastrcnn_engine.ops import torch_ops
+
+        return torch_ops.call("nms", boxes, scores, idxs, float(iou_threshold), inclusive)
+    return kept(boxes, scores, idxs, iou_threshold, inclusive)
+
+
+def padded(
+    boxes: Any, scores: Any, idxs: Any, iou_threshold: float, places: int, inclusive: bool
+) -> PaddedIndices:
+    """`nms_padded`, its arguments looked at."""
+    arrays, keep, count = _suppress(boxes, scores, idxs, iou_threshold, inclusive, places)
     return PaddedIndices(arrays.give(keep), arrays.give(count))
 
 
-def _kept(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:
-    arrays, keep, kept = _suppress(boxes, scores, idxs, iou_threshold, inclusive, None)
-    return arrays.give(arrays.first(keep, kept))
+def kept(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:
+    """`nms` or `batched_nms`, its arguments looked at."""
+    arrays, keep, count = _suppress(boxes, scores, idxs, iou_threshold, inclusive, None)
+    return arrays.give(arrays.first(keep, count))
 
 
 def _suppress(
@@ -131,8 +168,8 @@ def _suppress(
     rows = shape_of(boxes, 2, "boxes")[0]
     keep = arrays.empty((rows if places is None else places,), "int64", boxes)
     count = None if places is None else arrays.empty((), "int64", boxes)
-    kept = _core.nms(
+    found = _core.nms(
         boxes, scores, idxs, float(iou_threshold), inclusive, keep, count, arrays.stream,
         arrays.new_bytes,
     )  # fmt: skip
-    return arrays, keep, kept if places is None else count
+    return arrays, keep, found if places is None else count

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import Arrays, arrays_of, shape_of
+from fastrcnn_engine.ops._arrays import Arrays, arrays_of, is_traced, shape_of
 
 
 def roi_pool(
@@ -45,6 +45,8 @@ def roi_pool(
     Source: paper section 2.1; rounding as in the original Caffe layer.
     """
     size = _pair(output_size)
+    if is_traced(input):
+        return _traced(input, boxes, size, spatial_scale, out)[0]
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
     if getattr(input, "requires_grad", False):
@@ -77,9 +79,11 @@ def roi_pool_with_argmax(
     uint16, where 65535 stands for -1. A map with more cells than the type can number raises
     ValueError.
     """
+    size = _pair(output_size)
+    if is_traced(input):
+        return _traced(input, boxes, size, spatial_scale, out, argmax_out)
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
-    size = _pair(output_size)
     return pool(arrays, input, boxes, size, spatial_scale, out, argmax_out, "int32")
 
 
@@ -89,6 +93,7 @@ def roi_pool_backward(
     """Gradient of `roi_pool` in its input: each output's gradient goes to its argmax cell.
 
     Sums run in ascending order of (RoI, bin), so the result never changes from run to run.
+    Differentiable in `grad_output` for torch tensors.
 
     Args:
         grad_output: (R, C, PH, PW), the types of `roi_pool`. 16-bit ones are summed in float32 and
@@ -106,12 +111,26 @@ def roi_pool_backward(
 
     Source: paper section 2.3, equation 4.
     """
+    if len(input_shape) != 4:
+        raise ValueError(f"input_shape must be (N, C, H, W), got {tuple(input_shape)}")
+    if is_traced(grad_output):
+        from fastrcnn_engine.ops import torch_ops
+
+        return torch_ops.call("roi_pool_backward", grad_output, argmax, boxes, input_shape)
+    if getattr(grad_output, "requires_grad", False):
+        from fastrcnn_engine.ops import autograd
+
+        if autograd.is_enabled():
+            return autograd.RoIPoolBackwardFunction.apply(grad_output, argmax, boxes, input_shape)
+    return scatter(grad_output, argmax, boxes, input_shape)
+
+
+def scatter(grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int]) -> Any:
+    """`roi_pool_backward`, outside autograd."""
     arrays = arrays_of(argmax, "argmax")
     argmax = arrays.take_map(argmax, "argmax")
     grad_output = arrays.take_like(grad_output, argmax, "grad_output")
     boxes = arrays.take(boxes, "boxes", "float32")
-    if len(input_shape) != 4:
-        raise ValueError(f"input_shape must be (N, C, H, W), got {tuple(input_shape)}")
     grad_input = arrays.empty_map(input_shape, grad_output.dtype, argmax)
     _core.roi_pool_backward(
         grad_output, argmax, boxes, grad_input, arrays.stream, arrays.threads, arrays.new_bytes
@@ -154,6 +173,18 @@ def pool(
         output if out is not None else arrays.give(output),
         argmax if argmax_out is not None or argmax is None else arrays.give(argmax),
     )
+
+
+def _traced(
+    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, *outputs: Any
+) -> tuple[Any, Any]:
+    from fastrcnn_engine.ops import torch_ops
+
+    if any(array is not None for array in outputs):
+        raise ValueError("out and argmax_out cannot be used in a traced call (torch.compile, vmap)")
+    if isinstance(boxes, (list, tuple)):
+        boxes = torch_ops.indexed_boxes(boxes, input)
+    return torch_ops.call("roi_pool", input, boxes, size, float(spatial_scale))
 
 
 def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import Arrays, arrays_of, shape_of
+from fastrcnn_engine.ops._arrays import Arrays, arrays_of, is_traced, shape_of, widened
 
 
 def smooth_l1(
@@ -44,6 +44,11 @@ def smooth_l1(
     Source: paper section 2.3, equations 1 to 3; divided by the number of RoIs as in the original
     code.
     """
+    deltas, targets, weights = widened(deltas), widened(targets), widened(weights)
+    if is_traced(deltas):
+        from fastrcnn_engine.ops import torch_ops
+
+        return torch_ops.call("smooth_l1", deltas, targets, labels, weights, beta, normalizer)
     if getattr(deltas, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
@@ -73,6 +78,12 @@ def smooth_l1_backward(
 
     Arguments, errors and source: as `smooth_l1`.
     """
+    if is_traced(deltas):
+        from fastrcnn_engine.ops import torch_ops
+
+        return torch_ops.call(
+            "smooth_l1_backward", grad_loss, deltas, targets, labels, weights, beta, normalizer
+        )
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
     divisor = divisor_of(operands, normalizer)

@@ -1,0 +1,364 @@
+"""The operators as torch knows them: `torch.ops.fastrcnn_engine.*`.
+
+What looks at a call instead of making it (torch.compile, torch.export, fake tensors, vmap) must not
+look into the engine. The public functions send it here (`_arrays.is_traced`); all other calls go
+straight to the engine, which costs half as much.
+
+Each operator has a schema, an implementation, a fake one that knows shapes alone, and where it is
+differentiable a gradient. Importing this module registers them; `import fastrcnn_engine` does so
+where torch is imported already, so that saved programs find them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fastrcnn_engine.ops._arrays import TorchArrays, arrays_of, shape_of, widened
+from fastrcnn_engine.ops.autograd import gradients_of_maxima
+from fastrcnn_engine.ops.box_codec import clip, decode, encode
+from fastrcnn_engine.ops.detections import found
+from fastrcnn_engine.ops.detections import padded as padded_detections
+from fastrcnn_engine.ops.nms import iou, kept
+from fastrcnn_engine.ops.nms import padded as padded_indices
+from fastrcnn_engine.ops.roi_pool import pool, scatter
+from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
+
+LIBRARY = torch.library.Library("fastrcnn_engine", "DEF")
+_ARRAYS = TorchArrays()
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """The result of an operator of this module. What autocast made narrow is widened, but the maps
+    of RoI pooling."""
+    if not name.startswith("roi_pool"):
+        arguments = tuple(map(widened, arguments))
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return _UNDER_TRANSFORMS.get(name, getattr(torch.ops.fastrcnn_engine, name))(*arguments)
+    return getattr(torch.ops.fastrcnn_engine, name)(*arguments)
+
+
+def indexed_boxes(boxes: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """A list of (L_i, 4) boxes, one tensor an image, as (R, 5) rows with the image's index."""
+    return _ARRAYS.indexed_boxes(boxes, like)
+
+
+def _operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
+    """Registers an operator: the function it decorates runs it on tensors of any device."""
+    name = schema.partition("(")[0]
+
+    def register(function: Callable) -> Callable:
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(name, function, "CPU")
+        LIBRARY.impl(name, function, "CUDA")
+        torch.library.register_fake(f"fastrcnn_engine::{name}", fake, lib=LIBRARY)
+        return function
+
+    return register
+
+
+_UNDER_TRANSFORMS: dict[str, Callable] = {}
+
+
+def _differentiable(name: str, setup_context: Callable, backward: Callable) -> None:
+    """Registers a gradient, for autograd and for torch.func (grad, vmap of grad), which does not
+    take that of a registered operator.
+    """
+    torch.library.register_autograd(
+        f"fastrcnn_engine::{name}", backward, setup_context=setup_context, lib=LIBRARY
+    )
+
+    def forward(*arguments: Any) -> Any:
+        return getattr(torch.ops.fastrcnn_engine, name)(*arguments)
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
+    members = {key: staticmethod(method) for key, method in methods.items()}
+    function = type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **members})
+    _UNDER_TRANSFORMS[name] = function.apply
+
+
+# ---- RoI pooling --------------------------------------------------------------------------------
+
+
+def _empty_map(shape: Sequence[int], dtype: Any, like: torch.Tensor) -> torch.Tensor:
+    """As the engine makes it: channels-last where `like` is."""
+    return _ARRAYS.empty_map(shape, dtype, like)
+
+
+def _fake_roi_pool(input, boxes, output_size, spatial_scale):
+    shape_of(boxes, 2, "boxes")
+    _, channels, _, _ = shape_of(input, 4, "input")
+    shape = (boxes.shape[0], channels, *output_size)
+    return _empty_map(shape, input.dtype, input), _empty_map(shape, torch.int32, input)
+
+
+@_operator(
+    "roi_pool(Tensor input, Tensor boxes, SymInt[2] output_size, float spatial_scale)"
+    " -> (Tensor, Tensor)",
+    _fake_roi_pool,
+)
+def _roi_pool(input, boxes, output_size, spatial_scale):
+    arrays = arrays_of(input, "input")
+    boxes = arrays.take(boxes, "boxes", "float32")
+    size = tuple(output_size)
+    return pool(arrays, input, boxes, size, spatial_scale, argmax_dtype="int32")
+
+
+def _keep_argmax(ctx, inputs, output):
+    input, boxes, _, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], boxes)
+    ctx.input_shape = input.shape
+
+
+def _roi_pool_gradient(ctx, grad_output, grad_argmax):
+    argmax, boxes = ctx.saved_tensors
+    gradient = call("roi_pool_backward", grad_output, argmax, boxes, ctx.input_shape)
+    return gradient, None, None, None
+
+
+_differentiable("roi_pool", _keep_argmax, _roi_pool_gradient)
+
+
+@_operator(
+    "roi_pool_backward(Tensor grad_output, Tensor argmax, Tensor boxes, SymInt[4] input_shape)"
+    " -> Tensor",
+    lambda grad_output, argmax, boxes, input_shape: _empty_map(
+        input_shape, grad_output.dtype, argmax
+    ),
+)
+def _roi_pool_backward(grad_output, argmax, boxes, input_shape):
+    return scatter(grad_output, argmax, boxes, input_shape)
+
+
+def _keep_where_gradients_went(ctx, inputs, output):
+    _, argmax, boxes, _ = inputs
+    ctx.save_for_backward(argmax, boxes)
+
+
+def _roi_pool_second_gradient(ctx, grad_gradient):
+    argmax, boxes = ctx.saved_tensors
+    return gradients_of_maxima(grad_gradient, argmax, boxes), None, None, None
+
+
+_differentiable("roi_pool_backward", _keep_where_gradients_went, _roi_pool_second_gradient)
+
+
+# vmap. Where all of a batch have the same RoIs, its members are more channels; where they have not,
+# more images.
+
+
+def _first(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:
+    """With the batch in front; an operand that all share is repeated, without a copy."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _as_channels(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:
+    """(B, A, C, H, W) -> (A, B * C, H, W)."""
+    return _first(tensor, dim, size).movedim(0, 1).flatten(1, 2)
+
+
+def _from_channels(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    """(A, B * C, H, W) -> (A, B, C, H, W)."""
+    return tensor.unflatten(1, (size, tensor.shape[1] // size))
+
+
+def _rois_of_all(boxes: torch.Tensor, dim: int | None, size: int, images: int) -> torch.Tensor:
+    """(B, R, 5) -> (B * R, 5), where member b has images b * N .. b * N + N - 1."""
+    rows = _first(boxes, dim, size)
+    index, corners = rows[..., :1], rows[..., 1:]
+    offset = images * torch.arange(size, device=boxes.device, dtype=boxes.dtype)
+    # An index that is wrong must not become a neighbour's.
+    own = (index >= 0) & (index < images)
+    index = torch.where(own, index + offset.view(-1, 1, 1), -1.0)
+    return torch.cat([index, corners], dim=-1).flatten(0, 1)
+
+
+def _vmap_roi_pool(info, in_dims, input, boxes, output_size, spatial_scale):
+    of_input, of_boxes, *_ = in_dims
+    size, op = info.batch_size, torch.ops.fastrcnn_engine.roi_pool
+    if of_boxes is None:
+        pooled = op(_as_channels(input, of_input, size), boxes, output_size, spatial_scale)
+        return tuple(_from_channels(x, size) for x in pooled), (1, 1)
+    images = _first(input, of_input, size)
+    rois = _rois_of_all(boxes, of_boxes, size, images.shape[1])
+    pooled = op(images.flatten(0, 1), rois, output_size, spatial_scale)
+    return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in pooled), (0, 0)
+
+
+def _vmap_roi_pool_backward(info, in_dims, grad_output, argmax, boxes, input_shape):
+    of_gradient, of_argmax, of_boxes, _ = in_dims
+    size, op = info.batch_size, torch.ops.fastrcnn_engine.roi_pool_backward
+    n, c, h, w = input_shape
+    if of_boxes is None:
+        operands = (
+            _as_channels(grad_output, of_gradient, size),
+            _as_channels(argmax, of_argmax, size),
+        )
+        return _from_channels(op(*operands, boxes, (n, size * c, h, w)), size), 1
+    operands = (_first(grad_output, of_gradient, size), _first(argmax, of_argmax, size))
+    rois = _rois_of_all(boxes, of_boxes, size, n)
+    gradient = op(*(x.flatten(0, 1) for x in operands), rois, (size * n, c, h, w))
+    return gradient.unflatten(0, (size, n)), 0
+
+
+torch.library.register_vmap("fastrcnn_engine::roi_pool", _vmap_roi_pool, lib=LIBRARY)
+torch.library.register_vmap(
+    "fastrcnn_engine::roi_pool_backward", _vmap_roi_pool_backward, lib=LIBRARY
+)
+
+# ---- the box loss -------------------------------------------------------------------------------
+
+
+@_operator(
+    "smooth_l1(Tensor deltas, Tensor targets, Tensor? labels, Tensor? weights, float beta,"
+    " float? normalizer) -> Tensor",
+    lambda deltas, *others: deltas.new_empty(()),
+)
+def _smooth_l1(deltas, targets, labels, weights, beta, normalizer):
+    arrays = arrays_of(deltas, "deltas")
+    operands = take_operands(arrays, deltas, targets, labels, weights)
+    return loss_of(arrays, operands, beta, divisor_of(operands, normalizer))
+
+
+@_operator(
+    "smooth_l1_backward(Tensor grad_loss, Tensor deltas, Tensor targets, Tensor? labels,"
+    " Tensor? weights, float beta, float? normalizer) -> Tensor",
+    lambda grad_loss, deltas, *others: deltas.new_empty(deltas.shape),
+)
+def _smooth_l1_backward(grad_loss, deltas, targets, labels, weights, beta, normalizer):
+    arrays = arrays_of(deltas, "deltas")
+    operands = take_operands(arrays, deltas, targets, labels, weights)
+    divisor = divisor_of(operands, normalizer)
+    return gradient_of(arrays, grad_loss, operands, beta, divisor)
+
+
+def _keep_operands(ctx, inputs, output):
+    *tensors, ctx.beta, ctx.normalizer = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _smooth_l1_gradient(ctx, grad_loss):
+    gradient = call(
+        "smooth_l1_backward", grad_loss, *ctx.saved_tensors, ctx.beta, ctx.normalizer
+    )
+    return gradient, None, None, None, None, None
+
+
+_differentiable("smooth_l1", _keep_operands, _smooth_l1_gradient)
+
+# ---- boxes --------------------------------------------------------------------------------------
+
+
+@_operator(
+    "encode_boxes(Tensor reference_boxes, Tensor proposals) -> Tensor",
+    lambda reference_boxes, proposals: proposals.new_empty((proposals.shape[0], 4)),
+)
+def _encode_boxes(reference_boxes, proposals):
+    return encode(reference_boxes, proposals)
+
+
+@_operator(
+    "decode_boxes(Tensor deltas, Tensor boxes, float max_log_ratio) -> Tensor",
+    lambda deltas, boxes, max_log_ratio: deltas.new_empty(deltas.shape),
+)
+def _decode_boxes(deltas, boxes, max_log_ratio):
+    return decode(deltas, boxes, max_log_ratio)
+
+
+@_operator(
+    "clip_boxes(Tensor boxes, float height, float width, bool inclusive) -> Tensor",
+    lambda boxes, height, width, inclusive: boxes.new_empty(boxes.shape),
+)
+def _clip_boxes(boxes, height, width, inclusive):
+    return clip(boxes, (height, width), inclusive)
+
+
+def _keep_what_stayed(ctx, inputs, output):
+    ctx.save_for_backward(output == inputs[0])
+
+
+def _clip_gradient(ctx, gradient):
+    (stayed,) = ctx.saved_tensors
+    return gradient * stayed, None, None, None
+
+
+_differentiable("clip_boxes", _keep_what_stayed, _clip_gradient)
+
+
+@_operator(
+    "box_iou(Tensor boxes1, Tensor boxes2, bool inclusive) -> Tensor",
+    lambda boxes1, boxes2, inclusive: boxes1.new_empty((boxes1.shape[0], boxes2.shape[0])),
+)
+def _box_iou(boxes1, boxes2, inclusive):
+    return iou(boxes1, boxes2, inclusive)
+
+
+# ---- suppression and detections -----------------------------------------------------------------
+
+
+def _unknown_size() -> Any:
+    """Of a result whose size the data decides."""
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+@_operator(
+    "nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, bool inclusive) -> Tensor",
+    lambda boxes, *others: boxes.new_empty((_unknown_size(),), dtype=torch.int64),
+)
+def _nms(boxes, scores, idxs, iou_threshold, inclusive):
+    return kept(boxes, scores, idxs, iou_threshold, inclusive)
+
+
+def _fake_nms_padded(boxes, scores, idxs, iou_threshold, max_output_size, inclusive):
+    places = boxes.new_empty((max_output_size,), dtype=torch.int64)
+    return places, boxes.new_empty((), dtype=torch.int64)
+
+
+@_operator(
+    "nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold,"
+    " SymInt max_output_size, bool inclusive) -> (Tensor, Tensor)",
+    _fake_nms_padded,
+)
+def _nms_padded(boxes, scores, idxs, iou_threshold, max_output_size, inclusive):
+    return tuple(padded_indices(boxes, scores, idxs, iou_threshold, max_output_size, inclusive))
+
+
+def _empty_detections(boxes: torch.Tensor, places: Any) -> tuple[torch.Tensor, ...]:
+    return (
+        boxes.new_empty((places, 4)),
+        boxes.new_empty((places,)),
+        boxes.new_empty((places,), dtype=torch.int64),
+        boxes.new_empty((places,), dtype=torch.int64),
+    )
+
+
+_DETECTION_ARGUMENTS = (
+    "(Tensor boxes, Tensor scores, Tensor? deltas, float height, float width,"
+    " float score_threshold, float nms_threshold, SymInt max_detections, bool inclusive,"
+    " float max_log_ratio)"
+)
+
+
+def _fake_detections_padded(boxes, scores, deltas, height, width, score_threshold, nms_threshold,
+                            max_detections, inclusive, max_log_ratio):  # fmt: skip
+    count = boxes.new_empty((), dtype=torch.int64)
+    return (*_empty_detections(boxes, max_detections), count)
+
+
+@_operator(
+    f"detections{_DETECTION_ARGUMENTS} -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda boxes, *others: _empty_detections(boxes, _unknown_size()),
+)
+def _detections(*arguments):
+    return tuple(found(*arguments))
+
+
+@_operator(
+    f"detections_padded{_DETECTION_ARGUMENTS} -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_detections_padded,
+)
+def _detections_padded(*arguments):
+    return tuple(padded_detections(*arguments))

@@ -1,0 +1,336 @@
+"""torch looks at a call instead of making it: compile, export, vmap, meta; and autocast."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.library import opcheck
+
+import fastrcnn_engine as fe
+from fastrcnn_engine.ops import torch_ops  # noqa: F401
+from ops.nms_cases import random_boxes
+
+GENERATOR = torch.Generator().manual_seed(3)
+FEATURES = torch.randn(2, 4, 9, 11, generator=GENERATOR)
+ROIS = torch.tensor([[0.0, 0, 0, 30, 30], [1, 4, 8, 70, 60], [0, 300, 300, 400, 400]])
+POOLED, ARGMAX = fe.roi_pool_with_argmax(FEATURES, ROIS, (3, 2), 0.125)
+BOXES = torch.from_numpy(random_boxes(20, 1))
+OTHERS = torch.from_numpy(random_boxes(20, 2))
+SCORES = torch.rand(20, generator=GENERATOR)
+PROBABILITIES = torch.rand(20, 4, generator=GENERATOR).softmax(1)
+DELTAS = 0.2 * torch.randn(20, 16, generator=GENERATOR)
+TARGETS = torch.randn(20, 4, generator=GENERATOR)
+LABELS = torch.arange(20) % 4
+ONE = torch.tensor(1.0)
+SIZE = (90, 120)
+
+# Every public operator as (function, tensors); the first `differentiable` of them get a gradient.
+CALLS = {
+    "roi_pool": (lambda x, r: fe.roi_pool(x, r, (3, 2), 0.125), [FEATURES, ROIS], 1),
+    "roi_pool_list": (
+        lambda x, a, b: fe.roi_pool(x, [a, b], 2, 0.125), [FEATURES, BOXES[:3], BOXES[3:]], 1,
+    ),
+    "roi_pool_with_argmax": (
+        lambda x, r: fe.roi_pool_with_argmax(x, r, (3, 2), 0.125), [FEATURES, ROIS], 0,
+    ),
+    "roi_pool_backward": (
+        lambda g, a, r: fe.roi_pool_backward(g, a, r, FEATURES.shape), [POOLED, ARGMAX, ROIS], 1,
+    ),
+    "spp_pool": (lambda x, r: fe.spp_pool(x, r, (1, 2), 0.125), [FEATURES, ROIS], 1),
+    "smooth_l1": (fe.smooth_l1, [DELTAS, TARGETS, LABELS], 1),
+    "smooth_l1_weights": (
+        lambda d, t, n, w: fe.smooth_l1(d, t, n, weights=w, beta=0.3, normalizer=7),
+        [DELTAS, TARGETS, LABELS, SCORES[:, None].expand(-1, 4)], 1,
+    ),
+    "smooth_l1_backward": (fe.smooth_l1_backward, [ONE, DELTAS, TARGETS, LABELS], 0),
+    "encode_boxes": (fe.encode_boxes, [OTHERS, BOXES], 0),
+    "decode_boxes": (fe.decode_boxes, [DELTAS, BOXES], 0),
+    "clip_boxes_to_image": (lambda b: fe.clip_boxes_to_image(b, (50, 60)), [BOXES], 1),
+    "box_iou": (fe.box_iou, [BOXES, OTHERS], 0),
+    "nms": (lambda b, s: fe.nms(b, s, 0.3), [BOXES, SCORES], 0),
+    "batched_nms": (lambda b, s, i: fe.batched_nms(b, s, i, 0.3), [BOXES, SCORES, LABELS], 0),
+    "nms_padded": (lambda b, s, i: fe.nms_padded(b, s, 0.3, 9, idxs=i), [BOXES, SCORES, LABELS], 0),
+    "detections": (
+        lambda b, s, d: fe.detections(b, s, d, SIZE), [BOXES, PROBABILITIES, DELTAS], 0,
+    ),
+    "detections_padded": (
+        lambda b, s, d: fe.detections_padded(b, s, d, SIZE), [BOXES, PROBABILITIES, DELTAS], 0,
+    ),
+}  # fmt: skip
+every_operator = pytest.mark.parametrize("operator", CALLS)
+
+
+def flat(result: object) -> list[torch.Tensor]:
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def results_of(operator: str, transform=lambda function: function) -> list[torch.Tensor]:
+    """Results, and the gradients of the sum of the first one."""
+    function, tensors, differentiable = CALLS[operator]
+    tensors = [t.clone().requires_grad_(i < differentiable) for i, t in enumerate(tensors)]
+    results = flat(transform(function)(*tensors))
+    if differentiable:
+        results[0].square().sum().backward()
+    return [r.detach() for r in results] + [t.grad for t in tensors[:differentiable]]
+
+
+def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for left, right in zip(actual, expected, strict=True):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+
+
+def test_every_operator_is_in_this_list():
+    listed = {name.removesuffix("_weights").removesuffix("_list") for name in CALLS}
+    assert listed == set(fe.__all__) - {
+        "ops", "Detections", "PaddedDetections", "PaddedIndices", "RoIPool", "build_info",
+        "get_num_threads", "set_num_threads",
+    }  # fmt: skip
+
+
+OPCHECKS = {
+    "roi_pool": (FEATURES.clone().requires_grad_(), ROIS, (3, 2), 0.125),
+    "roi_pool_backward": (POOLED.clone().requires_grad_(), ARGMAX, ROIS, (2, 4, 9, 11)),
+    "smooth_l1": (DELTAS.clone().requires_grad_(), TARGETS, LABELS, None, 1.0, None),
+    "smooth_l1_backward": (ONE, DELTAS, torch.randn(20, 16), None, None, 1.0, 3.0),
+    "encode_boxes": (OTHERS, BOXES),
+    "decode_boxes": (DELTAS, BOXES, 4.0),
+    "clip_boxes": (BOXES.clone().requires_grad_(), 50.0, 60.0, True),
+    "box_iou": (BOXES, OTHERS, False),
+    "nms": (BOXES, SCORES, LABELS, 0.3, False),
+    "nms_padded": (BOXES, SCORES, None, 0.3, 9, False),
+    "detections": (BOXES, PROBABILITIES, DELTAS, 90.0, 120.0, 0.05, 0.3, 10, False, 4.0),
+    "detections_padded": (BOXES, PROBABILITIES, None, 90.0, 120.0, 0.05, 0.3, 10, True, 4.0),
+}
+
+
+def test_every_registered_operator_is_checked():
+    assert {name.partition("::")[2] for name in torch_ops.LIBRARY._op_defs} == set(OPCHECKS)
+
+
+@pytest.mark.parametrize("operator", OPCHECKS)
+def test_opcheck(operator):
+    opcheck(getattr(torch.ops.fastrcnn_engine, operator).default, OPCHECKS[operator])
+
+
+@every_operator
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_as_one_graph(operator, dynamic):
+    """Results and gradients bit for bit; backend aot_eager runs all of torch.compile but the C++
+    compiler."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = results_of(
+            operator,
+            lambda f: torch.compile(f, fullgraph=True, dynamic=dynamic, backend="aot_eager"),
+        )
+    assert_same(compiled, results_of(operator))
+
+
+def test_one_compilation_serves_every_number_of_rois():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda x, r: fe.roi_pool(x, r, 2, 0.125) + 1, fullgraph=True, dynamic=True, backend=counter
+    )
+    for count in (3, 5, 17, 2):
+        rois = torch.cat([torch.zeros(count, 1), BOXES[:count]], 1)
+        assert torch.equal(compiled(FEATURES, rois), fe.roi_pool(FEATURES, rois, 2, 0.125) + 1)
+    assert counter.frame_count == 1
+
+
+@every_operator
+def test_exported_saved_and_loaded(operator, tmp_path):
+    function, tensors, _ = CALLS[operator]
+
+    class Module(torch.nn.Module):
+        def forward(self, *arguments):
+            return tuple(flat(function(*arguments)))
+
+    torch.export.save(torch.export.export(Module(), tuple(tensors)), tmp_path / "program.pt2")
+    loaded = torch.export.load(tmp_path / "program.pt2").module()
+    assert_same(flat(loaded(*tensors)), flat(function(*tensors)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_trace_keeps_the_call():
+    traced = torch.jit.trace(lambda x, r: fe.roi_pool(x, r, 2, 0.125), (FEATURES, ROIS))
+    assert torch.equal(traced(2 * FEATURES, ROIS), fe.roi_pool(2 * FEATURES, ROIS, 2, 0.125))
+
+
+@every_operator
+def test_meta_tensors_give_shapes(operator):
+    function, tensors, _ = CALLS[operator]
+    if operator in ("nms", "batched_nms", "detections"):
+        with pytest.raises(Exception, match="data|dynamic"):
+            function(*[t.to("meta") for t in tensors])
+        return
+    expected = flat(function(*tensors))
+    for left, right in zip(flat(function(*[t.to("meta") for t in tensors])), expected, strict=True):
+        assert (left.device.type, left.shape, left.dtype) == ("meta", right.shape, right.dtype)
+
+
+def test_channels_last_stays_so_when_traced():
+    x = FEATURES.contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(lambda x: fe.roi_pool(x, ROIS, 2), fullgraph=True, backend="aot_eager")
+    assert compiled(x).is_contiguous(memory_format=torch.channels_last)
+    meta = fe.roi_pool(x.to("meta"), ROIS.to("meta"), 2)
+    assert meta.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_traced_calls_take_no_outputs():
+    with pytest.raises(ValueError, match="out and argmax_out cannot be used in a traced call"):
+        fe.roi_pool(FEATURES.to("meta"), ROIS.to("meta"), 2, out=torch.empty(3, 4, 2, 2))
+
+
+# ---- vmap ---------------------------------------------------------------------------------------
+
+MANY = torch.randn(3, 2, 4, 9, 11, generator=GENERATOR)
+MANY_ROIS = torch.stack([ROIS, ROIS + torch.tensor([0.0, 5, 5, 9, 2]), ROIS.flip(0)])
+
+
+@pytest.mark.parametrize(
+    ("in_dims", "x", "rois"),
+    [
+        ((0, None), MANY, ROIS),
+        ((2, None), MANY.movedim(0, 2), ROIS),
+        ((None, 0), FEATURES, MANY_ROIS),
+        ((0, 0), MANY, MANY_ROIS),
+        ((1, 1), MANY.movedim(0, 1), MANY_ROIS.movedim(0, 1)),
+    ],
+)
+def test_vmap_is_a_loop_without_one(in_dims, x, rois):
+    def loss(x, rois):
+        return fe.roi_pool(x, rois, (3, 2), 0.125).square().sum()
+
+    def member(tensor, dim, i):
+        return tensor if dim is None else tensor.movedim(dim, 0)[i]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a slow fallback warns
+        pooled = torch.vmap(lambda x, r: fe.roi_pool(x, r, (3, 2), 0.125), in_dims)(x, rois)
+        gradients = torch.vmap(torch.func.grad(loss), in_dims)(x, rois)
+    for i in range(3):
+        one = member(x, in_dims[0], i), member(rois, in_dims[1], i)
+        assert torch.equal(pooled[i], fe.roi_pool(*one, (3, 2), 0.125))
+        assert torch.equal(gradients[i], torch.func.grad(loss)(*one))
+
+
+def test_vmap_keeps_a_wrong_image_wrong():
+    rois = MANY_ROIS.clone()
+    rois[1, 0, 0] = 2  # of images 0 and 1: not the first one of the next member
+    with pytest.raises(ValueError, match="batch index"):
+        torch.vmap(lambda r: fe.roi_pool(FEATURES, r, 2))(rois)
+
+
+# ---- second derivatives -------------------------------------------------------------------------
+
+
+# Two images; bins that overlap, that are empty, that one cell fills.
+SECOND_ROIS = torch.tensor([[0.0, 0, 0, 3, 4], [1, 2, 1, 5, 3], [0, 9, 9, 12, 12], [1, 4, 4, 4, 4]])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("traced", [False, True])
+def test_second_derivative_by_finite_differences(layout, traced):
+    x = torch.randn(2, 3, 5, 6, generator=GENERATOR, dtype=torch.float64)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        if traced:
+            return torch.ops.fastrcnn_engine.roi_pool(x, SECOND_ROIS, (2, 2), 1.0)[0]
+        return fe.roi_pool(x, SECOND_ROIS, 2)
+
+    # The square makes the first derivative depend on the features.
+    assert torch.autograd.gradgradcheck(lambda x: pool(x).square(), x)
+
+
+def test_gradient_penalty():
+    """What second derivatives are wanted for: a loss of a gradient, learned from."""
+    x = torch.randn(2, 3, 5, 6, generator=GENERATOR, requires_grad=True)
+    score = fe.roi_pool(x, SECOND_ROIS, 2).square().sum()
+    (gradient,) = torch.autograd.grad(score, x, create_graph=True)
+    gradient.square().sum().backward()
+    # score is the sum of n x^2, n how often a cell is a maximum: the penalty's gradient is 8 n^2 x.
+    pooled, argmax = fe.roi_pool_with_argmax(x.detach(), SECOND_ROIS, 2)
+    times = fe.roi_pool_backward(torch.ones_like(pooled), argmax, SECOND_ROIS, x.shape)
+    torch.testing.assert_close(x.grad, 8 * times.square() * x.detach())
+
+
+# ---- autocast, determinism ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_pools_16_bit_features_and_keeps_boxes_wide(dtype):
+    """A convolution's 16-bit map and float32 RoIs, of which 16 bits would lose coordinates."""
+    rois = torch.tensor([[0.0, 2049, 0, 2049, 0]])
+    x = torch.arange(2100.0).view(1, 1, 1, -1) % 128
+    with torch.autocast("cpu", dtype=dtype):
+        pooled = fe.roi_pool(x.to(dtype), rois, 1)
+        assert pooled.dtype == dtype
+        assert pooled.item() == 2049 % 128
+        deltas = DELTAS.to(dtype).requires_grad_()
+        loss = fe.smooth_l1(deltas, TARGETS, LABELS)
+        assert loss.dtype == torch.float32
+        loss.backward()
+        assert deltas.grad.dtype == dtype
+        assert len(fe.nms(BOXES.to(dtype), SCORES.to(dtype), 0.3))
+        found = fe.detections(BOXES.to(dtype), PROBABILITIES.to(dtype), DELTAS.to(dtype), SIZE)
+        assert found.boxes.dtype == torch.float32
+        assert fe.box_iou(BOXES.to(dtype), OTHERS.to(dtype)).dtype == torch.float32
+    with pytest.raises(ValueError, match="boxes must be float32 or float64"):
+        fe.nms(BOXES.to(dtype), SCORES.to(dtype), 0.3)
+
+
+def test_autocast_compiled():
+    torch._dynamo.reset()
+    weight = torch.randn(4, 4, 3, 3, generator=GENERATOR)
+
+    def head(x, rois):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = torch.nn.functional.conv2d(x, weight, padding=1)
+            pooled = fe.roi_pool(x, rois, 2, 0.125)
+            return fe.smooth_l1(pooled.flatten(1), torch.zeros(3, 16))
+
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(FEATURES, ROIS), head(FEATURES, ROIS))
+
+
+@every_operator
+def test_deterministic_mode_neither_warns_nor_refuses(operator):
+    torch.use_deterministic_algorithms(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            results_of(operator)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ---- registration -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("imports", "registered"),
+    [("torch, fastrcnn_engine", True), ("fastrcnn_engine, torch", False)],
+)
+def test_registered_on_import_where_torch_is_there(imports, registered):
+    code = f"import {imports}; print(hasattr(torch.ops.fastrcnn_engine, 'roi_pool'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(registered)
+
+
+def test_compiled_where_torch_came_later():
+    code = (
+        "import fastrcnn_engine as fe, torch; x = torch.ones(1, 1, 3, 3); r = torch.zeros(1, 5);"
+        "f = torch.compile(lambda x: fe.roi_pool(x, r, 1), fullgraph=True, backend='aot_eager');"
+        "print(f(x).item())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "1.0", done.stderr
+    assert np.isfinite(float(done.stdout))
