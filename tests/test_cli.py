@@ -462,6 +462,19 @@ def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
         assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
 
 
+def test_export_writes_one_file_and_says_what_it_takes(trained, tmp_path, capsys):
+    out = tmp_path / "found.onnx"
+    run("export", "--checkpoint", trained, "--out", out, "--score-threshold", "0.2")
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("image float32 (1, 3, h, w)", "labels int64 (M,)", "channel_order RGB", str(out)):
+        assert words in text, words
+    assert [path.name for path in tmp_path.iterdir()] == ["found.onnx"]
+    line = failure(
+        capsys, "export", "--checkpoint", trained, "--out", out, "--nms-threshold", "3"
+    )
+    assert "nms_threshold must be in [0, 1], got 3" in line
+
+
 def test_a_compressed_detector_is_used_like_any_other(trained, drawn, tmp_path, capsys):
     out = tmp_path / "small"
     run("compress", "--checkpoint", trained, "--out", out, "--fc6", 64, "--fc7", 32, "--rois", 20)
@@ -532,6 +545,27 @@ def test_what_compress_refuses(trained, tmp_path, capsys):
     line = failure(capsys, *same[:3], "--out", trained, "--fc6", 64, "--fc7", 32)
     assert f"{trained / 'checkpoint.pt'} exists already" in line
     assert (trained / "checkpoint.pt").read_bytes() == before
+
+
+def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_path, capsys):
+    out = tmp_path / "svm"
+    run("svm", "--checkpoint", trained, "--out", out)
+    text = capsys.readouterr().out
+    assert "hard negatives" in text and str(out / "checkpoint.pt") in text.replace("\n", "")
+    assert load_network(out / "checkpoint.pt").classifier == "svm"
+    for protocol in ("today", "paper"):
+        run("eval", "--run", out, "--detection.protocol", protocol)
+        used = metrics_of(out / "eval-test")["settings"]["Detection"]
+        assert used["classifier"] == "svm" and used.get("score_threshold") is None
+    assert metrics_of(trained)["settings"]["Detection"]["score_threshold"] == 0.05
+    picture = drawn / "JPEGImages" / "test_0000.jpg"
+    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "-9")
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())["images"]
+    assert min(one["score"] for one in found[str(picture)]) < 0
+
+    assert "exists already" in failure(capsys, "svm", "--checkpoint", trained, "--out", out)
+    again = failure(capsys, "svm", "--checkpoint", out, "--out", tmp_path / "again")
+    assert "scores by SVMs already" in again
 
 
 def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):

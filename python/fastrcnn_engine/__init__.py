@@ -63,6 +63,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "RoIPool":  # a torch module: looked up only when asked for
-        return ops.RoIPool
+    if name in ("RoIPool", "onnx_translations"):  # they need torch: looked up when asked for
+        return getattr(ops, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,6 +32,8 @@ COMMANDS = {
     "eval": "Average precision of a trained detector on a split.",
     "detect": "Detect objects on image files: JSON and drawn pictures.",
     "compress": "A faster detector of a trained one, by truncated SVD of fc6 and fc7.",
+    "export": "A trained detector as one ONNX file.",
+    "svm": "A detector that scores by linear SVMs in place of the softmax of a trained one.",
     "env": "Versions and hardware, for a bug report.",
 }
 
@@ -58,8 +60,9 @@ class Detection:
     """today (py-faster-rcnn) looks at one image: score threshold, suppression, the best of all
     classes. paper has no score threshold: of each class the best 100 of an image and 40 times the
     number of images in all, then suppression (code)."""
-    score_threshold: float = 0.05
-    """Protocol today: detections with at most this score are dropped."""
+    score_threshold: float | None = None
+    """Protocol today: detections with at most this score are dropped. None: 0.05 of a softmax's
+    probabilities, and nothing of SVM scores."""
     nms_threshold: float = 0.3
     """Of two boxes of a class with more IoU than this, the weaker is dropped (R-CNN, code)."""
     max_detections: int = 100
@@ -190,8 +193,8 @@ class Detect:
     """A checkpoint file, or the folder of a training run."""
     out: Path = Path("runs/detect")
     """Folder for the pictures and detections.json."""
-    score: float = 0.5
-    """Detections with at most this score are left out."""
+    score: float | None = None
+    """Detections with at most this score are left out. None: 0.5, of SVM scores 0."""
     short_side: int | tuple[int, ...] | None = None
     """Images are scaled to this short side; several make an image pyramid (paper 5.2). None: the
     size or sizes of the training."""
@@ -235,6 +238,63 @@ class Compress:
         from fastrcnn_engine import commands
 
         commands.compress(self)
+
+
+@dataclass(frozen=True)
+class Svm:
+    """Train a linear SVM for each class on fc7 and let them score in place of the softmax.
+
+    Paper, section 5.4, table 8: the SVMs of R-CNN on the features of Fast R-CNN. The images are
+    those of the training; objects are positives, boxes with IoU below 0.3 negatives, of which one
+    pass picks the hard ones (code, tools/train_svms.py, with its numbers). The new checkpoint is
+    for eval and detect; training does not go on from it. Needs scikit-learn.
+    """
+
+    checkpoint: Path = Path("runs/train/checkpoint.pt")
+    """A checkpoint file, or the folder of a training run."""
+    out: Path | None = None
+    """Folder for the new checkpoint.pt; None is a folder "svm" beside the old one."""
+    data: Path | None = None
+    """VOC directory; None is the one the detector was trained on."""
+    proposals: Path | None = None
+    """Proposal file; None is the one of the training."""
+    device: str = "cpu"
+    """A torch device: cpu, cuda, cuda:1."""
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.svm(self)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained detector to one ONNX file, for onnxruntime and others.
+
+    Standard operators alone: MaxRoiPool, NonMaxSuppression and so on. The file takes a prepared
+    image and its proposals and gives detections; how images are prepared stands in its metadata
+    and is printed. Needs onnx and onnxscript.
+    """
+
+    checkpoint: Path = Path("runs/train/checkpoint.pt")
+    """A checkpoint file, or the folder of a training run."""
+    out: Path | None = None
+    """The file to write; None is detector.onnx beside the checkpoint."""
+    score_threshold: float | None = None
+    """Detections with at most this score are dropped; None is 0.05, and nothing for SVMs."""
+    nms_threshold: float = 0.3
+    """Of two boxes of a class with more IoU than this, the weaker is dropped (R-CNN, code)."""
+    max_detections: int = 100
+    """The most in one image."""
+    short_side: int | None = None
+    """Images are scaled to this short side; None: as in the training."""
+    max_side: int | None = None
+    """... unless the long side would pass this; None: as in the training."""
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.export(self)
 
 
 @dataclass(frozen=True)
@@ -294,7 +354,7 @@ def _command_class(name: str) -> type:
         return Train
     return {
         "demo": Demo, "proposals": Proposals, "eval": Eval, "detect": Detect,
-        "compress": Compress, "env": Env,
+        "compress": Compress, "export": Export, "svm": Svm, "env": Env,
     }[name]  # fmt: skip
 
 
@@ -317,5 +377,7 @@ def _print_help() -> None:
         "fastrcnn-engine eval --run runs/train --split val --metric 11point",
         "fastrcnn-engine detect street.jpg --checkpoint runs/train --out found",
         "fastrcnn-engine compress --checkpoint runs/train --energy 0.9",
+        "fastrcnn-engine export --checkpoint runs/train --out detector.onnx",
+        "fastrcnn-engine svm --checkpoint runs/train",
     ):
         console.print(f"  {escape(example)}", soft_wrap=True)

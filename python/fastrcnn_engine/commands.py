@@ -24,6 +24,8 @@ from fastrcnn_engine.data.proposals import (
     write_proposals,
 )
 from fastrcnn_engine.data.voc import VOCDataset, load_voc
+from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
+from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
 from fastrcnn_engine.evaluation.voc import Metric, VOCResult, check_settings
 from fastrcnn_engine.models import RANKS, FastRCNN
 from fastrcnn_engine.models import compress as compress_head
@@ -44,6 +46,7 @@ from fastrcnn_engine.training import (
     load_network,
     save_checkpoint,
     settled,
+    train_svms,
 )
 from fastrcnn_engine.training import train as run_training
 
@@ -207,8 +210,9 @@ def detect(options: cli.Detect) -> None:
     search = _search_of_training(checkpoint.parent, trained)
     if options.mode is not None:
         search["mode"] = options.mode
+    score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     results = detect_files(
-        model, images, options.out, search=search, detection={"score_threshold": options.score}
+        model, images, options.out, search=search, detection={"score_threshold": score}
     )
     table = Table("image", "detections", "drawn")
     for path, drawn, found in results:
@@ -230,9 +234,7 @@ def compress(options: cli.Compress) -> None:
     if options.energy is None:
         ranks = {name: RANKS[name] if rank is None else rank for name, rank in ranks.items()}
     checkpoint = _checkpoint_file(options.checkpoint)
-    out = (options.out or checkpoint.parent / "compressed") / "checkpoint.pt"
-    if out.exists():
-        raise ValueError(f"--out: {out} exists already; give another folder")
+    out = _new_checkpoint(options.out or checkpoint.parent / "compressed")
     content = load_checkpoint(checkpoint)
     model = load_network(checkpoint, device=options.device)
     head = model.head
@@ -243,9 +245,7 @@ def compress(options: cli.Compress) -> None:
             f"{100 * layer.energy:.2f} % of the squared singular values"
         )
     before, after = (_head_costs(model, one, options.rois) for one in (head, model.head))
-    # What eval and detect want to know of the training; the optimiser does not fit any more.
-    kept = ("config", "iteration", "learned_from")
-    save_checkpoint(out, model, **{key: content[key] for key in kept if key in content})
+    save_checkpoint(out, model, **_of_the_training(content))
     table = Table("", "before", "after", "after / before")
     for name, old in before.items():
         shown = f"{old:,.2f}" if isinstance(old, float) else f"{old:,}"
@@ -253,6 +253,49 @@ def compress(options: cli.Compress) -> None:
         table.add_row(name, shown, new, f"{after[name] / old:.3f}")
     console.print(table)
     console.print(f"checkpoint: {out}", soft_wrap=True)
+
+
+def svm(options: cli.Svm) -> None:
+    """See cli.Svm."""
+    console = Console(highlight=False)
+    checkpoint = _checkpoint_file(options.checkpoint)
+    out = _new_checkpoint(options.out or checkpoint.parent / "svm")
+    content = load_checkpoint(checkpoint)
+    trained = content.get("config", {})
+    for name in ("data", "proposals"):
+        if getattr(options, name) is None and name not in trained:
+            raise ValueError(f"{checkpoint} does not say what it was trained on; give --{name}")
+    model = load_network(checkpoint, device=options.device)
+    data = Path(options.data or trained["data"])
+    dataset = load_voc(data, trained.get("split", "trainval"), model.classes)
+    store = ProposalStore(options.proposals or trained["proposals"])
+    _check_proposals([dataset], store)
+    table = Table("class", "objects", "hard negatives", "trainings")
+    for one in train_svms(model, dataset.records, store, seed=trained.get("seed", 3)):
+        table.add_row(one.name, str(one.objects), str(one.negatives), str(one.fits))
+    save_checkpoint(out, model, **_of_the_training(content))
+    console.print(table)
+    console.print(f"checkpoint: {out}", soft_wrap=True)
+
+
+def export(options: cli.Export) -> None:
+    """See cli.Export."""
+    console = Console(highlight=False)
+    checkpoint = _checkpoint_file(options.checkpoint)
+    out = options.out or checkpoint.parent / "detector.onnx"
+    model = load_network(checkpoint)
+    _resize(model, options)
+    export_onnx(
+        model, out, score_threshold=options.score_threshold, nms_threshold=options.nms_threshold,
+        max_detections=options.max_detections,
+    )  # fmt: skip
+    table = Table("", "", box=None, show_header=False)
+    for name, meaning in (INPUTS | OUTPUTS).items():
+        table.add_row(name, meaning)
+    console.print(table)
+    settings = ", ".join(f"{k} {v}" for k, v in model.preprocessing.to_dict().items())
+    console.print(f"preprocessing: {settings}", soft_wrap=True)
+    console.print(f"file: {out} ({out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 def _train_and_test(
@@ -286,6 +329,20 @@ def _train_and_test(
         detection=detection.settings(), metric=metric, log=trained.log,
     )  # fmt: skip
     _print_result(console, run, result)
+
+
+def _new_checkpoint(folder: Path) -> Path:
+    """The checkpoint to write into a folder, which must not hold one."""
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        raise ValueError(f"--out: {path} exists already; give another folder")
+    return path
+
+
+def _of_the_training(content: dict[str, Any]) -> dict[str, Any]:
+    """What eval and detect want to know of it; the optimiser does not fit a changed network."""
+    kept = ("config", "iteration", "learned_from")
+    return {key: content[key] for key in kept if key in content}
 
 
 def _published(files: tuple[Path, ...], datasets: list[VOCDataset], out: Path) -> ProposalStore:
@@ -387,7 +444,7 @@ def _head_costs(model: FastRCNN, head: torch.nn.Module, rois: int) -> dict[str, 
     }
 
 
-def _resize(model: FastRCNN, options: cli.Eval | cli.Detect) -> None:
+def _resize(model: FastRCNN, options: cli.Eval | cli.Detect | cli.Export) -> None:
     """Scale images to the sizes of the options, where these name any."""
     given = {"short_side": options.short_side, "max_side": options.max_side}
     given = {name: size for name, size in given.items() if size is not None}

@@ -23,7 +23,7 @@ from fastrcnn_engine.data.proposals import (
     selective_search,
 )
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, VOCDataset
-from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
 from fastrcnn_engine.models import FastRCNN, described
@@ -102,12 +102,15 @@ def evaluate_and_report(
     metric: str = "area",
     iou_threshold: float = 0.5,
     log: Path | None = None,
-    drawn_score: float = 0.5,
 ) -> VOCResult:
     """Detects, evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
 
-    log: a log.jsonl for the loss curves. drawn_score: detections below it are not drawn.
+    log: a log.jsonl for the loss curves. Only detections of some confidence are drawn.
     """
+    drawn_score = CONFIDENT_SCORES[model.classifier]
+    if "score_threshold" in detection and detection["score_threshold"] is None:
+        used = SCORE_THRESHOLDS[model.classifier]
+        detection = {**detection, "score_threshold": used if np.isfinite(used) else None}
     with run.timed("detection"):
         found = detect_dataset(model, dataset, store, detection)
     with run.timed("evaluation and pictures"):
@@ -131,6 +134,7 @@ def evaluate_and_report(
     }
     run.settings["Detection"] = {
         **detection,
+        "classifier": model.classifier,
         "box_regression": detection["box_regression"] and model.box_regression,
         "short_side": model.preprocessing.short_side,
         "max_side": model.preprocessing.max_side,

@@ -3,7 +3,7 @@ lib/fast_rcnn/test.py). Each image by itself; paper_protocol.py looks at the who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from fastrcnn_engine.ops import Detections, detections, roi_pool_with_argmax
 ROIS_PER_CHUNK = 1024
 # Image pyramids: what a proposal's area should be in the network's input.
 CANONICAL_AREA = 224**2
+# By classifier: what a score must pass to be detected, and where it is better to say yes than no.
+SCORE_THRESHOLDS = {"softmax": 0.05, "svm": -np.inf}
+CONFIDENT_SCORES = {"softmax": 0.5, "svm": 0.0}
 
 
 def nearest_levels(boxes: np.ndarray, factors: Sequence[float]) -> np.ndarray:
@@ -72,10 +75,7 @@ def score_proposals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network says about each proposal of an image.
 
-    With several short sides, each proposal is pooled from the level of the pyramid that suits it
-    (``nearest_levels``). The levels go through the network one after another, as images of their
-    own, and one that no proposal needs is left out. The original stacked them into one batch:
-    more memory, and its padding reached a little into the maps of the smaller levels.
+    See ``run_proposals`` for the levels of an image pyramid.
 
     Args:
         model: in evaluation mode, on any device.
@@ -84,8 +84,62 @@ def score_proposals(
         deduplicate: run RoIs with identical pooled windows through the head once.
 
     Returns:
-        probabilities (P, K+1), background in column 0, and un-normalised deltas (P, 4(K+1)), both
-        float32.
+        probabilities (P, K+1), background in column 0, or the scores of a network's SVMs, where
+        that column is 0; and un-normalised deltas (P, 4(K+1)). Both float32.
+
+    Raises:
+        ValueError: as ``detect_image``.
+    """
+
+    def outputs(pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores, deltas = model.classify(pooled)
+        if model.classifier == "softmax":
+            scores = scores.softmax(dim=1)
+        return scores, model.unnormalise(deltas)
+
+    columns = len(model.classes) + 1
+    return run_proposals(
+        model, image, proposals, outputs, (columns, 4 * columns), deduplicate=deduplicate
+    )
+
+
+@torch.inference_mode()
+def proposal_features(model: FastRCNN, image: np.ndarray, proposals: np.ndarray) -> np.ndarray:
+    """What the head makes of each proposal of an image, (P, F) float32: fc7 after ReLU.
+
+    Arguments and errors: as ``score_proposals``.
+    """
+
+    def outputs(pooled: torch.Tensor) -> tuple[torch.Tensor]:
+        return (model.head(pooled),)
+
+    width = model.cls_score.in_features
+    return run_proposals(model, image, proposals, outputs, (width,), deduplicate=True)[0]
+
+
+def run_proposals(
+    model: FastRCNN,
+    image: np.ndarray,
+    proposals: np.ndarray,
+    outputs: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    widths: Sequence[int],
+    *,
+    deduplicate: bool,
+) -> tuple[np.ndarray, ...]:
+    """What a function of the pooled features gives for each proposal of an image.
+
+    With several short sides, each proposal is pooled from the level of the pyramid that suits it
+    (``nearest_levels``). The levels go through the network one after another, as images of their
+    own, and one that no proposal needs is left out. The original stacked them into one batch:
+    more memory, and its padding reached a little into the maps of the smaller levels.
+
+    Args:
+        model, image, proposals, deduplicate: as for ``score_proposals``.
+        outputs: (r, C, S, S) -> several (r, width), for any number r of pooled proposals.
+        widths: of each output.
+
+    Returns:
+        The outputs as (P, width) float32.
 
     Raises:
         ValueError: as ``detect_image``.
@@ -102,26 +156,25 @@ def score_proposals(
 
     levels = model.preprocessing.levels()
     assigned = nearest_levels(proposals, [level.scale(*image.shape[:2]) for level in levels])
-    outputs = len(model.classes) + 1
-    scores = np.empty((len(proposals), outputs), dtype=np.float32)
-    deltas = np.empty((len(proposals), 4 * outputs), dtype=np.float32)
+    results = tuple(np.empty((len(proposals), width), dtype=np.float32) for width in widths)
     for number, level in enumerate(levels):
         rows = np.flatnonzero(assigned == number)
         if len(rows):
-            scores[rows], deltas[rows] = _score_at(
-                level, model, image, proposals[rows], deduplicate
-            )
-    return scores, deltas
+            found = _run_at(level, model, image, proposals[rows], outputs, deduplicate)
+            for result, own in zip(results, found, strict=True):
+                result[rows] = own
+    return results
 
 
-def _score_at(
+def _run_at(
     level: Preprocessing,
     model: FastRCNN,
     image: np.ndarray,
     proposals: np.ndarray,
+    outputs: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
     deduplicate: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """``score_proposals`` at one size of the image, for at least one proposal."""
+) -> list[np.ndarray]:
+    """``run_proposals`` at one size of the image, for at least one proposal."""
     device = model.delta_mean.device
     tensor, scale = prepare_image(image, level)
     boxes = np.insert(proposals.astype(np.float64) * scale, 0, 0, axis=1).astype(np.float32)
@@ -132,16 +185,12 @@ def _score_at(
             rois, features.shape[-2:], model.pooled_size, 1.0 / model.stride
         )
         rois = rois[torch.from_numpy(first).to(device)]
-    logits, deltas = [], []
-    for start in range(0, len(rois), ROIS_PER_CHUNK):
-        chunk = model.classify(model.pool(features, rois[start : start + ROIS_PER_CHUNK]))
-        logits.append(chunk[0])
-        deltas.append(model.unnormalise(chunk[1]))
-    scores = torch.cat(logits).softmax(dim=1).cpu()
-    box_deltas = torch.cat(deltas).cpu()
-    if deduplicate:
-        scores, box_deltas = scores[inverse], box_deltas[inverse]
-    return scores.numpy(), box_deltas.numpy()
+    chunks = [
+        outputs(model.pool(features, rois[start : start + ROIS_PER_CHUNK]))
+        for start in range(0, len(rois), ROIS_PER_CHUNK)
+    ]
+    joined = [torch.cat(parts).cpu().numpy() for parts in zip(*chunks, strict=True)]
+    return [one[inverse] for one in joined] if deduplicate else joined
 
 
 def detect_image(
@@ -149,7 +198,7 @@ def detect_image(
     image: np.ndarray,
     proposals: np.ndarray,
     *,
-    score_threshold: float = 0.05,
+    score_threshold: float | None = None,
     nms_threshold: float = 0.3,
     max_detections: int = 100,
     box_regression: bool = True,
@@ -161,8 +210,9 @@ def detect_image(
         model: in evaluation mode, on any device.
         image: (H, W, 3) uint8 RGB.
         proposals: (P, 4) in pixels of ``image``.
-        score_threshold, nms_threshold, max_detections: see ``ops.detections``; NMS and clipping
-            count pixels inclusively, as VOC does.
+        score_threshold: see ``ops.detections``; None is 0.05, and none for the scores of SVMs.
+        nms_threshold, max_detections: see ``ops.detections``; NMS and clipping count pixels
+            inclusively, as VOC does.
         box_regression: False keeps the proposals as they are, clipped (paper table 6). So does a
             model that was trained without box regression.
         deduplicate: run RoIs with identical pooled windows through the head once. Each keeps its
@@ -176,6 +226,8 @@ def detect_image(
         ValueError: the model is in training mode (dropout would be active), or the proposals are
             not (P, 4) and finite.
     """
+    if score_threshold is None:
+        score_threshold = SCORE_THRESHOLDS[model.classifier]
     scores, deltas = score_proposals(model, image, proposals, deduplicate=deduplicate)
     return detections(
         np.ascontiguousarray(proposals, dtype=np.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -66,6 +67,9 @@ class FastRCNN(nn.Module):
 
     ``box_regression`` says whether ``bbox_pred`` is of any use. Training without box regression
     turns it off, and detection then keeps the proposals as they are.
+
+    ``classifier`` says what ``cls_score`` puts out: "softmax", logits that become probabilities, or
+    "svm", the scores of one linear SVM for each class, which are used as they are (paper table 8).
     """
 
     delta_mean: torch.Tensor
@@ -104,6 +108,7 @@ class FastRCNN(nn.Module):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         self.box_regression = True
+        self.classifier: Literal["softmax", "svm"] = "softmax"
         self.frozen: tuple[str, ...] = ()
         self.freeze(frozen)
 
@@ -145,8 +150,9 @@ class FastRCNN(nn.Module):
             rois: (R, 5) float32 rows of (image index, x1, y1, x2, y2) in pixels of ``images``.
 
         Returns:
-            logits (R, K+1), column 0 the background, and deltas (R, 4(K+1)), normalised: class c
-            owns columns 4c .. 4c+3. ``unnormalise`` turns them into what ``decode_boxes`` takes.
+            logits (R, K+1), column 0 the background, or SVM scores, see ``classifier``; and deltas
+            (R, 4(K+1)), normalised: class c owns columns 4c .. 4c+3. ``unnormalise`` turns them
+            into what ``decode_boxes`` takes.
         """
         return self.classify(self.pool(self.backbone(images), rois))
 

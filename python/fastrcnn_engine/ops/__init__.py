@@ -55,4 +55,8 @@ def __getattr__(name: str) -> object:
         from fastrcnn_engine.ops.autograd import RoIPool
 
         return RoIPool
+    if name == "onnx_translations":  # needs onnxscript
+        from fastrcnn_engine.ops.onnx_ops import onnx_translations
+
+        return onnx_translations
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

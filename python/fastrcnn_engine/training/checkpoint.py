@@ -29,6 +29,7 @@ def save_checkpoint(path: Path, model: FastRCNN, **state: Any) -> None:
             "classes": list(model.classes),
             "preprocessing": model.preprocessing.to_dict(),
             "box_regression": model.box_regression,
+            "classifier": model.classifier,
             "frozen": list(model.frozen),
             "ranks": ranks_of(model),
         },
@@ -83,21 +84,27 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
     if network.get("ranks"):
         split_layers(model, network["ranks"])
     model.freeze(network.get("frozen", ()))
+    model.classifier = network.get("classifier", "softmax")  # older files do not say
     load_weights(model, content, path)
-    model.box_regression = network.get("box_regression", True)  # older files do not say
+    model.box_regression = network.get("box_regression", True)  # nor do they say this
     return model.to(target).eval()
 
 
 def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
     """Copy the weights and buffers of a checkpoint's content into ``model``.
 
-    Raises ValueError when they do not fit, naming the layers, and when they are compressed and the
-    model is not.
+    Raises ValueError when they do not fit, naming the layers, and when they are compressed or SVMs
+    and the model is not.
     """
     ranks = content["network"].get("ranks")
     if ranks and ranks != ranks_of(model):
         raise ValueError(
             f"{path} holds a compressed network ({ranks}); it is for detection and does not learn: "
+            "take the checkpoint it was made of"
+        )
+    if content["network"].get("classifier", "softmax") != model.classifier:
+        raise ValueError(
+            f"{path} holds a network that scores by SVMs; it is for detection and does not learn: "
             "take the checkpoint it was made of"
         )
     try:

@@ -1,0 +1,152 @@
+"""The operators in ONNX: what `torch.onnx.export` writes for a call of ours.
+
+    torch.onnx.export(model, arguments, "model.onnx", dynamo=True,
+                      custom_translation_table=fastrcnn_engine.onnx_translations())
+
+The files use standard operators alone, so any runtime of ONNX can run them. RoI pooling becomes
+MaxRoiPool, suppression NonMaxSuppression. Needs onnxscript, as torch.onnx does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from onnxscript import opset18 as op
+
+from fastrcnn_engine.ops import torch_ops  # noqa: F401  # registers what is translated
+
+FLOAT = 1
+NO_ARGMAX = "ONNX has no argmax of RoI pooling"
+SMALLEST_NORMAL = 2.0**-126
+LOWEST = -3.4028234663852886e38
+
+
+def onnx_translations() -> dict[Callable, Callable]:
+    """What `torch.onnx.export(custom_translation_table=...)` needs to know about the operators.
+
+    Translated: RoI pooling (without its argmax), `nms`, `batched_nms`, `nms_padded`, `box_iou`,
+    `decode_boxes`, `clip_boxes_to_image`. What onnxruntime does is what we do, bit for bit where
+    features are not negative; where some are, RoI pooling rounds twice. Not kept in ONNX: a NaN in
+    boxes, and what NonMaxSuppression makes of a box whose corners are swapped (it swaps them back).
+    """
+    ours = torch.ops.fastrcnn_engine
+    return {
+        ours.roi_pool.default: roi_pool,
+        ours.nms.default: nms,
+        ours.nms_padded.default: nms_padded,
+        ours.box_iou.default: box_iou,
+        ours.decode_boxes.default: decode_boxes,
+        ours.clip_boxes.default: clip_boxes,
+    }
+
+
+def _number(value: float) -> Any:
+    return op.Constant(value_float=value)
+
+
+def _like(value: float, tensor: Any) -> Any:
+    return op.CastLike(_number(value), tensor)
+
+
+def _integers(*numbers: int) -> Any:
+    return op.Constant(value_ints=numbers)
+
+
+def roi_pool(input, boxes, output_size, spatial_scale: float):
+    """MaxRoiPool. In some versions of onnxruntime it begins at the smallest normal number: it gives
+    that for zeros, and for whatever is negative. So where some features are negative, all are
+    raised above zero; what is zero then is an empty bin."""
+    zero, features = _number(0.0), op.Cast(input, to=FLOAT)
+    lowest = op.Min(op.ReduceMin(features, keepdims=0), zero)
+    raised = op.Add(lowest, lowest)  # by as much below zero as the lowest is
+    pooled = op.MaxRoiPool(
+        op.Sub(features, raised), op.Cast(boxes, to=FLOAT), pooled_shape=list(output_size),
+        spatial_scale=spatial_scale,
+    )  # fmt: skip
+    is_zero = op.LessOrEqual(pooled, _number(SMALLEST_NORMAL))
+    result = op.Where(is_zero, zero, op.Add(pooled, raised))
+    # No operator of ONNX gives the argmax. Where nobody asks for it, this is not written; nobody
+    # who does can take it for numbers.
+    return op.CastLike(result, input), op.Constant(value_string=NO_ARGMAX)
+
+
+def _kept(boxes, scores, idxs, iou_threshold: float, inclusive: bool):
+    """Indices of kept boxes by falling score, then rising index."""
+    boxes, scores = op.Cast(boxes, to=FLOAT), op.Cast(scores, to=FLOAT)
+    if inclusive:  # one pixel more to the right and below
+        boxes = op.Add(boxes, op.Constant(value_floats=[0.0, 0.0, 1.0, 1.0]))
+    scores = op.Where(op.IsNaN(scores), _number(LOWEST), scores)
+    count = op.Shape(scores)
+    if idxs is None:
+        by_class = op.Unsqueeze(scores, _integers(0))
+    else:  # a row for each class, in which the boxes of the others have the lowest score
+        classes, _, _, _ = op.Unique(idxs, sorted=1)
+        mine = op.Equal(op.Unsqueeze(classes, _integers(1)), op.Unsqueeze(idxs, _integers(0)))
+        by_class = op.Where(mine, scores, _number(LOWEST))
+    selected = op.NonMaxSuppression(
+        op.Unsqueeze(boxes, _integers(0)), op.Unsqueeze(by_class, _integers(0)), count,
+        _number(iou_threshold), _number(LOWEST),
+    )  # fmt: skip
+    kept = op.Squeeze(op.Slice(selected, _integers(2), _integers(3), _integers(1)), _integers(1))
+    # TopK gives the lower place first where values are equal: sorted by index, then by score.
+    how_many = op.Shape(kept)
+    kept, _ = op.TopK(kept, how_many, largest=0)
+    _, order = op.TopK(op.Gather(scores, kept), how_many)
+    return op.Gather(kept, order)
+
+
+def nms(boxes, scores, idxs, iou_threshold: float, inclusive: bool):
+    return _kept(boxes, scores, idxs, iou_threshold, inclusive)
+
+
+def nms_padded(boxes, scores, idxs, iou_threshold: float, max_output_size, inclusive: bool):
+    kept = _kept(boxes, scores, idxs, iou_threshold, inclusive)
+    places = op.Constant(value_int=max_output_size)
+    count = op.Min(op.Squeeze(op.Shape(kept)), places)
+    filled = op.Concat(kept, op.Expand(_integers(-1), _integers(max_output_size)), axis=0)
+    return op.Slice(filled, _integers(0), _integers(max_output_size), _integers(0)), count
+
+
+def _corners(boxes) -> list[Any]:
+    return [op.Slice(boxes, _integers(i), _integers(i + 1), _integers(-1)) for i in range(4)]
+
+
+def box_iou(boxes1, boxes2, inclusive: bool):
+    one = _like(1.0 if inclusive else 0.0, boxes1)
+    zero = _like(0.0, boxes1)
+    first = _corners(boxes1)
+    second = [op.Transpose(corner, perm=[1, 0]) for corner in _corners(boxes2)]
+
+    def area(x1, y1, x2, y2):
+        return op.Mul(op.Add(op.Sub(x2, x1), one), op.Add(op.Sub(y2, y1), one))
+
+    def overlap(low, high):
+        return op.Max(op.Add(op.Sub(high, low), one), zero)
+
+    shared = op.Mul(
+        overlap(op.Max(first[0], second[0]), op.Min(first[2], second[2])),
+        overlap(op.Max(first[1], second[1]), op.Min(first[3], second[3])),
+    )
+    return op.Div(shared, op.Sub(op.Add(area(*first), area(*second)), shared))
+
+
+def decode_boxes(deltas, boxes, max_log_ratio: float):
+    half, most = _like(0.5, boxes), _like(max_log_ratio, boxes)
+    x1, y1, x2, y2 = _corners(op.Unsqueeze(boxes, _integers(1)))  # (R, 1, 1)
+    dx, dy, dw, dh = _corners(op.Reshape(deltas, _integers(0, -1, 4)))  # (R, G, 1)
+    moved = []
+    for low, high, shift, growth in ((x1, x2, dx, dw), (y1, y2, dy, dh)):
+        side = op.Sub(high, low)
+        centre = op.Add(op.Mul(shift, side), op.Add(low, op.Mul(half, side)))
+        reach = op.Mul(half, op.Mul(op.Exp(op.Min(growth, most)), side))
+        moved.append((op.Sub(centre, reach), op.Add(centre, reach)))
+    (x1, x2), (y1, y2) = moved
+    return op.Reshape(op.Concat(x1, y1, x2, y2, axis=-1), op.Shape(deltas))
+
+
+def clip_boxes(boxes, height: float, width: float, inclusive: bool):
+    one = 1.0 if inclusive else 0.0
+    limits = op.Constant(value_floats=[width - one, height - one] * 2)
+    return op.Min(op.Max(boxes, _like(0.0, boxes)), op.CastLike(limits, boxes))

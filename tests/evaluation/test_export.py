@@ -1,0 +1,118 @@
+"""A detector in one ONNX file: what onnxruntime detects is what we detect."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from fastrcnn_engine.data.images import Preprocessing, prepare_image
+from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
+from fastrcnn_engine.models import build_network
+
+
+def tiny():
+    torch.manual_seed(0)
+    model = build_network("tiny", ["cat", "dog", "cow"]).eval()
+    # Scores and boxes that differ from RoI to RoI.
+    nn.init.normal_(model.cls_score.weight, std=0.05)
+    nn.init.normal_(model.bbox_pred.weight, std=0.05)
+    model.preprocessing = replace(model.preprocessing, short_side=96, max_side=160)
+    return model
+
+
+def image_and_proposals(height: int, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(height)
+    image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    corner = rng.uniform(0, [width - 12, height - 12], (count, 2))
+    boxes = np.hstack([corner, corner + rng.uniform(3, 60, (count, 2))])
+    return image, boxes.clip(0, [width - 1, height - 1] * 2).astype(np.float32)
+
+
+def run(path, model, image: np.ndarray, proposals: np.ndarray) -> list[np.ndarray]:
+    prepared, scale = prepare_image(image, model.preprocessing)
+    session = onnxruntime.InferenceSession(path)
+    assert [tensor.name for tensor in session.get_inputs()] == list(INPUTS)
+    values = prepared[None].numpy(), proposals, np.array(scale), np.float32(image.shape[:2])
+    return session.run(list(OUTPUTS), dict(zip(INPUTS, values, strict=True)))
+
+
+def assert_same(found: list[np.ndarray], expected) -> None:
+    """The same detections by falling score. Two libraries run the network, so scores that are
+    equal but for its rounding may change places."""
+    assert (np.diff(found[1]) <= 0).all()
+    mine, theirs = (np.lexsort(pairs) for pairs in (found[2:], (expected.labels, expected.rows)))
+    for actual, name, tolerance in zip(found, OUTPUTS, (1e-2, 1e-4, 0, 0), strict=True):
+        np.testing.assert_allclose(
+            actual[mine], getattr(expected, name)[theirs], rtol=0, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"score_threshold": 0.3},
+        {"score_threshold": 0.3, "nms_threshold": 0.6, "max_detections": 9},
+        {"score_threshold": 0.99},  # nothing is found
+    ],
+)
+def test_same_detections_on_images_of_any_size(change, tmp_path):
+    model, path = tiny(), tmp_path / "new" / "detector.onnx"
+    export_onnx(model, path, **change)
+    for size in ((96, 130, 40), (150, 96, 70), (64, 300, 1)):
+        image, proposals = image_and_proposals(*size)
+        expected = detect_image(model, image, proposals, **change)
+        assert_same(run(path, model, image, proposals), expected)
+        assert (len(expected.labels) > 0) == (change.get("score_threshold") != 0.99)
+
+
+@pytest.mark.parametrize("kind", ["no box regression", "svm"])
+def test_detectors_of_other_kinds(kind, tmp_path):
+    model, path = tiny(), tmp_path / "detector.onnx"
+    if kind == "svm":
+        model.classifier = "svm"
+    else:
+        model.box_regression = False
+    export_onnx(model, path)
+    image, proposals = image_and_proposals(96, 130, 30)
+    assert_same(run(path, model, image, proposals), detect_image(model, image, proposals))
+
+
+def test_the_file_says_how_images_are_prepared(tmp_path):
+    model, path = tiny(), tmp_path / "detector.onnx"
+    export_onnx(model, path, score_threshold=0.2)
+    metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    said = json.loads(metadata["fastrcnn_engine"])
+    assert said["classes"] == ["cat", "dog", "cow"]
+    assert Preprocessing.from_dict(said["preprocessing"]) == model.preprocessing
+    assert (said["network"], said["score_threshold"], said["max_detections"]) == ("tiny", 0.2, 100)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda model: model.train(), "training mode"),
+        (
+            lambda model: setattr(
+                model, "preprocessing", replace(model.preprocessing, short_side=(96, 120))
+            ),
+            "image pyramid",
+        ),
+    ],
+)
+def test_refusals(change, says, tmp_path):
+    model = tiny()
+    change(model)
+    with pytest.raises(ValueError, match=says):
+        export_onnx(model, tmp_path / "detector.onnx")
+    assert not any(tmp_path.iterdir())
+    for options in ({"nms_threshold": 1.5}, {"max_detections": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            export_onnx(tiny(), tmp_path / "detector.onnx", **options)

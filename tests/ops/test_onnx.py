@@ -1,0 +1,149 @@
+"""The operators exported to ONNX: onnxruntime's results are ours."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import fastrcnn_engine as fe
+from ops.nms_cases import NMS_CASES, random_boxes
+
+GENERATOR = torch.Generator().manual_seed(3)
+ROWS = torch.export.Dim("rows")
+ROIS = torch.tensor(
+    [[0.0, 0, 0, 30, 30], [1, 4, 8, 70, 60], [0, 300, 300, 400, 400], [0, 9, 9, 9, 9],
+     [1, 8, 5, 3, 2]],
+)  # fmt: skip
+
+
+def session_of(function, tensors, dynamic_shapes):
+    """The function as onnxruntime runs it, called with tensors."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *arguments):
+            return function(*arguments)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        program = torch.onnx.export(
+            Module(), tuple(tensors), dynamo=True, verbose=False,
+            dynamic_shapes={"arguments": tuple(dynamic_shapes)},
+            custom_translation_table=fe.onnx_translations(),
+        )  # fmt: skip
+    model = program.model_proto
+    assert {node.domain for node in model.graph.node} == {""}  # standard operators alone
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    names = [tensor.name for tensor in session.get_inputs()]
+
+    def run(*arguments: torch.Tensor) -> list[np.ndarray]:
+        return session.run(None, dict(zip(names, [x.numpy() for x in arguments], strict=True)))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pooling():
+    x = torch.randn(2, 4, 9, 11, generator=GENERATOR)
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    return session_of(
+        lambda x, r: fe.roi_pool(x, r, (3, 2), 0.125), (x, ROIS), (sizes, {0: ROWS})
+    )
+
+
+def test_roi_pool_of_features_after_relu_is_exact(pooling):
+    for size in ((1, 4, 20, 33), (2, 4, 9, 11)):
+        x = torch.randn(size, generator=GENERATOR).relu()
+        x[:, 0] = 0  # whole planes without a positive number
+        rois = torch.cat([ROIS] * 3)
+        rois[:, 0].clamp_(max=size[0] - 1)
+        expected = fe.roi_pool(x, rois, (3, 2), 0.125)
+        assert (expected == 0).any() and (expected > 0).any()
+        np.testing.assert_array_equal(pooling(x, rois)[0], expected.numpy())
+
+
+def test_roi_pool_of_negative_features_is_rounded_twice(pooling):
+    x = torch.randn(2, 4, 9, 11, generator=GENERATOR) - 3
+    expected = fe.roi_pool(x, ROIS, (3, 2), 0.125)
+    assert (expected < 0).any() and (expected == 0).any()  # and empty bins
+    # Raised by twice the lowest, and back: half a unit in the last place each time.
+    largest = float(x.max() - 2 * x.min())
+    np.testing.assert_allclose(
+        pooling(x, ROIS)[0], expected.numpy(), rtol=0, atol=largest * np.finfo(np.float32).eps
+    )
+
+
+def test_roi_pool_of_a_bin_with_the_lowest_feature_alone(pooling):
+    x = torch.full((1, 4, 9, 11), -2.0)
+    x[0, 0, 0, 0] = 3
+    rois = torch.tensor([[0.0, 16, 16, 80, 64], [0, 300, 300, 400, 400]])
+    expected = fe.roi_pool(x, rois, (3, 2), 0.125)
+    assert (expected[0] == -2).all() and (expected[1] == 0).all()
+    np.testing.assert_array_equal(pooling(x, rois)[0], expected.numpy())
+
+
+def test_an_argmax_is_not_made_up():
+    tensors = torch.randn(1, 2, 5, 5), torch.zeros(1, 5)
+    function = lambda x, r: fe.roi_pool_with_argmax(x, r, 2)  # noqa: E731
+    argmax = session_of(function, tensors, ({}, {}))(*tensors)[1]
+    assert argmax == "ONNX has no argmax of RoI pooling"
+    with pytest.raises(Exception, match="error"):
+        session_of(lambda x, r: fe.roi_pool_with_argmax(x, r, 2)[1] + 1, tensors, ({}, {}))
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_nms(inclusive):
+    """All hard cases that ONNX's operator knows: finite boxes with ordered corners."""
+    run = None
+    for case in NMS_CASES:
+        boxes, scores = torch.from_numpy(case.boxes), torch.from_numpy(case.scores)
+        ordered = (boxes[:, 2:] >= boxes[:, :2]).all() and boxes.abs().lt(1e6).all()
+        finite = torch.isfinite(scores).all()
+        if len(boxes) < 2 or not ordered or not finite or "every-size" in case.name:
+            continue
+        if run is None:
+            run = session_of(
+                lambda b, s: fe.nms(b, s, 0.5, inclusive=inclusive), (boxes, scores),
+                ({0: ROWS}, {0: ROWS}),
+            )  # fmt: skip
+        expected = fe.nms(boxes, scores, 0.5, inclusive=inclusive)
+        assert run(boxes, scores)[0].tolist() == expected.tolist(), case.name
+
+
+BOXES = torch.from_numpy(random_boxes(60, 1))
+SCORES = torch.rand(60, generator=GENERATOR)
+LABELS = torch.arange(60) % 7 * 11 - 20
+DELTAS = 0.3 * torch.randn(60, 12, generator=GENERATOR)
+
+
+@pytest.mark.parametrize(
+    ("function", "tensors"),
+    [
+        (lambda b, s, i: fe.batched_nms(b, s, i, 0.3), (BOXES, SCORES, LABELS)),
+        (lambda b, s: tuple(fe.nms_padded(b, s, 0.3, 5)), (BOXES, SCORES)),
+        (lambda b, s: tuple(fe.nms_padded(b, s, 0.3, 100)), (BOXES, SCORES)),
+        (lambda b: fe.clip_boxes_to_image(b, (50, 60), inclusive=True), (BOXES,)),
+        (lambda b: fe.box_iou(b, b.flip(0)), (BOXES,)),
+        (lambda b: fe.box_iou(b, b.flip(0), inclusive=True), (BOXES.double(),)),
+    ],
+)
+def test_exact(function, tensors):
+    run = session_of(function, tensors, [{0: ROWS}] * len(tensors))
+    for count in (len(BOXES), 17):
+        shorter = [t[:count] for t in tensors]
+        expected = function(*shorter)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for left, right in zip(run(*shorter), expected, strict=True):
+            np.testing.assert_array_equal(left, right.numpy())
+
+
+def test_decode_boxes():
+    run = session_of(fe.decode_boxes, (DELTAS, BOXES), ({0: ROWS}, {0: ROWS}))
+    # exp of two libraries may differ in the last place; corners are at most a few hundred.
+    np.testing.assert_allclose(
+        run(DELTAS, BOXES)[0], fe.decode_boxes(DELTAS, BOXES).numpy(), rtol=0,
+        atol=2e3 * np.finfo(np.float32).eps,
+    )  # fmt: skip

@@ -1,0 +1,198 @@
+"""SVM scores: the solver against the dual problem, mining, and a detector that scores by SVMs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.data.voc import ImageRecord, load_voc
+from fastrcnn_engine.evaluation.detect import detect_image, proposal_features, score_proposals
+from fastrcnn_engine.evaluation.paper_protocol import detect_set
+from fastrcnn_engine.training import (
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+    svm,
+    train,
+    train_svms,
+)
+from fastrcnn_engine.training.svm import LinearSVM, fit_svms, negatives_of
+
+from .small import own_network
+
+
+def two_clouds(count: int, seed: int, apart: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+    """Positives and negatives, (count, 5) each, in directions of their own."""
+    rng = np.random.default_rng(seed)
+    centre = np.float32([apart, 0, 0, 0, 0])
+    clouds = rng.normal(0, 2, (2, count, 5)).astype(np.float32)
+    return clouds[0] + centre, clouds[1] - centre
+
+
+def test_fit_solves_the_original_problem():
+    # minimise |w|^2 / 2 + sum C_i max(0, 1 - y_i w x_i), every x with one more feature of 10: as
+    # a dual, maximise sum a - |sum a y x|^2 / 2 over 0 <= a_i <= C_i.
+    positives, negatives = two_clouds(30, 0, apart=1.0)
+    x = np.concatenate([positives, negatives]).astype(np.float64)
+    x = np.hstack([x, np.full((60, 1), 10.0)])
+    y = np.repeat([1.0, -1.0], 30)
+    limits = np.repeat([0.002, 0.001], 30)
+    gram = (y[:, None] * x) @ (y[:, None] * x).T
+    dual = minimize(
+        lambda a: (a @ gram @ a / 2 - a.sum(), gram @ a - 1),
+        np.zeros(60), jac=True, bounds=[(0, c) for c in limits],
+        options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 10_000},
+    )  # fmt: skip
+    expected = (dual.x * y) @ x
+    one = LinearSVM(positives, evict_score=-np.inf)
+    one.mine(negatives)
+    one.fit()
+    np.testing.assert_allclose(one.weight, expected[:5], atol=1e-4)
+    assert one.bias == pytest.approx(10 * expected[5], abs=1e-3)
+
+
+def test_only_hard_negatives_are_held():
+    positives, negatives = two_clouds(50, 1)
+    one = LinearSVM(positives)
+    one.weight, one.bias = np.array([0.5, 0, 0, 0, 0]), 0.0
+    one.mine(negatives)
+    scores = one.scores(negatives)
+    assert 0 < (scores > -1.0001).sum() < 50
+    np.testing.assert_array_equal(one.negatives, negatives[scores > -1.0001])
+    one.mine(np.float32([[-2, 0, 0, 0, 0], [-2.001, 0, 0, 0, 0]]))  # -1 is hard, -1.0005 is not
+    assert one.negatives[-1].tolist() == [-2, 0, 0, 0, 0]
+
+
+def test_trained_again_after_two_thousand_and_the_easy_let_go():
+    positives, _ = two_clouds(100, 2)
+    one = LinearSVM(positives)
+    sizes = []
+    for seed in range(3, 9):
+        one.mine(two_clouds(900, seed)[1])
+        sizes.append((one.fits, len(one.negatives)))
+    assert sizes[:2] == [(0, 900), (0, 1800)] and sizes[2][0] == 1
+    assert sizes[2][1] < 2700  # some were let go
+    one.fit()
+    assert (one.scores(one.negatives) >= -1.1).all()
+    assert (one.scores(positives) > 0).mean() > 0.95
+    assert (one.scores(two_clouds(500, 20)[1]) < 0).mean() > 0.95
+
+
+def test_classes_without_examples():
+    positives, negatives = two_clouds(20, 3)
+    none = positives[:0]
+    mask = np.ones((20, 2), bool)
+    missing, found = fit_svms([none, positives], [(negatives, mask)])
+    assert missing.scores(positives).tolist() == [-1.0] * 20
+    assert (found.scores(positives) > found.scores(negatives).max()).all()
+    (alone,) = fit_svms([positives], [(negatives, ~mask[:, :1])])
+    assert alone.scores(positives).tolist() == [0.0] * 20
+
+
+def test_a_box_overlaps_with_the_class_of_its_best_object_alone():
+    record = ImageRecord(
+        "x", None, 100, 100, np.float32([[0, 0, 9, 9], [0, 0, 9, 19]]), np.array([1, 3]),
+        np.zeros(2, bool),
+    )  # fmt: skip
+    boxes = np.float32([[0, 0, 9, 9], [0, 0, 9, 19], [50, 50, 60, 60], [0, 0, 9, 2], [0, 0, 9, 1]])
+    negative = negatives_of(boxes, record, 3)
+    # The objects themselves are negatives of the other class, though they overlap by a half.
+    assert negative[0].tolist() == [False, True, True]
+    assert negative[1].tolist() == [True, True, False]
+    assert negative[2].all()
+    assert negative[3].tolist() == [False, True, True]  # 0.3 is no negative
+    assert negative[4].all()  # 0.2 is one
+    nothing = dataclasses.replace(record, boxes=np.zeros((0, 4), np.float32), labels=np.array([]))
+    assert negatives_of(boxes, nothing, 3).all()
+
+
+@pytest.fixture
+def detector(voc):
+    """A network of one's own, its images and their proposals."""
+    data = load_voc(voc.data, "train")
+    return own_network().eval(), data, ProposalStore(voc.proposals)
+
+
+def test_the_network_scores_by_its_svms(detector, monkeypatch):
+    model, data, store = detector
+    record = data.records[0]
+    image, boxes = load_image(record.image_path), store[record.image_id]
+    before = score_proposals(model, image, boxes)
+    kept = []
+    monkeypatch.setattr(svm, "fit_svms", lambda *a: kept.extend(fit_svms(*a)) or kept)
+    report = train_svms(model, data.records, store)
+    assert [(one.name, one.objects) for one in report] == [("brick", 2), ("leaf", 2)]
+    assert model.classifier == "svm"
+
+    features = proposal_features(model, image, boxes)
+    lengths = [
+        np.linalg.norm(
+            proposal_features(
+                model, load_image(r.image_path), np.concatenate([r.boxes, store[r.image_id]])
+            ),
+            axis=1,
+        )
+        for r in data.records
+    ]
+    scaled = features * (20 / np.concatenate(lengths).mean())
+    expected = np.stack([np.zeros(len(boxes)), *[one.scores(scaled) for one in kept]], axis=1)
+    scores, deltas = score_proposals(model, image, boxes)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(deltas, before[1])
+
+    # Colours are easy: an object scores higher for its own class.
+    for record in data.records:
+        own, _ = score_proposals(model, load_image(record.image_path), record.boxes)
+        for row, label in zip(own, record.labels.tolist(), strict=True):
+            assert row[label] == row[1:].max()
+
+
+def test_both_protocols_keep_scores_below_zero(detector):
+    model, data, store = detector
+    train_svms(model, data.records, store)
+    record = data.records[0]
+    image, boxes = load_image(record.image_path), store[record.image_id]
+    today = detect_image(model, image, boxes, max_detections=1000)
+    assert today.scores.min() < 0
+    paper = detect_set(model, [("x", image, boxes)], 1)["x"]
+    assert paper.scores.min() < 0
+    assert detect_image(model, image, boxes, score_threshold=0.0).scores.min(initial=1) > 0
+
+
+def test_a_checkpoint_says_how_it_scores_and_is_not_trained_on(voc, detector):
+    model, data, store = detector
+    model = train(dataclasses.replace(voc, iterations=2), progress=False).model
+    train_svms(model, data.records, store)
+    path = voc.output / "svm.pt"
+    save_checkpoint(path, model)
+    loaded = load_network(path)
+    assert loaded.classifier == "svm"
+    assert torch.equal(loaded.cls_score.weight, model.cls_score.weight)
+    assert not loaded.cls_score.weight[0].any() and loaded.cls_score.bias[0] == 0
+    older = load_checkpoint(voc.output / "checkpoint.pt")
+    assert older["network"].pop("classifier") == "softmax"
+    torch.save(older, voc.output / "older.pt")
+    assert load_network(voc.output / "older.pt").classifier == "softmax"
+    again = dataclasses.replace(voc, init=path, output=voc.output / "again")
+    with pytest.raises(ValueError, match="scores by SVMs; it is for detection and does not learn"):
+        train(again, progress=False)
+    with pytest.raises(ValueError, match="scores by SVMs already"):
+        train_svms(loaded, data.records, store)
+
+
+def test_what_cannot_be_trained_is_refused(detector):
+    model, data, store = detector
+    empty = [record for record in data.records if not len(record.boxes)]
+    with pytest.raises(ValueError, match="none of the 1 images has an object"):
+        train_svms(model, empty, store)
+    for parameter in model.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(ValueError, match="features of the network are 0"):
+        train_svms(model, data.records, store)
+    assert model.classifier == "softmax"
