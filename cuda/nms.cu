@@ -149,7 +149,12 @@ __global__ __launch_bounds__(kClassThreads, 1) void chunk_kernel(BoxesOfClasses<
   Chunk<T>& chunk = *reinterpret_cast<Chunk<T>*>(dynamic_shared);
   const int64_t count = *list.count;
   const int thread = static_cast<int>(threadIdx.x);
-  if (first >= count || *list.kept >= rule.enough) return;
+  // One thread decides for its block: block 0 of this very launch writes the number of kept boxes, and may do
+  // so while others begin. Which of them still see the old one does not matter, as nobody looks any more at
+  // what they would suppress.
+  if (thread == 0) chunk.state.gathered = first < count && *list.kept < rule.enough;
+  __syncthreads();
+  if (chunk.state.gathered == 0) return;
   if (first + thread < count) {
     chunk.boxes[thread] = list.boxes[first + thread];
     chunk.ranked[thread] = list.ranked[first + thread];

@@ -95,7 +95,7 @@ def test_every_operator_is_in_this_list():
 
 OPCHECKS = {
     "roi_pool": (FEATURES.clone().requires_grad_(), ROIS, (3, 2), 0.125),
-    "roi_pool_backward": (POOLED.clone().requires_grad_(), ARGMAX, ROIS, (2, 4, 9, 11)),
+    "roi_pool_backward": (POOLED.clone().requires_grad_(), ARGMAX, ROIS, (2, 4, 9, 11), False),
     "smooth_l1": (DELTAS.clone().requires_grad_(), TARGETS, LABELS, None, 1.0, None),
     "smooth_l1_backward": (ONE, DELTAS, torch.randn(20, 16), None, None, 1.0, 3.0),
     "encode_boxes": (OTHERS, BOXES),
@@ -167,7 +167,7 @@ def test_jit_trace_keeps_the_call():
 def test_meta_tensors_give_shapes(operator):
     function, tensors, _ = CALLS[operator]
     if operator in ("nms", "batched_nms", "detections"):
-        with pytest.raises(Exception, match="data|dynamic"):
+        with pytest.raises(Exception, match="data-dependent|data dependent"):
             function(*[t.to("meta") for t in tensors])
         return
     expected = flat(function(*tensors))
@@ -183,9 +183,159 @@ def test_channels_last_stays_so_when_traced():
     assert meta.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_traced_calls_take_no_outputs():
-    with pytest.raises(ValueError, match="out and argmax_out cannot be used in a traced call"):
-        fe.roi_pool(FEATURES.to("meta"), ROIS.to("meta"), 2, out=torch.empty(3, 4, 2, 2))
+def test_outputs_of_traced_calls():
+    def pool(x, out, argmax):
+        fe.roi_pool_with_argmax(x, ROIS, (3, 2), 0.125, out=out, argmax_out=argmax)
+        return out + 0
+
+    out, argmax = torch.empty_like(POOLED), torch.empty_like(ARGMAX)
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
+    assert_same([compiled(FEATURES, out, argmax), out, argmax], [POOLED, POOLED, ARGMAX])
+
+
+def test_the_argmax_is_outside_autograd_however_it_is_called():
+    x = FEATURES.clone().requires_grad_()
+    call = torch.compile(
+        lambda x: fe.roi_pool_with_argmax(x, ROIS, 2), fullgraph=True, backend="aot_eager"
+    )
+    for pooled, argmax in (fe.roi_pool_with_argmax(x, ROIS, 2), call(x)):
+        assert not pooled.requires_grad and not argmax.requires_grad
+
+
+def test_one_graph_for_every_size_of_image():
+    """More sizes than torch compiles for, of the image and of the divisor."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def head(image, boxes, scores, deltas):
+        size = image.shape[-2:]
+        clipped = fe.clip_boxes_to_image(boxes, size)
+        loss = fe.smooth_l1(clipped, torch.zeros_like(clipped), normalizer=image.shape[-1])
+        return (*fe.detections_padded(boxes, scores, deltas, size), loss)
+
+    compiled = torch.compile(head, fullgraph=True, dynamic=True, backend=counter)
+    for i in range(12):
+        operands = torch.empty(1, 3, 40 + 3 * i, 70 - 2 * i), BOXES, PROBABILITIES, DELTAS
+        assert_same(list(compiled(*operands)), list(head(*operands)))
+    assert counter.frame_count <= 2  # one for tall images, one for wide ones
+
+
+def test_exported_for_every_size_of_image():
+    class Clip(torch.nn.Module):
+        def forward(self, image, boxes):
+            return fe.clip_boxes_to_image(boxes, image.shape[-2:])
+
+    sizes = {2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    program = torch.export.export(
+        Clip(), (torch.empty(1, 3, 40, 70), BOXES), dynamic_shapes=(sizes, None)
+    ).module()
+    for size in ((30, 80), (90, 20)):
+        clipped = program(torch.empty(1, 3, *size), BOXES)
+        assert torch.equal(clipped, fe.clip_boxes_to_image(BOXES, size))
+
+
+def test_training_through_kept_boxes_and_channels_last():
+    """The number of RoIs is known only when the graph runs, and nothing of the argmax's layout."""
+    torch._dynamo.reset()
+
+    def head(x):
+        keep = fe.nms(BOXES, SCORES, 0.3)
+        rois = torch.cat([torch.zeros(len(keep), 1), BOXES[keep]], 1)
+        return fe.roi_pool(x, rois, 2, 0.125).square().sum()
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = FEATURES.contiguous(memory_format=layout)
+            mine, theirs = (x.clone().requires_grad_() for _ in range(2))
+            compiled(mine).backward()
+            head(theirs).backward()
+            assert torch.equal(mine.grad, theirs.grad)
+            assert mine.grad.stride() == theirs.grad.stride()
+
+
+def test_inductor_compiles_a_head():
+    """The default backend: C++ around the operators."""
+    torch._dynamo.reset()
+    weight = torch.randn(4, 4, 3, 3, generator=GENERATOR)
+
+    def head(x):
+        x = torch.nn.functional.conv2d(x, weight, padding=1).relu()
+        return fe.smooth_l1(fe.roi_pool(x, ROIS, 2, 0.125).flatten(1), torch.zeros(3, 16))
+
+    mine, theirs = (FEATURES.clone().requires_grad_() for _ in range(2))
+    torch.compile(head, fullgraph=True)(mine).backward()
+    head(theirs).backward()
+    torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_empty_boxes_and_maps_when_traced():
+    """Nothing to go by: neither a layout nor a gradient comes out wrong."""
+    x = FEATURES.contiguous(memory_format=torch.channels_last).requires_grad_()
+    compiled = torch.compile(lambda x, r: fe.roi_pool(x, r, 2), fullgraph=True, backend="aot_eager")
+    compiled(x, ROIS[:0]).sum().backward()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last) and not x.grad.any()
+    for shape in ((0, 2, 3, 3), (1, 2, 0, 5), (1, 0, 3, 3)):
+        x = torch.randn(shape, requires_grad=True)
+        rois = torch.zeros(shape[0], 5)
+        (gradient,) = torch.autograd.grad(
+            fe.roi_pool(x, rois, 2).square().sum(), x, create_graph=True
+        )
+        (second,) = torch.autograd.grad(gradient.square().sum(), x, allow_unused=True)
+        assert second is None or second.shape == x.shape
+
+
+# ---- what has no derivative says so -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda d: fe.decode_boxes(d, BOXES),
+        lambda d: fe.encode_boxes(d[:, :4] + BOXES, BOXES),
+        lambda d: fe.box_iou(BOXES + d[:, :4], BOXES),
+        lambda d: fe.detections_padded(BOXES, d[:, :4].softmax(1), DELTAS, SIZE).scores,
+        lambda d: torch.func.grad(lambda d: fe.smooth_l1(d, TARGETS, LABELS))(d),
+    ],
+)
+def test_no_derivative_is_an_error_and_not_a_zero(function):
+    with pytest.raises((RuntimeError, ValueError), match="has no (gradient|second derivative)"):
+        torch.func.grad(lambda d: function(d).sum())(DELTAS)
+
+
+def test_forward_mode_is_refused():
+    for function in (
+        lambda x: fe.roi_pool(x, ROIS, 2),
+        lambda x: fe.smooth_l1(x.flatten(1), torch.zeros(2, 396)),
+        lambda x: fe.decode_boxes(x.flatten(1), BOXES[:2]),
+    ):
+        with pytest.raises(RuntimeError, match="jvp|forward"):
+            torch.func.jvp(function, (FEATURES,), (FEATURES,))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(FEATURES, FEATURES)
+            with pytest.raises((RuntimeError, ValueError), match="jvp|forward"):
+                function(dual)
+
+
+def test_many_gradients_at_once():
+    rois = torch.tensor([[0.0, 0, 0, 3, 4], [0, 2, 1, 5, 3]])
+    x = torch.randn(1, 2, 5, 6, generator=GENERATOR)
+
+    def functions():
+        yield lambda x: fe.roi_pool(x, rois, 2)
+        yield lambda x: fe.smooth_l1(x.view(5, 12), torch.zeros(5, 12))
+
+    for function in functions():
+        expected = torch.autograd.functional.jacobian(function, x)
+        at_once = torch.autograd.functional.jacobian(function, x, vectorize=True)
+        torch.testing.assert_close(at_once, expected)
+
+
+def test_vmap_of_narrow_rois_tells_images_apart():
+    x = torch.arange(258.0).view(258, 1, 1, 1, 1)
+    rois = torch.zeros(258, 1, 5, dtype=torch.bfloat16)
+    pooled = torch.vmap(lambda x, r: fe.roi_pool(x, r, 1))(x, rois)
+    assert torch.equal(pooled.flatten(), torch.arange(258.0))
 
 
 # ---- vmap ---------------------------------------------------------------------------------------
@@ -308,6 +458,10 @@ def test_deterministic_mode_neither_warns_nor_refuses(operator):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             results_of(operator)
+            x = FEATURES.clone().requires_grad_()
+            score = fe.roi_pool(x, ROIS, 2).square().sum()
+            (gradient,) = torch.autograd.grad(score, x, create_graph=True)
+            gradient.square().sum().backward()
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -44,9 +44,9 @@ __all__ = [
 ]
 
 
-if "torch" in sys.modules:
+if hasattr(getattr(sys.modules.get("torch"), "library", None), "register_autograd"):
     # torch.ops.fastrcnn_engine is there for programs that were saved. Else it comes with the first
-    # call that needs it.
+    # call that needs it. A torch before 2.4 does without.
     from fastrcnn_engine.ops import torch_ops  # noqa: F401
 
 

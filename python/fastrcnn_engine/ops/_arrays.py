@@ -269,8 +269,11 @@ class CudaTensors(TorchArrays):
 
     def __init__(self, example: Any) -> None:
         super().__init__()
-        self.stream = self._torch.cuda.current_stream(example.device).cuda_stream
         self._device = example.device
+
+    @property
+    def stream(self) -> int:
+        return self._torch.cuda.current_stream(self._device).cuda_stream
 
     def new_bytes(self, count: int) -> Any:
         return self._torch.empty(count, dtype=self._torch.uint8, device=self._device)
@@ -318,12 +321,15 @@ def is_traced(array: Any) -> bool:
     if torch is None:
         return False
     if type(array) is torch.Tensor or type(array) is torch.nn.Parameter:
+        c = torch._C  # asked in every call: the way to each answer counts
         return (
-            torch.compiler.is_compiling()
-            or torch._C._get_tracing_state() is not None
+            torch.compiler.is_dynamo_compiling()
             or array.is_meta
-            or torch._C._len_torch_dispatch_stack() > 0
-            or torch._C._are_functorch_transforms_active()
+            or c._len_torch_dispatch_stack() > 0
+            or c._are_functorch_transforms_active()
+            or c._functorch.is_legacy_batchedtensor(array)  # is_grads_batched
+            or c._get_tracing_state() is not None
+            or torch.autograd.forward_ad._current_level >= 0
         )
     return isinstance(array, torch.Tensor)  # of another class: fake, functional
 
@@ -333,10 +339,10 @@ def widened(array: Any) -> Any:
 
     Boxes and losses are not made of 16-bit numbers: above 2048 those skip whole pixels.
     """
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(array, torch.Tensor):
+    if getattr(getattr(array, "dtype", None), "itemsize", 0) != 2:
         return array
-    if array.dtype is not torch.float16 and array.dtype is not torch.bfloat16:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor) or not array.is_floating_point():
         return array
     return array.float() if torch.is_autocast_enabled(array.device.type) else array
 

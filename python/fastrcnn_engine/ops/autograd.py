@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastrcnn_engine.ops._arrays import arrays_of
+from fastrcnn_engine.ops._arrays import arrays_of, is_traced
 from fastrcnn_engine.ops.box_codec import clip
 from fastrcnn_engine.ops.roi_pool import pool, roi_pool, roi_pool_backward, scatter
 from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
@@ -92,6 +92,8 @@ def gradients_of_maxima(
         differentiated again.
     """
     n, c, h, w = grad_gradient.shape
+    if n * h * w == 0:  # no cell, so nothing but empty bins
+        return grad_gradient.sum().expand(argmax.shape)
     cell = argmax.long()
     image = boxes[:, 0].long()
     usable = (cell >= 0) & (cell < h * w) & ((image >= 0) & (image < n)).view(-1, 1, 1, 1)
@@ -123,8 +125,15 @@ class SmoothL1Function(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        arrays = arrays_of(grad_loss, "grad_loss")
-        gradient = gradient_of(arrays, grad_loss, ctx.saved_tensors, ctx.beta, ctx.divisor)
+        if is_traced(grad_loss):  # many gradients at once
+            from fastrcnn_engine.ops import torch_ops
+
+            gradient = torch_ops.call(
+                "smooth_l1_backward", grad_loss, *ctx.saved_tensors, ctx.beta, ctx.divisor
+            )
+        else:
+            arrays = arrays_of(grad_loss, "grad_loss")
+            gradient = gradient_of(arrays, grad_loss, ctx.saved_tensors, ctx.beta, ctx.divisor)
         return gradient, None, None, None, None, None
 
 

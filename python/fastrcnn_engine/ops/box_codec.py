@@ -112,7 +112,7 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int], *, inclusive: bool = 
         from fastrcnn_engine.ops import torch_ops
 
         height, width = size
-        return torch_ops.call("clip_boxes", boxes, float(height), float(width), inclusive)
+        return torch_ops.call("clip_boxes", boxes, height, width, inclusive)
     if getattr(boxes, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 

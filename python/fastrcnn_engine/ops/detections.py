@@ -116,8 +116,8 @@ def _arguments(
         raise ValueError(f"max_detections must be >= 0, got {max_detections}")
     height, width = image_size
     return (
-        boxes, scores, deltas, float(height), float(width), float(score_threshold),
-        float(nms_threshold), max_detections, inclusive, float(max_log_ratio),
+        boxes, scores, deltas, height, width, float(score_threshold), float(nms_threshold),
+        max_detections, inclusive, float(max_log_ratio),
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _detect(
     )
     count = arrays.empty((), "int64", boxes) if is_padded else None
     written = _core.detect_boxes(
-        boxes, scores, deltas, height, width, max_log_ratio, score_threshold, nms_threshold,
-        inclusive, *out, count, arrays.stream, arrays.new_bytes,
+        boxes, scores, deltas, float(height), float(width), max_log_ratio, score_threshold,
+        nms_threshold, inclusive, *out, count, arrays.stream, arrays.new_bytes,
     )  # fmt: skip
     return arrays, out, count if is_padded else written

@@ -46,7 +46,7 @@ def roi_pool(
     """
     size = _pair(output_size)
     if is_traced(input):
-        return _traced(input, boxes, size, spatial_scale, out)[0]
+        return _traced(input, boxes, size, spatial_scale, (out, None))[0]
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
     if getattr(input, "requires_grad", False):
@@ -81,7 +81,7 @@ def roi_pool_with_argmax(
     """
     size = _pair(output_size)
     if is_traced(input):
-        return _traced(input, boxes, size, spatial_scale, out, argmax_out)
+        return _traced(input.detach(), boxes, size, spatial_scale, (out, argmax_out))
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
     return pool(arrays, input, boxes, size, spatial_scale, out, argmax_out, "int32")
@@ -116,7 +116,8 @@ def roi_pool_backward(
     if is_traced(grad_output):
         from fastrcnn_engine.ops import torch_ops
 
-        return torch_ops.call("roi_pool_backward", grad_output, argmax, boxes, input_shape)
+        layout = torch_ops.is_channels_last(argmax)
+        return torch_ops.call("roi_pool_backward", grad_output, argmax, boxes, input_shape, layout)
     if getattr(grad_output, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
@@ -176,15 +177,17 @@ def pool(
 
 
 def _traced(
-    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, *outputs: Any
+    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, outputs: tuple[Any, Any]
 ) -> tuple[Any, Any]:
     from fastrcnn_engine.ops import torch_ops
 
-    if any(array is not None for array in outputs):
-        raise ValueError("out and argmax_out cannot be used in a traced call (torch.compile, vmap)")
     if isinstance(boxes, (list, tuple)):
         boxes = torch_ops.indexed_boxes(boxes, input)
-    return torch_ops.call("roi_pool", input, boxes, size, float(spatial_scale))
+    results = torch_ops.call("roi_pool", input, boxes, size, float(spatial_scale))
+    return tuple(
+        result if output is None else output.copy_(result)
+        for result, output in zip(results, outputs, strict=True)
+    )
 
 
 def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:

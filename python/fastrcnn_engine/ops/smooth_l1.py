@@ -82,8 +82,9 @@ def smooth_l1_backward(
         from fastrcnn_engine.ops import torch_ops
 
         return torch_ops.call(
-            "smooth_l1_backward", grad_loss, deltas, targets, labels, weights, beta, normalizer
-        )
+            "smooth_l1_backward", grad_loss.detach(), deltas.detach(), targets, labels, weights,
+            beta, normalizer,
+        )  # fmt: skip
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
     divisor = divisor_of(operands, normalizer)

@@ -34,10 +34,17 @@ def call(name: str, *arguments: Any) -> Any:
     """The result of an operator of this module. What autocast made narrow is widened, but the maps
     of RoI pooling."""
     if not name.startswith("roi_pool"):
-        arguments = tuple(map(widened, arguments))
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        arguments = tuple(widened(x) if isinstance(x, torch.Tensor) else x for x in arguments)
+    if not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    ):
         return _UNDER_TRANSFORMS.get(name, getattr(torch.ops.fastrcnn_engine, name))(*arguments)
     return getattr(torch.ops.fastrcnn_engine, name)(*arguments)
+
+
+def is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether RoI pooling takes a map as channels-last."""
+    return _ARRAYS.is_channels_last(tensor)
 
 
 def indexed_boxes(boxes: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
@@ -64,7 +71,8 @@ _UNDER_TRANSFORMS: dict[str, Callable] = {}
 
 def _differentiable(name: str, setup_context: Callable, backward: Callable) -> None:
     """Registers a gradient, for autograd and for torch.func (grad, vmap of grad), which does not
-    take that of a registered operator.
+    take that of a registered operator. Forward mode would pass over a registered operator in
+    silence; a Function without it is an error.
     """
     torch.library.register_autograd(
         f"fastrcnn_engine::{name}", backward, setup_context=setup_context, lib=LIBRARY
@@ -79,7 +87,24 @@ def _differentiable(name: str, setup_context: Callable, backward: Callable) -> N
     _UNDER_TRANSFORMS[name] = function.apply
 
 
+def _not_differentiable(name: str, missing: str = "gradient") -> None:
+    """Asking for its gradient is an error, not a zero."""
+
+    def refuse(ctx: Any, *gradients: Any) -> None:
+        raise RuntimeError(f"{name} has no {missing}")
+
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        ctx.mark_non_differentiable(*[x for x in outputs if not x.is_floating_point()])
+
+    _differentiable(name, setup_context, refuse)
+
+
 # ---- RoI pooling --------------------------------------------------------------------------------
+
+
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _empty_map(shape: Sequence[int], dtype: Any, like: torch.Tensor) -> torch.Tensor:
@@ -111,11 +136,14 @@ def _keep_argmax(ctx, inputs, output):
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], boxes)
     ctx.input_shape = input.shape
+    ctx.channels_last = is_channels_last(input)
 
 
 def _roi_pool_gradient(ctx, grad_output, grad_argmax):
     argmax, boxes = ctx.saved_tensors
-    gradient = call("roi_pool_backward", grad_output, argmax, boxes, ctx.input_shape)
+    gradient = call(
+        "roi_pool_backward", grad_output, argmax, boxes, ctx.input_shape, ctx.channels_last
+    )
     return gradient, None, None, None
 
 
@@ -123,24 +151,30 @@ _differentiable("roi_pool", _keep_argmax, _roi_pool_gradient)
 
 
 @_operator(
-    "roi_pool_backward(Tensor grad_output, Tensor argmax, Tensor boxes, SymInt[4] input_shape)"
-    " -> Tensor",
-    lambda grad_output, argmax, boxes, input_shape: _empty_map(
-        input_shape, grad_output.dtype, argmax
+    "roi_pool_backward(Tensor grad_output, Tensor argmax, Tensor boxes, SymInt[4] input_shape,"
+    " bool channels_last) -> Tensor",
+    lambda grad_output, argmax, boxes, input_shape, channels_last: torch.empty(
+        tuple(input_shape),
+        dtype=grad_output.dtype,
+        device=grad_output.device,
+        memory_format=_memory_format(channels_last),
     ),
 )
-def _roi_pool_backward(grad_output, argmax, boxes, input_shape):
-    return scatter(grad_output, argmax, boxes, input_shape)
+def _roi_pool_backward(grad_output, argmax, boxes, input_shape, channels_last):
+    # The layout is told, because without RoIs an argmax has none to go by.
+    layout = _memory_format(channels_last)
+    argmax = argmax.contiguous(memory_format=layout)
+    return scatter(grad_output, argmax, boxes, input_shape).contiguous(memory_format=layout)
 
 
 def _keep_where_gradients_went(ctx, inputs, output):
-    _, argmax, boxes, _ = inputs
+    _, argmax, boxes, *_ = inputs
     ctx.save_for_backward(argmax, boxes)
 
 
 def _roi_pool_second_gradient(ctx, grad_gradient):
     argmax, boxes = ctx.saved_tensors
-    return gradients_of_maxima(grad_gradient, argmax, boxes), None, None, None
+    return gradients_of_maxima(grad_gradient, argmax, boxes), None, None, None, None
 
 
 _differentiable("roi_pool_backward", _keep_where_gradients_went, _roi_pool_second_gradient)
@@ -167,9 +201,9 @@ def _from_channels(tensor: torch.Tensor, size: int) -> torch.Tensor:
 
 def _rois_of_all(boxes: torch.Tensor, dim: int | None, size: int, images: int) -> torch.Tensor:
     """(B, R, 5) -> (B * R, 5), where member b has images b * N .. b * N + N - 1."""
-    rows = _first(boxes, dim, size)
+    rows = _first(boxes, dim, size).float()  # 16 bits would not tell the images apart
     index, corners = rows[..., :1], rows[..., 1:]
-    offset = images * torch.arange(size, device=boxes.device, dtype=boxes.dtype)
+    offset = images * torch.arange(size, device=rows.device, dtype=rows.dtype)
     # An index that is wrong must not become a neighbour's.
     own = (index >= 0) & (index < images)
     index = torch.where(own, index + offset.view(-1, 1, 1), -1.0)
@@ -188,8 +222,10 @@ def _vmap_roi_pool(info, in_dims, input, boxes, output_size, spatial_scale):
     return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in pooled), (0, 0)
 
 
-def _vmap_roi_pool_backward(info, in_dims, grad_output, argmax, boxes, input_shape):
-    of_gradient, of_argmax, of_boxes, _ = in_dims
+def _vmap_roi_pool_backward(
+    info, in_dims, grad_output, argmax, boxes, input_shape, channels_last
+):
+    of_gradient, of_argmax, of_boxes, *_ = in_dims
     size, op = info.batch_size, torch.ops.fastrcnn_engine.roi_pool_backward
     n, c, h, w = input_shape
     if of_boxes is None:
@@ -197,24 +233,25 @@ def _vmap_roi_pool_backward(info, in_dims, grad_output, argmax, boxes, input_sha
             _as_channels(grad_output, of_gradient, size),
             _as_channels(argmax, of_argmax, size),
         )
-        return _from_channels(op(*operands, boxes, (n, size * c, h, w)), size), 1
+        return _from_channels(op(*operands, boxes, (n, size * c, h, w), channels_last), size), 1
     operands = (_first(grad_output, of_gradient, size), _first(argmax, of_argmax, size))
     rois = _rois_of_all(boxes, of_boxes, size, n)
-    gradient = op(*(x.flatten(0, 1) for x in operands), rois, (size * n, c, h, w))
+    gradient = op(*(x.flatten(0, 1) for x in operands), rois, (size * n, c, h, w), channels_last)
     return gradient.unflatten(0, (size, n)), 0
 
 
-torch.library.register_vmap("fastrcnn_engine::roi_pool", _vmap_roi_pool, lib=LIBRARY)
-torch.library.register_vmap(
-    "fastrcnn_engine::roi_pool_backward", _vmap_roi_pool_backward, lib=LIBRARY
-)
+if hasattr(torch.library, "register_vmap"):  # torch 2.5
+    torch.library.register_vmap("fastrcnn_engine::roi_pool", _vmap_roi_pool, lib=LIBRARY)
+    torch.library.register_vmap(
+        "fastrcnn_engine::roi_pool_backward", _vmap_roi_pool_backward, lib=LIBRARY
+    )
 
 # ---- the box loss -------------------------------------------------------------------------------
 
 
 @_operator(
     "smooth_l1(Tensor deltas, Tensor targets, Tensor? labels, Tensor? weights, float beta,"
-    " float? normalizer) -> Tensor",
+    " Scalar? normalizer) -> Tensor",
     lambda deltas, *others: deltas.new_empty(()),
 )
 def _smooth_l1(deltas, targets, labels, weights, beta, normalizer):
@@ -225,7 +262,7 @@ def _smooth_l1(deltas, targets, labels, weights, beta, normalizer):
 
 @_operator(
     "smooth_l1_backward(Tensor grad_loss, Tensor deltas, Tensor targets, Tensor? labels,"
-    " Tensor? weights, float beta, float? normalizer) -> Tensor",
+    " Tensor? weights, float beta, Scalar? normalizer) -> Tensor",
     lambda grad_loss, deltas, *others: deltas.new_empty(deltas.shape),
 )
 def _smooth_l1_backward(grad_loss, deltas, targets, labels, weights, beta, normalizer):
@@ -248,6 +285,7 @@ def _smooth_l1_gradient(ctx, grad_loss):
 
 
 _differentiable("smooth_l1", _keep_operands, _smooth_l1_gradient)
+_not_differentiable("smooth_l1_backward", "second derivative")
 
 # ---- boxes --------------------------------------------------------------------------------------
 
@@ -269,7 +307,7 @@ def _decode_boxes(deltas, boxes, max_log_ratio):
 
 
 @_operator(
-    "clip_boxes(Tensor boxes, float height, float width, bool inclusive) -> Tensor",
+    "clip_boxes(Tensor boxes, Scalar height, Scalar width, bool inclusive) -> Tensor",
     lambda boxes, height, width, inclusive: boxes.new_empty(boxes.shape),
 )
 def _clip_boxes(boxes, height, width, inclusive):
@@ -294,6 +332,10 @@ _differentiable("clip_boxes", _keep_what_stayed, _clip_gradient)
 )
 def _box_iou(boxes1, boxes2, inclusive):
     return iou(boxes1, boxes2, inclusive)
+
+
+for _name in ("encode_boxes", "decode_boxes", "box_iou"):
+    _not_differentiable(_name)
 
 
 # ---- suppression and detections -----------------------------------------------------------------
@@ -336,7 +378,7 @@ def _empty_detections(boxes: torch.Tensor, places: Any) -> tuple[torch.Tensor, .
 
 
 _DETECTION_ARGUMENTS = (
-    "(Tensor boxes, Tensor scores, Tensor? deltas, float height, float width,"
+    "(Tensor boxes, Tensor scores, Tensor? deltas, Scalar height, Scalar width,"
     " float score_threshold, float nms_threshold, SymInt max_detections, bool inclusive,"
     " float max_log_ratio)"
 )
@@ -362,3 +404,7 @@ def _detections(*arguments):
 )
 def _detections_padded(*arguments):
     return tuple(padded_detections(*arguments))
+
+
+for _name in ("detections", "detections_padded"):
+    _not_differentiable(_name)
