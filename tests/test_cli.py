@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from data.coco_files import coco_copy
 from fastrcnn_engine import cli, commands
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.proposals import ProposalStore, compute_proposals
+from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.models import ranks_of
@@ -153,7 +155,7 @@ def test_defaults_are_those_of_the_functions():
 
 def test_mistakes_name_what_is_wrong(capsys, drawn, tmp_path):
     assert "nonsense" in failure(capsys, "nonsense")
-    assert "--metric" in failure(capsys, "eval", "--metric", "coco")
+    assert "--metric" in failure(capsys, "eval", "--metric", "imagenet")
     assert "--no-such-option" in failure(capsys, "demo", "--no-such-option", "1")
     assert "--run or --checkpoint" in failure(capsys, "eval")
     absent = tmp_path / "absent"
@@ -341,6 +343,78 @@ def test_eval_on_another_data_set_does_not_use_the_proposals_of_the_first(traine
 
 def metrics_of(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
+
+
+def test_coco_data_trains_and_tests_like_the_same_in_voc(drawn, trained, tmp_path, capsys):
+    data = coco_copy(drawn, tmp_path / "copy", ["train", "test"], crowds=False)
+    out = tmp_path / "run"
+    run(
+        "train", "--data", data, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--out", out, "--iterations", 4, "--short-side", 120, "--log-every", 2,
+        "--search.short-side", 80, "--metric", "coco",
+    )  # fmt: skip
+    # The same records: the same losses, weights and boxes.
+    for name in ("loss", "loss_cls", "loss_box", "foreground"):
+        rows = [[row[name] for row in read_log(f / "log.jsonl")] for f in (trained, out)]
+        assert rows[0] == rows[1], name
+    first, second = (
+        json.loads((folder / "detections.json").read_text())["images"] for folder in (trained, out)
+    )
+    assert list(second) == ["test/7", "test/10"]
+    assert list(first.values()) == list(second.values())
+
+    text = capsys.readouterr().out
+    metrics = metrics_of(out)
+    assert metrics["metric"] == "coco" and metrics["mAP"] == metrics["coco"]["AP"]
+    for name in NUMBERS:
+        assert metrics["coco"][name] is None or 0 <= metrics["coco"][name] <= 1
+        assert re.search(rf"^ *{name} +(n/a|[\d.]+)  ", text, re.MULTILINE), name
+    assert metrics["classes"]["disc"]["AP"] == metrics["coco"]["classes"]["disc"]["AP"]
+    page = (out / "report.html").read_text()
+    assert "AP at IoU 0.50 to 0.95" in page and "AR100: average recall" in page
+    # In COCO's format and with its ids, every detection there is.
+    rows = json.loads((out / "coco_results.json").read_text())
+    assert len(rows) == sum(map(len, second.values()))
+    for row, one in zip(rows, second["test/7"], strict=False):
+        assert row["image_id"] == 7 and row["score"] == one["score"]
+        assert row["category_id"] == 10 * (1 + list(metrics["classes"]).index(one["class"]))
+        x, y, w, h = row["bbox"]
+        assert [x, y, x + w - 1, y + h - 1] == pytest.approx(one["box"])
+
+    # Either metric of either data; a model goes by the names of its classes.
+    run("eval", "--run", out, "--out", tmp_path / "voc-metric")
+    assert (tmp_path / "voc-metric" / "coco_results.json").read_text() == json.dumps(rows) + "\n"
+    run("eval", "--run", trained, "--out", tmp_path / "voc-data", "--metric", "coco")
+    assert not (tmp_path / "voc-data" / "coco_results.json").exists()
+    assert metrics_of(tmp_path / "voc-data")["metric"] == "coco"
+    run("svm", "--checkpoint", out, "--out", tmp_path / "svm")
+
+
+def test_coco_data_has_proposals_and_mistakes_are_named(drawn, trained, tmp_path, capsys):
+    data = coco_copy(drawn, tmp_path / "copy", ["test"], crowds=True)
+    run("proposals", "--data", data, "--split", "test", "--short-side", 80)
+    store = ProposalStore(data / "proposals.npz")
+    before = ProposalStore(trained / "proposals.npz")
+    assert np.array_equal(store["test/7"], before["test_0000"])
+    line = failure(capsys, "eval", "--run", trained, "--data", data, "--split", "val")
+    assert "instances_val.json: no such file; splits found beside it: test" in line
+    line = failure(capsys, "train", "--data", tmp_path, "--split", "val", "--network", "tiny")
+    assert "looked for annotations/instances_val.json" in line and "ImageSets/Main/val.txt" in line
+    path = data / "annotations" / "instances_test.json"
+    path.write_text(path.read_text().replace('"star"', '"comet"'))
+    line = failure(capsys, "eval", "--run", trained, "--data", data)
+    assert "class 'star' is not one of its categories" in line
+    path.write_text("{")
+    assert "not readable as JSON" in failure(capsys, "eval", "--run", trained, "--data", data)
+
+
+def test_the_metric_coco_is_there_before_the_training(capsys, drawn, trained, monkeypatch):
+    for name in ("run_training", "search_datasets", "evaluate_and_report"):
+        monkeypatch.setattr(commands, name, lambda *_, **__: pytest.fail("went on"))
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    train = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", "none")
+    for command in (train, ("eval", "--run", trained)):
+        assert "pip install pycocotools" in failure(capsys, *command, "--metric", "coco")
 
 
 def test_several_scales_travel_from_training_to_test_and_can_be_replaced(drawn, trained, tmp_path):

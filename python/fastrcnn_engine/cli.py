@@ -20,15 +20,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastrcnn_engine.evaluation.voc import Metric
-
 Mode = Literal["fast", "quality", "fine"]
+Metric = Literal["area", "11point", "coco"]
 
 # One line for each command; its class or module holds the rest.
 COMMANDS = {
     "demo": "The whole of Fast R-CNN in minutes, on images it draws itself; needs no download.",
     "proposals": "Compute region proposals of a data set, once, into a file.",
-    "train": "Train a detector on a VOC directory, and test it.",
+    "train": "Train a detector on a VOC or COCO directory, and test it.",
     "eval": "Average precision of a trained detector on a split.",
     "detect": "Detect objects on image files: JSON and drawn pictures.",
     "compress": "A faster detector of a trained one, by truncated SVD of fc6 and fc7.",
@@ -124,11 +123,12 @@ class Proposals:
     """
 
     data: Path
-    """VOC directory: JPEGImages, Annotations, ImageSets/Main."""
+    """Directory of a data set. VOC: JPEGImages, Annotations, ImageSets/Main. COCO: the file
+    annotations/instances_SPLIT.json and the images in SPLIT."""
     split: tuple[str, ...] = ("trainval",)
-    """One or more lists of ImageSets/Main, e.g. --split train test."""
+    """One or more splits, e.g. --split train test."""
     out: Path | None = None
-    """The file to write; None is proposals.npz in the VOC directory."""
+    """The file to write; None is proposals.npz in the directory of the data."""
     mat: tuple[Path, ...] = ()
     """Published selective-search boxes (.mat), one file for each split; nothing is searched."""
     search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
@@ -141,11 +141,12 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Eval:
-    """Detect on a split and compute the average precision of PASCAL VOC, by area and by 11 points.
+    """Detect on a split and compute average precision, that of PASCAL VOC or of COCO.
 
-    A match needs IoU >= 0.5 with the best object of its class, areas count both end pixels, one
-    object is found once, difficult objects are ignored, classes without objects are "n/a". Writes
-    report.html, metrics.json and detections.json.
+    VOC: a match needs IoU >= 0.5 with the best object of its class, areas count both end pixels,
+    one object is found once, difficult objects are ignored, classes without objects are "n/a".
+    COCO: by pycocotools. Either takes either layout of data. Writes report.html, metrics.json,
+    detections.json and, of COCO data, coco_results.json in COCO's format.
     """
 
     run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
@@ -153,15 +154,16 @@ class Eval:
     checkpoint: Path | None = None
     """A checkpoint file, in place of --run."""
     data: Path | None = None
-    """VOC directory; None is the one the detector was trained on."""
+    """VOC or COCO directory; None is the one the detector was trained on."""
     split: str = "test"
-    """List of ImageSets/Main to test on."""
+    """Split to test on: ImageSets/Main/SPLIT.txt or annotations/instances_SPLIT.json."""
     proposals: Path | None = None
     """Proposal file; None searches the images as for the training and keeps the result."""
     metric: Metric = "area"
-    """Which AP is the headline: area (VOC10 and later) or 11point (VOC07, the paper's tables)."""
+    """Which AP is the headline: area (VOC10 and later), 11point (VOC07, the paper's tables) or coco
+    (its twelve numbers; difficult objects of VOC count as crowds)."""
     iou_threshold: float = 0.5
-    """IoU a match needs (VOC: 0.5)."""
+    """IoU a match needs (VOC: 0.5); coco has ten of its own."""
     out: Path | None = None
     """Folder for the results; None is eval-SPLIT in the folder of the run."""
     short_side: int | tuple[int, ...] | None = None
@@ -255,7 +257,7 @@ class Svm:
     out: Path | None = None
     """Folder for the new checkpoint.pt; None is a folder "svm" beside the old one."""
     data: Path | None = None
-    """VOC directory; None is the one the detector was trained on."""
+    """VOC or COCO directory; None is the one the detector was trained on."""
     proposals: Path | None = None
     """Proposal file; None is the one of the training."""
     device: str = "cpu"

@@ -17,16 +17,18 @@ from rich.table import Table
 
 from fastrcnn_engine import cli
 from fastrcnn_engine.data.demo_set import write_demo_set
+from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     proposal_recall,
     read_voc_mat,
     write_proposals,
 )
-from fastrcnn_engine.data.voc import VOCDataset, load_voc
+from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
 from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
-from fastrcnn_engine.evaluation.voc import Metric, VOCResult, check_settings
+from fastrcnn_engine.evaluation.voc import METRICS, VOCResult, check_settings
 from fastrcnn_engine.models import RANKS, FastRCNN
 from fastrcnn_engine.models import compress as compress_head
 from fastrcnn_engine.pipeline import (
@@ -71,9 +73,10 @@ class Train(TrainConfig):
     output: Annotated[Path, tyro.conf.arg(name="out")] = Path("runs/train")
     """Folder of the run."""
     test_split: str | None = None
-    """List of ImageSets/Main to test on after the training; None does not test."""
-    metric: Metric = "area"
-    """Headline AP of the test: area (VOC10 and later) or 11point (VOC07, the paper's tables)."""
+    """Split to test on after the training; None does not test."""
+    metric: cli.Metric = "area"
+    """Headline AP of the test: area (VOC10 and later), 11point (VOC07, the paper's tables) or coco
+    (its twelve numbers; difficult objects of VOC count as crowds)."""
     search: cli.Search = field(default_factory=cli.Search)
     detection: cli.Detection = field(default_factory=cli.Detection)
 
@@ -93,7 +96,7 @@ def demo(options: cli.Demo, command: str) -> None:
         write_demo_set(
             data, seed=options.seed, train=options.train_images, test=options.test_images
         )
-    training_set, test_set = load_voc(data, "train"), load_voc(data, "test")
+    training_set, test_set = load_dataset(data, "train"), load_dataset(data, "test")
     # The images are small and clear: a coarse and quick search finds their objects.
     search = cli.Search(short_side=120)
     with run.timed("proposals"):
@@ -114,7 +117,7 @@ def demo(options: cli.Demo, command: str) -> None:
 def proposals(options: cli.Proposals) -> None:
     """See cli.Proposals."""
     console = Console(highlight=False)
-    datasets = [load_voc(options.data, split) for split in options.split]
+    datasets = [load_dataset(options.data, split) for split in options.split]
     out = options.out or options.data / CACHE
     if options.mat:
         store = _published(options.mat, datasets, out)
@@ -134,14 +137,16 @@ def proposals(options: cli.Proposals) -> None:
 def train(options: Train, command: str) -> None:
     """See Train."""
     console = Console(highlight=False)
-    options.detection.settings()  # a mistake there is found before the training, not after it
+    # A mistake there is found before the training, not after it.
+    options.detection.settings()
+    _check_metric(options.metric)
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
     _check_folder(config)
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
-    datasets = [load_voc(config.data, config.split, config.classes)]
+    datasets = [load_dataset(config.data, config.split, config.classes)]
     if options.test_split is not None:
-        datasets.append(load_voc(config.data, options.test_split, datasets[0].classes))
+        datasets.append(load_dataset(config.data, options.test_split, datasets[0].classes))
     with run.timed("proposals"):
         if config.proposals is None:
             cache = config.output / CACHE
@@ -158,7 +163,8 @@ def evaluate(options: cli.Eval, command: str) -> None:
     """See cli.Eval."""
     if (options.run_dir is None) == (options.checkpoint is None):
         raise ValueError("give either --run or --checkpoint")
-    check_settings(options.metric, options.iou_threshold)
+    check_settings("area", options.iou_threshold)
+    _check_metric(options.metric)
     checkpoint = _checkpoint_file(options.run_dir or options.checkpoint)
     trained = load_checkpoint(checkpoint).get("config", {})
     if options.data is None and "data" not in trained:
@@ -167,7 +173,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
     _resize(model, options)
     detection = options.detection.settings()
     data = Path(options.data or trained["data"])
-    dataset = load_voc(data, options.split, model.classes)
+    dataset = load_dataset(data, options.split, model.classes)
     home = checkpoint.parent
     # Ids of two data sets may be the same: proposals of one must never serve for the other.
     foreign = data.resolve() != Path(trained.get("data", "")).resolve()
@@ -189,14 +195,14 @@ def evaluate(options: cli.Eval, command: str) -> None:
         else:
             cache = (run.out if foreign else home) / CACHE
             store = search_datasets([dataset], cache, _search_of_training(home, trained))
-    result = evaluate_and_report(
+    results = evaluate_and_report(
         run, model, dataset, store,
         detection=detection,
         metric=options.metric,
         iou_threshold=options.iou_threshold,
         log=home / "log.jsonl",
     )  # fmt: skip
-    _print_result(Console(highlight=False), run, result)
+    _print_result(Console(highlight=False), run, *results)
 
 
 def detect(options: cli.Detect) -> None:
@@ -267,7 +273,7 @@ def svm(options: cli.Svm) -> None:
             raise ValueError(f"{checkpoint} does not say what it was trained on; give --{name}")
     model = load_network(checkpoint, device=options.device)
     data = Path(options.data or trained["data"])
-    dataset = load_voc(data, trained.get("split", "trainval"), model.classes)
+    dataset = load_dataset(data, trained.get("split", "trainval"), model.classes)
     store = ProposalStore(options.proposals or trained["proposals"])
     _check_proposals([dataset], store)
     table = Table("class", "objects", "hard negatives", "trainings")
@@ -302,9 +308,9 @@ def _train_and_test(
     run: Run,
     config: TrainConfig,
     store: ProposalStore,
-    test_set: VOCDataset | None,
+    test_set: Dataset | None,
     detection: cli.Detection,
-    metric: Metric,
+    metric: cli.Metric,
     console: Console,
 ) -> None:
     config = settled(config)
@@ -318,17 +324,23 @@ def _train_and_test(
         trained = run_training(config)
     for change in trained.layers:
         console.print(f"{change.layer}: {change.action}, {change.detail}", soft_wrap=True)
-    _print_notes(console, "boxes dropped or clipped", trained.problems)
+    _print_notes(console, "boxes or images dropped or clipped", trained.problems)
     _print_notes(console, "images without a usable RoI, not trained on", trained.unusable)
     console.print(f"checkpoint: {trained.checkpoint}", soft_wrap=True)
     if test_set is None:
         return
     run.settings["Training"] = settings
-    result = evaluate_and_report(
+    results = evaluate_and_report(
         run, trained.model, test_set, store,
         detection=detection.settings(), metric=metric, log=trained.log,
     )  # fmt: skip
-    _print_result(console, run, result)
+    _print_result(console, run, *results)
+
+
+def _check_metric(metric: cli.Metric) -> None:
+    """What the metric needs is installed."""
+    if metric == "coco":
+        pycocotools()
 
 
 def _new_checkpoint(folder: Path) -> Path:
@@ -345,7 +357,7 @@ def _of_the_training(content: dict[str, Any]) -> dict[str, Any]:
     return {key: content[key] for key in kept if key in content}
 
 
-def _published(files: tuple[Path, ...], datasets: list[VOCDataset], out: Path) -> ProposalStore:
+def _published(files: tuple[Path, ...], datasets: list[Dataset], out: Path) -> ProposalStore:
     """Published boxes as a proposal file; they come without ids, in the order of the split."""
     if out.exists():
         raise ValueError(f"--out: {out} exists already; give another file")
@@ -412,7 +424,7 @@ def _data_of_run(out: Path) -> Path | None:
         ) from None
 
 
-def _check_proposals(datasets: list[VOCDataset], store: ProposalStore) -> None:
+def _check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
     """Every image has proposals. Found out now, not after hours of training or detection."""
     for dataset in datasets:
         for record in dataset.records:
@@ -471,20 +483,35 @@ def _search_of_training(home: Path, trained: dict[str, Any]) -> dict[str, Any]:
     return defaults
 
 
-def _print_result(console: Console, run: Run, result: VOCResult) -> None:
-    table = Table(title=f"{run.title}: AP at IoU {result.iou_threshold:g}", title_justify="left")
+def _print_result(
+    console: Console, run: Run, result: VOCResult, coco: COCOResult | None
+) -> None:
+    at = f"IoU {result.iou_threshold:g}"
+    if coco is None:
+        title, headline, value = f"AP at {at}", f"mAP ({result.metric})", result.mean_ap
+        columns = ("AP, area", "AP, 11 points")
+        means = [result.mean_ap_of(metric) for metric in METRICS]
+        averages = [[one.ap(metric) for metric in METRICS] for one in result.per_class]
+    else:
+        title, headline, value = "COCO", "AP (coco)", coco.numbers["AP"]
+        columns = ("AP", "AP50", "AP75")
+        means = [coco.numbers[name] for name in columns]
+        averages = [one.values() for one in coco.per_class.values()]
+    table = Table(title=f"{run.title}: {title}", title_justify="left")
     table.add_column("class")
-    for name in ("AP, area", "AP, 11 points", "objects", "detections", "right"):
+    for name in (*columns, "objects", "detections", f"right at {at}"):
         table.add_column(name, justify="right")
-    for one in result.per_class:
+    for one, values in zip(result.per_class, averages, strict=True):
         counts = (str(one.npos), str(one.ndet), str(one.tp))
-        table.add_row(one.name, number(one.ap_area), number(one.ap_11point), *counts)
+        table.add_row(one.name, *map(number, values), *counts)
     table.add_section()
-    means = (number(result.mean_ap_of("area")), number(result.mean_ap_of("11point")))
-    table.add_row("[bold]mean[/]", *means, "", "", "")
+    table.add_row("[bold]mean[/]", *map(number, means), "", "", "")
     console.print(table)
+    if coco is not None:
+        for name, meaning in NUMBERS.items():
+            console.print(f"{name:>5} {number(coco.numbers[name])}  {meaning}")
     total = sum(run.seconds.values())
-    console.print(f"mAP ({result.metric}): [bold]{number(result.mean_ap)}[/]   {total:.0f} s")
+    console.print(f"{headline}: [bold]{number(value)}[/]   {total:.0f} s")
     console.print(f"figures: {run.out / 'metrics.json'}", soft_wrap=True)
     console.print(f"report: {run.out / 'report.html'}", soft_wrap=True)
 

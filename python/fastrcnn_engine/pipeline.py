@@ -22,7 +22,9 @@ from fastrcnn_engine.data.proposals import (
     proposal_recall,
     selective_search,
 )
-from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, VOCDataset
+from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.data.voc import IMAGE_SUFFIXES
+from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
@@ -60,7 +62,7 @@ class Run:
 
 
 def search_datasets(
-    datasets: Sequence[VOCDataset], path: Path, search: Mapping[str, Any]
+    datasets: Sequence[Dataset], path: Path, search: Mapping[str, Any]
 ) -> ProposalStore:
     """Proposals of all images of the data sets, kept in `path`; those in the file already stay.
 
@@ -71,7 +73,7 @@ def search_datasets(
 
 
 def detect_dataset(
-    model: FastRCNN, dataset: VOCDataset, store: ProposalStore, detection: Mapping[str, Any]
+    model: FastRCNN, dataset: Dataset, store: ProposalStore, detection: Mapping[str, Any]
 ) -> dict[str, Detections]:
     """Detections of every image, by image id, under a progress bar.
 
@@ -95,16 +97,20 @@ def detect_dataset(
 def evaluate_and_report(
     run: Run,
     model: FastRCNN,
-    dataset: VOCDataset,
+    dataset: Dataset,
     store: ProposalStore,
     *,
     detection: Mapping[str, Any],
     metric: str = "area",
     iou_threshold: float = 0.5,
     log: Path | None = None,
-) -> VOCResult:
+) -> tuple[VOCResult, COCOResult | None]:
     """Detects, evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
 
+    Data from a COCO file gets coco_results.json too, in COCO's own format.
+
+    metric: the headline, "area" or "11point" of VOC or "coco". Counts, curves and pictures are
+        those of VOC at `iou_threshold`, whichever it is.
     log: a log.jsonl for the loss curves. Only detections of some confidence are drawn.
     """
     drawn_score = CONFIDENT_SCORES[model.classifier]
@@ -115,8 +121,10 @@ def evaluate_and_report(
         found = detect_dataset(model, dataset, store, detection)
     with run.timed("evaluation and pictures"):
         result = evaluate_voc(
-            dataset.records, dataset.classes, found, iou_threshold=iou_threshold, metric=metric
-        )
+            dataset.records, dataset.classes, found, iou_threshold=iou_threshold,
+            metric="area" if metric == "coco" else metric,
+        )  # fmt: skip
+        coco = evaluate_coco(dataset, found) if metric == "coco" else None
         recall = proposal_recall(dataset.records, store, RECALL_THRESHOLDS)
         gallery = make_gallery(
             dataset.records, dataset.classes, found, score=drawn_score, iou_threshold=iou_threshold
@@ -149,7 +157,7 @@ def evaluate_and_report(
     write_json(
         run.out / "metrics.json",
         {
-            **result.to_dict(),
+            **_metrics(result, coco),
             "proposals": recall,
             "seconds": {**run.seconds, "total": sum(run.seconds.values())},
             "seed": run.seed,
@@ -159,11 +167,14 @@ def evaluate_and_report(
         },
     )
     write_json(run.out / "detections.json", detections_as_json(found, dataset.classes))
+    if dataset.coco is not None:
+        write_json(run.out / "coco_results.json", coco_results(dataset, found), indent=None)
     write_report(
         run.out / "report.html",
         Report(
             title=run.title,
             result=result,
+            coco=coco,
             gallery=gallery,
             facts={
                 "data": f"{dataset.root.name}, {dataset.split}",
@@ -179,10 +190,20 @@ def evaluate_and_report(
             notes=dataset.problems,
         ),
     )
-    return result
+    return result, coco
 
 
-def draw_detections(path: Path, found: Any, dataset: VOCDataset) -> np.ndarray:
+def _metrics(result: VOCResult, coco: COCOResult | None) -> dict[str, Any]:
+    """What metrics.json says of the detections; mAP and AP of a class are those of the metric."""
+    metrics = result.to_dict()
+    if coco is not None:
+        metrics |= {"metric": "coco", "mAP": coco.numbers["AP"], "coco": coco.to_dict()}
+        for name, one in metrics["classes"].items():
+            one["AP"] = coco.per_class[name]["AP"]
+    return metrics
+
+
+def draw_detections(path: Path, found: Any, dataset: Dataset) -> np.ndarray:
     """The detections of one image in the colours of their classes, 480 pixels wide."""
     return draw_marks(load_image(path), detection_marks(found, dataset.classes), width=480)
 
@@ -259,11 +280,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines() if line]
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     """Writes JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(content, indent=indent, default=str) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 
 

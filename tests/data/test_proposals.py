@@ -24,7 +24,7 @@ from fastrcnn_engine.data.proposals import (
     selective_search,
     write_proposals,
 )
-from fastrcnn_engine.data.voc import ImageRecord
+from fastrcnn_engine.data.records import ImageRecord
 
 from .voc_files import VOC_DEMO
 

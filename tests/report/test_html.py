@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.voc import evaluate_voc
 from fastrcnn_engine.report.gallery import make_gallery
 from fastrcnn_engine.report.html import Report, render_report, write_report
@@ -140,6 +141,18 @@ def test_page_shows_the_numbers(report):
     assert "fastrcnn-engine demo --seed 3" in page.text
     assert "2 min 05 s" in page.text and "bad.xml, object 1" in page.text
     assert "viewport" in str(page.tags)
+
+
+def test_page_shows_the_numbers_of_coco(report):
+    assert "COCO" not in Page(render_report(report)).text
+    numbers = {name: 0.101 + place / 100 for place, name in enumerate(NUMBERS)} | {"APs": None}
+    classes = {name: {"AP": 0.9, "AP50": 0.95, "AP75": None} for name in CLASSES}
+    page = Page(render_report(replace(report, coco=COCOResult(numbers, classes)))).text
+    assert "0.101 AP at IoU 0.50 to 0.95" in page and "AP75, COCO" in page
+    assert "cat 0.900 0.950 n/a 2" in page and "mean 0.101 0.111 0.121" in page
+    for name, meaning in NUMBERS.items():
+        value = "n/a" if name == "APs" else f"{numbers[name]:.3f}"
+        assert f"{name}: {meaning} {value}" in page
 
 
 def test_names_are_escaped(report):

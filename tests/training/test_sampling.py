@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrcnn_engine.data.voc import ImageRecord
+from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.training.config import TrainConfig
 from fastrcnn_engine.training.sampling import (
     build_entry,
@@ -36,6 +36,32 @@ def entry(boxes, labels, proposals, low=0.1):
     return build_entry(
         record(boxes, labels), proposals, foreground_iou=0.5, background_low=low
     )
+
+
+def test_crowds_are_no_objects_and_what_lies_in_them_is_no_background():
+    seen = record([BOX, [100, 0, 199, 99]], [2, 1])
+    seen = replace(seen, difficult=np.array([False, True]), crowd=np.array([False, True]))
+    proposals = np.float32([
+        [21, 20, 59, 59],     # on the object
+        [100, 0, 199, 99],    # the crowd itself
+        [110, 10, 119, 19],   # in it
+        [93, 10, 102, 19],    # three columns of ten in it
+        [97, 10, 106, 19],    # seven of ten: not more than 0.7
+        [98, 10, 107, 19],    # eight
+    ])  # fmt: skip
+    made = build_entry(seen, proposals, foreground_iou=0.5, background_low=0.0)
+    assert made.boxes.tolist() == [BOX, *proposals[[0, 3, 4]].tolist()]
+    assert made.labels.tolist() == [2, 2, 0, 0]
+    assert made.background.tolist() == [2, 3]
+    plain = replace(seen, crowd=None)
+    assert len(build_entry(plain, proposals, foreground_iou=0.5, background_low=0.0).boxes) == 8
+    # Two crowds: each alone decides, not their sum.
+    two = record([[0, 0, 49, 99], [50, 0, 99, 99]], [1, 1])
+    two = replace(two, crowd=np.array([True, True]))
+    made = build_entry(
+        two, np.float32([[45, 0, 54, 9], [0, 0, 9, 9]]), foreground_iou=0.5, background_low=0.1
+    )
+    assert made.boxes.tolist() == [[45, 0, 54, 9]] and made.background.tolist() == [0]
 
 
 def shifted(rows: int, shift: float) -> list[list[float]]:

@@ -11,7 +11,8 @@ from scipy.optimize import minimize
 
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.data.voc import ImageRecord, load_voc
+from fastrcnn_engine.data.records import ImageRecord
+from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.detect import detect_image, proposal_features, score_proposals
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.training import (
@@ -117,6 +118,18 @@ def detector(voc):
     """A network of one's own, its images and their proposals."""
     data = load_voc(voc.data, "train")
     return own_network().eval(), data, ProposalStore(voc.proposals)
+
+
+def test_crowds_are_not_learned_from(detector):
+    model, data, store = detector
+    first = data.records[0]
+    crowd = dataclasses.replace(first, crowd=np.ones(len(first.boxes), bool))
+    with pytest.raises(ValueError, match="has an object to train on"):
+        train_svms(model, [crowd], store)
+    report = train_svms(model, [crowd, *data.records[1:]], store)
+    left = np.concatenate([record.labels for record in data.records[1:]])
+    assert len(first.labels) and len(left)
+    assert [one.objects for one in report] == [int((left == label).sum()) for label in (1, 2)]
 
 
 def test_the_network_scores_by_its_svms(detector, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn_engine.data.voc import ImageRecord
+from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.training.sampling import build_entry
 from fastrcnn_engine.training.targets import normalised_targets, target_statistics
 

@@ -36,7 +36,7 @@ from rich.progress import (
 from rich.text import Text
 
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.voc import ImageRecord
+from fastrcnn_engine.data.records import ImageRecord
 
 MODES = ("fast", "quality", "fine")
 SAVE_SECONDS = 120  # a killed run loses at most this much work

@@ -11,43 +11,24 @@ import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from fastrcnn_engine.data.records import (
+    Box,
+    Dataset,
+    ImageRecord,
+    checked_classes,
+    image_size,
+    record_of,
+    usable_box,
+)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
-@dataclass(frozen=True, eq=False)
-class ImageRecord:
-    """One image and its objects. Boxes are 0-based pixel indices with both ends inclusive."""
-
-    image_id: str
-    image_path: Path
-    width: int
-    height: int
-    boxes: np.ndarray  # (G, 4) float32, x1 y1 x2 y2
-    labels: np.ndarray  # (G,) int64, 1..K
-    difficult: np.ndarray  # (G,) bool
-
-
-@dataclass(frozen=True, eq=False)
-class VOCDataset:
-    """The records of one split. `classes[k - 1]` is the name of label k; there is no background
-    entry."""
-
-    classes: tuple[str, ...]
-    records: list[ImageRecord]
-    problems: list[str]  # one line for each box that was dropped or clipped, and each odd size
-    root: Path
-    split: str
-
-
 def load_voc(
     root: str | os.PathLike[str], split: str, classes: Sequence[str] | None = None
-) -> VOCDataset:
+) -> Dataset:
     """Reads the images named in `ImageSets/Main/<split>.txt` under `root`, with their objects.
 
     Coordinates are 1-based in the files and 0-based here (original code,
@@ -83,13 +64,7 @@ def load_voc(
             raise ValueError(
                 f"{annotation_dir}: no annotation file names an object, so no class is known"
             )
-    if isinstance(classes, str):
-        raise ValueError(f"classes must be a list of names, got the single text {classes!r}")
-    classes = tuple(classes)
-    if not classes or len(set(classes)) != len(classes):
-        raise ValueError(
-            f"classes must be a list of different names, at least one; got {list(classes)}"
-        )
+    classes = checked_classes(classes)
     label_of = {name: label for label, name in enumerate(classes, start=1)}
 
     image_names = {entry.name for entry in os.scandir(image_dir)}
@@ -103,7 +78,7 @@ def load_voc(
         records.append(
             _read_record(image_id, image_path, trees[image_id], path, label_of, problems)
         )
-    return VOCDataset(classes, records, problems, root, split)
+    return Dataset(classes, records, problems, root, split)
 
 
 def _read_split(root: Path, split: str) -> list[str]:
@@ -194,25 +169,13 @@ def _read_record(
         boxes.append(box)
         labels.append(label_of[name])
         difficult.append(_read_difficult(obj, where))
-    return ImageRecord(
-        image_id,
-        image_path,
-        width,
-        height,
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.array(labels, dtype=np.int64),
-        np.array(difficult, dtype=bool),
-    )
+    return record_of(image_id, image_path, (width, height), boxes, labels, difficult)
 
 
 def _image_size(
     image_path: Path, tree: ElementTree.Element, path: Path, problems: list[str]
 ) -> tuple[int, int]:
-    try:
-        with Image.open(image_path) as image:  # reads the header only
-            width, height = image.size
-    except OSError as error:
-        raise ValueError(f"{image_path}: not readable as an image: {error}") from None
+    width, height = image_size(image_path)
     stated = tree.findtext("size/width"), tree.findtext("size/height")
     if None not in stated and tuple(text.strip() for text in stated) != (str(width), str(height)):
         problems.append(
@@ -224,26 +187,14 @@ def _image_size(
 
 def _read_box(
     obj: ElementTree.Element, width: int, height: int, where: str, problems: list[str]
-) -> tuple[float, float, float, float] | None:
+) -> Box | None:
     texts = [obj.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
     try:
         x1, y1, x2, y2 = (float(text) - 1 for text in texts)
     except (TypeError, ValueError):
         x1 = y1 = x2 = y2 = math.nan
     shown = f"box {' '.join(str(text).strip() for text in texts)} (xmin ymin xmax ymax)"
-    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)):
-        problems.append(f"{where}: dropped, a coordinate is missing or no number: {shown}")
-        return None
-    if x2 <= x1 or y2 <= y1:
-        problems.append(f"{where}: dropped, no width or no height: {shown}")
-        return None
-    clipped = max(x1, 0.0), max(y1, 0.0), min(x2, width - 1.0), min(y2, height - 1.0)
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        problems.append(f"{where}: dropped, outside the image of {width}x{height}: {shown}")
-        return None
-    if clipped != (x1, y1, x2, y2):
-        problems.append(f"{where}: clipped to the image of {width}x{height}: {shown}")
-    return clipped
+    return usable_box((x1, y1, x2, y2), width, height, where, shown, problems)
 
 
 def _read_difficult(obj: ElementTree.Element, where: str) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from fastrcnn_engine.ops import box_iou
 
 if TYPE_CHECKING:
-    from fastrcnn_engine.data.voc import ImageRecord
+    from fastrcnn_engine.data.records import ImageRecord
 
 Metric = Literal["area", "11point"]
 METRICS: tuple[Metric, ...] = ("area", "11point")

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastrcnn_engine.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, ImageMatch
 
 if TYPE_CHECKING:
-    from fastrcnn_engine.data.voc import ImageRecord
+    from fastrcnn_engine.data.records import ImageRecord
 
 Colour = tuple[int, int, int]
 

@@ -19,7 +19,7 @@ from fastrcnn_engine.evaluation.voc import (
 from fastrcnn_engine.report.draw import draw_marks, verdict_marks
 
 if TYPE_CHECKING:
-    from fastrcnn_engine.data.voc import ImageRecord
+    from fastrcnn_engine.data.records import ImageRecord
 
 
 @dataclass(frozen=True)

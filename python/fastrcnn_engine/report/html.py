@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.voc import ClassResult, VOCResult
 from fastrcnn_engine.report.draw import class_colour
 from fastrcnn_engine.report.gallery import Gallery, Shown
@@ -21,12 +22,14 @@ from fastrcnn_engine.report.plots import curves_svg, precision_recall_svg
 from fastrcnn_engine.report.style import CSS
 
 _METRIC_NAMES = {"area": "area under the curve", "11point": "VOC07, 11 points"}
+_AP_NAMES = {"area": "AP, area", "11point": "AP, 11 points"}
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything a report shows. Empty fields leave their section out.
 
+    coco: if COCO's is the metric, its numbers; counts, curves and pictures are those of `result`.
     facts: small print under the title, name -> value, such as the data set and the network.
     seconds: stage -> wall-clock seconds, in the order of the run.
     log: rows of the training log with iteration, loss, loss_cls, loss_box.
@@ -38,6 +41,7 @@ class Report:
     title: str
     result: VOCResult
     gallery: Gallery
+    coco: COCOResult | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     log: Sequence[Mapping[str, Any]] = ()
@@ -61,7 +65,8 @@ def render_report(report: Report) -> str:
     sections = [
         _headline(report),
         _notes(report.notes),
-        _class_table(report.result, report.gallery),
+        _class_table(report.result, report.gallery, report.coco),
+        _coco_numbers(report.coco),
         _precision_recall(report.result, report.gallery.score),
         _training(report.log),
         _pictures(report.gallery),
@@ -97,14 +102,19 @@ def _headline(report: Report) -> str:
         cards.append((_percent(recall), f"of the objects proposed, IoU {threshold:g}"))
     if report.seconds:
         cards.append((_duration(sum(report.seconds.values())), "in all"))
+    if report.coco is None:
+        score = result.mean_ap
+        meaning = f"mAP at IoU {result.iou_threshold:g}<br>{_METRIC_NAMES[result.metric]}"
+    else:
+        score, meaning = report.coco.numbers["AP"], "AP at IoU 0.50 to 0.95<br>COCO"
     small = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for v, k in cards)
     return f"""<header>
 <p class="brand">fastrcnn_engine</p>
 <h1>{escape(report.title)}</h1>
 <ul class="facts">{facts}</ul>
 <div class="headline">
-<div class="score"><b>{number(result.mean_ap)}</b>
-<span>mAP at IoU {result.iou_threshold:g}<br>{_METRIC_NAMES[result.metric]}</span></div>
+<div class="score"><b>{number(score)}</b>
+<span>{meaning}</span></div>
 <div class="cards">{small}</div>
 </div>
 </header>"""
@@ -122,29 +132,31 @@ def _notes(notes: Sequence[str]) -> str:
     )
 
 
-def _class_table(result: VOCResult, gallery: Gallery) -> str:
-    metric, other = ("area", "11point") if result.metric == "area" else ("11point", "area")
-    names = {"area": "AP, area", "11point": "AP, 11 points"}
+def _class_table(result: VOCResult, gallery: Gallery, coco: COCOResult | None) -> str:
+    columns = _averages(result, coco)
+    per_class = zip(*(values for _, values, _ in columns), strict=True)
     rows = "".join(
-        _class_row(label, one, at, metric, other)
-        for label, (one, at) in enumerate(
-            zip(result.per_class, gallery.result.per_class, strict=True), start=1
+        _class_row(label, one, at, averages)
+        for label, (one, at, averages) in enumerate(
+            zip(result.per_class, gallery.result.per_class, per_class, strict=True), start=1
         )
     )
-    mean = _cells(
-        number(result.mean_ap_of(other)),
+    mean, *others = (number(mean) for _, _, mean in columns)
+    foot = _cells(
+        *others,
         sum(c.npos for c in result.per_class),
         sum(c.ndet for c in result.per_class),
         "",
         "",
     )
+    names = "".join(f"<th>{name}</th>" for name, _, _ in columns)
     return f"""<section>
 <h2>Classes</h2>
 <div class="scroll"><table class="classes">
-<thead><tr><th>class</th><th class="bar"></th><th>{names[metric]}</th><th>{names[other]}</th>
+<thead><tr><th>class</th><th class="bar"></th>{names}
 <th>objects</th><th>detections</th><th>precision</th><th>recall</th></tr></thead>
 <tbody>{rows}</tbody>
-<tfoot><tr><td>mean</td><td class="bar"></td><td><b>{number(result.mean_ap)}</b></td>{mean}</tr>
+<tfoot><tr><td>mean</td><td class="bar"></td><td><b>{mean}</b></td>{foot}</tr>
 </tfoot></table></div>
 <p class="hint">Detections counts all of them, however low their score. Precision and recall are
 those at a score of {gallery.score:g} and above, the ones drawn in the pictures. “n/a”: no test
@@ -153,11 +165,29 @@ count.</p>
 </section>"""
 
 
-def _class_row(label: int, one: ClassResult, at: ClassResult, metric: str, other: str) -> str:
-    ap = one.ap(metric)
+def _averages(
+    result: VOCResult, coco: COCOResult | None
+) -> list[tuple[str, list[float | None], float | None]]:
+    """The columns of average precision: heading, one value a class, mean. The headline first."""
+    if coco is not None:
+        return [
+            (f"{key}, COCO", [one[key] for one in coco.per_class.values()], coco.numbers[key])
+            for key in ("AP", "AP50", "AP75")
+        ]
+    metrics = ("area", "11point") if result.metric == "area" else ("11point", "area")
+    return [
+        (_AP_NAMES[one], [c.ap(one) for c in result.per_class], result.mean_ap_of(one))
+        for one in metrics
+    ]
+
+
+def _class_row(
+    label: int, one: ClassResult, at: ClassResult, averages: Sequence[float | None]
+) -> str:
+    ap, *others = averages
     bar = f'<i style="width:{100 * (ap or 0):.1f}%;background:{_colour(label)}"></i>'
     cells = _cells(
-        number(one.ap(other)),
+        *map(number, others),
         one.npos,
         one.ndet,
         number(_ratio(at.tp, at.tp + at.fp)),
@@ -169,10 +199,17 @@ def _class_row(label: int, one: ClassResult, at: ClassResult, metric: str, other
     )
 
 
+def _coco_numbers(coco: COCOResult | None) -> str:
+    if coco is None:
+        return ""
+    rows = {f"{name}: {meaning}": number(coco.numbers[name]) for name, meaning in NUMBERS.items()}
+    return f'<section><h2>COCO</h2><div class="settings">{_pairs(rows)}</div></section>'
+
+
 def _precision_recall(result: VOCResult, score: float) -> str:
     figures = "".join(
-        f"<figure><figcaption><b>{escape(one.name)}</b><span>AP {number(one.ap(result.metric))}"
-        f"</span></figcaption>"
+        f"<figure><figcaption><b>{escape(one.name)}</b>"
+        f"<span>{_AP_NAMES[result.metric]} {number(one.ap(result.metric))}</span></figcaption>"
         f"{_svg(precision_recall_svg(one, label, score=score), f'precision-recall, {one.name}')}"
         f"</figure>"
         for label, one in enumerate(result.per_class, start=1)
@@ -180,7 +217,8 @@ def _precision_recall(result: VOCResult, score: float) -> str:
     return f"""<section>
 <h2>Precision and recall</h2>
 <div class="grid small">{figures}</div>
-<p class="hint">The dot is the score {score:g}. The shaded area is the AP by area.</p>
+<p class="hint">At IoU {result.iou_threshold:g}. The dot is the score {score:g}. The shaded area is
+the AP by area.</p>
 </section>"""
 
 

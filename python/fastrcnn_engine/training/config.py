@@ -47,15 +47,17 @@ class TrainConfig:
     """
 
     data: Path
-    """VOC directory: JPEGImages, Annotations, ImageSets/Main."""
+    """Directory of a data set. VOC: JPEGImages, Annotations, ImageSets/Main. COCO: the file
+    annotations/instances_SPLIT.json and the images in SPLIT."""
     proposals: Path
     """Proposal file (.npz) holding every image of the split."""
     output: Path = Path("runs/train")
     """Directory for checkpoint.pt and log.jsonl."""
     split: str = "trainval"
-    """Name of the list in ImageSets/Main to train on."""
+    """Split to train on: ImageSets/Main/SPLIT.txt or annotations/instances_SPLIT.json."""
     classes: tuple[str, ...] | None = None
-    """Foreground classes in label order; None infers them from the annotations."""
+    """Foreground classes in label order. None: of VOC all names in the annotations, sorted; of COCO
+    all categories by id."""
     network: Literal["caffenet", "vgg_cnn_m_1024", "vgg16", "tiny"] = "vgg16"
     """S, M and L of the paper are caffenet, vgg_cnn_m_1024 and vgg16; tiny trains from scratch
     on a CPU."""

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from fastrcnn_engine.data.images import Preprocessing, batch_images, load_image, prepare_image
+from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.data.voc import ImageRecord, load_voc
+from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.models import FastRCNN, LayerChange, build_network, transform_pretrained
 from fastrcnn_engine.ops import smooth_l1
 from fastrcnn_engine.training.checkpoint import (
@@ -235,7 +236,7 @@ def train(
             f"freeze_to is {config.freeze_to!r}; a model of your own has its frozen layers already"
         )
     checkpoint, log = config.output / "checkpoint.pt", config.output / "log.jsonl"
-    dataset = load_voc(config.data, config.split, config.classes)
+    dataset = load_dataset(config.data, config.split, config.classes)
     store = ProposalStore(config.proposals)
     entries, unusable = build_roidb(dataset.records, store, config)
     learned_from = data_fingerprint(dataset.records, store)
@@ -381,6 +382,8 @@ def data_fingerprint(records: list[ImageRecord], proposals: ProposalStore) -> st
     for record in records:
         digest.update(f"{record.image_id} {len(proposals[record.image_id])}\n".encode())
         digest.update(record.boxes.tobytes() + record.labels.tobytes())
+        if record.crowd.any():
+            digest.update(record.crowd.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -14,9 +14,13 @@ import numpy as np
 
 from fastrcnn_engine.data.images import flip_boxes
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.data.voc import ImageRecord
+from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.ops import box_iou
 from fastrcnn_engine.training.config import TrainConfig
+
+# A proposal with more than this share of its area in a crowd is not used (py-faster-rcnn,
+# lib/datasets/coco.py).
+CROWD_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,26 @@ class RoiEntry:
     background: np.ndarray
 
 
+def without_crowds(
+    record: ImageRecord, proposals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What of an image is learned from: objects (G', 4), their labels (G',), proposals (P', 4).
+
+    A crowd is no object, and a proposal inside one is neither object nor background.
+    """
+    proposals = np.asarray(proposals, dtype=np.float32).reshape(-1, 4)
+    if not record.crowd.any():
+        return record.boxes, record.labels, proposals
+    crowds = record.boxes[record.crowd]
+    corner = np.maximum(proposals[:, None, :2], crowds[None, :, :2])
+    sides = np.minimum(proposals[:, None, 2:], crowds[None, :, 2:]) - corner + 1  # (P, C, 2)
+    inside = np.maximum(sides, 0).prod(axis=2).max(axis=1)
+    area = (proposals[:, 2:] - proposals[:, :2] + 1).prod(axis=1)
+    objects = ~record.crowd
+    outside = inside <= np.float32(CROWD_SHARE) * area
+    return record.boxes[objects], record.labels[objects], proposals[outside]
+
+
 def build_entry(
     record: ImageRecord, proposals: np.ndarray, *, foreground_iou: float, background_low: float
 ) -> RoiEntry:
@@ -43,20 +67,21 @@ def build_entry(
     The best object decides (the first on ties). IoU at least ``foreground_iou`` is foreground;
     IoU in [``background_low``, ``foreground_iou``) is background; the rest is not used. Both
     comparisons are made in float32. Objects marked difficult count like any other, as in the
-    author's code. In an image without objects the lower bound, a rule for picking hard examples
-    near objects, has no meaning: every proposal is background. Proposals of no width or height
-    (x2 <= x1: one pixel or less) are not used: regression divides by that width.
+    author's code; crowds are left out (``without_crowds``). In an image without objects the lower
+    bound, a rule for picking hard examples near objects, has no meaning: every proposal is
+    background. Proposals of no width or height (x2 <= x1: one pixel or less) are not used:
+    regression divides by that width.
     """
-    proposals = np.asarray(proposals, dtype=np.float32).reshape(-1, 4)
+    truth, truth_labels, proposals = without_crowds(record, proposals)
     proposals = proposals[(proposals[:, 2:] > proposals[:, :2]).all(axis=1)]
-    objects = len(record.boxes)
-    boxes = np.concatenate([record.boxes, proposals]).astype(np.float32)
+    objects = len(truth)
+    boxes = np.concatenate([truth, proposals]).astype(np.float32)
     if objects == 0:
         rows = np.arange(len(boxes))
         none = np.empty(0, dtype=np.int64)
         zeros = np.zeros(len(boxes), dtype=np.int64)
         return RoiEntry(record, boxes, zeros, boxes, none, rows)
-    iou = np.asarray(box_iou(boxes, record.boxes, inclusive=True))
+    iou = np.asarray(box_iou(boxes, truth, inclusive=True))
     best = iou.argmax(axis=1)
     overlap = iou[np.arange(len(boxes)), best]
     # A ground-truth row is its own object, also where two objects share one box.
@@ -67,8 +92,8 @@ def build_entry(
     return RoiEntry(
         record,
         boxes,
-        np.where(is_foreground, record.labels[best], 0).astype(np.int64),
-        record.boxes[best],
+        np.where(is_foreground, truth_labels[best], 0).astype(np.int64),
+        truth[best],
         np.flatnonzero(is_foreground),
         np.flatnonzero(is_background),
     )

@@ -16,10 +16,11 @@ from rich.progress import track
 
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.data.voc import ImageRecord
+from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.evaluation.detect import proposal_features
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.ops import box_iou
+from fastrcnn_engine.training.sampling import without_crowds
 
 # All of them the original's.
 MEAN_NORM = 20.0  # features are scaled to this mean length: C belongs to it
@@ -152,7 +153,7 @@ def train_svms(
 
     Afterwards ``model.classifier`` is "svm" and the scores of ``cls_score`` are the SVMs' own, with
     0 for the background. Nothing else of the network changes. Images are not mirrored; objects
-    marked difficult count like any other, as in the original code.
+    marked difficult count like any other, as in the original code; crowds are left out.
 
     Args:
         model: trained, in evaluation mode.
@@ -166,14 +167,15 @@ def train_svms(
     """
     if model.classifier == "svm":
         raise ValueError("the network scores by SVMs already; take the one they were made of")
-    if not any(len(record.boxes) for record in records):
+    if not any((~record.crowd).any() for record in records):
         raise ValueError(f"none of the {len(records)} images has an object to train on")
 
     def features_of(record: ImageRecord, boxes: np.ndarray) -> np.ndarray:
         return proposal_features(model, load_image(record.image_path), boxes)
 
     def boxes_of(record: ImageRecord) -> np.ndarray:
-        return np.concatenate([record.boxes, proposals[record.image_id]])
+        objects, _, own = without_crowds(record, proposals[record.image_id])
+        return np.concatenate([objects, own])
 
     drawn = np.random.default_rng(seed).permutation(len(records))[:NORM_IMAGES]
     lengths = [
@@ -188,8 +190,9 @@ def train_svms(
     classes = len(model.classes)
     objects: list[list[np.ndarray]] = [[] for _ in range(classes)]
     for record in track(records, "objects"):
-        features = features_of(record, record.boxes) * scale
-        for row, label in zip(features, record.labels.tolist(), strict=True):
+        boxes, labels, _ = without_crowds(record, proposals[record.image_id])
+        features = features_of(record, boxes) * scale
+        for row, label in zip(features, labels.tolist(), strict=True):
             objects[label - 1].append(row)
     width = model.cls_score.in_features
     positives = [np.array(rows, np.float32).reshape(-1, width) for rows in objects]

@@ -1,0 +1,128 @@
+"""What a data set is to everything behind its reader, and the rules for boxes that all readers
+share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image and its objects. Boxes are 0-based pixel indices with both ends inclusive.
+
+    What is difficult is trained on and not counted by the evaluation, as in VOC. A crowd (COCO: a
+    region of objects that were not told apart) is difficult and not trained on either; None is
+    none.
+    """
+
+    image_id: str
+    image_path: Path
+    width: int
+    height: int
+    boxes: np.ndarray  # (G, 4) float32, x1 y1 x2 y2
+    labels: np.ndarray  # (G,) int64, 1..K
+    difficult: np.ndarray  # (G,) bool
+    crowd: np.ndarray | None = None  # (G,) bool
+
+    def __post_init__(self) -> None:
+        if self.crowd is None:
+            object.__setattr__(self, "crowd", np.zeros(len(self.boxes), dtype=bool))
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """The COCO file that records were read from, for results in its own terms.
+
+    What follows the last slash of a record's image id is the number in the file.
+    """
+
+    path: Path
+    category_ids: tuple[int, ...]  # the one of label k is category_ids[k - 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The records of one split. `classes[k - 1]` is the name of label k; there is no background
+    entry."""
+
+    classes: tuple[str, ...]
+    records: list[ImageRecord]
+    problems: list[str]  # one line for each box or image that was dropped or clipped
+    root: Path
+    split: str
+    coco: CocoSource | None = None  # None: not from a COCO file
+
+
+def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple. Raises ValueError for a single text, no name or one named twice."""
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be a list of names, got the single text {classes!r}")
+    classes = tuple(classes)
+    if not classes or len(set(classes)) != len(classes):
+        raise ValueError(
+            f"classes must be a list of different names, at least one; got {list(classes)}"
+        )
+    return classes
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file, from its header. Raises ValueError if it is no image."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise ValueError(f"{path}: not readable as an image: {error}") from None
+
+
+def usable_box(
+    box: Box, width: int, height: int, where: str, shown: str, problems: list[str]
+) -> Box | None:
+    """The box (x1, y1, x2, y2, inclusive) clipped to the image, or None if it cannot be used.
+
+    A box of no width or height (x2 <= x1: one pixel or less, as regression divides by that width),
+    with a coordinate that is no finite number, or wholly outside is dropped. Dropping and clipping
+    are told in `problems`, with `where` it stands and the box as `shown` in its file.
+    """
+    x1, y1, x2, y2 = box
+    if not all(math.isfinite(value) for value in box):
+        problems.append(f"{where}: dropped, a coordinate is missing or no number: {shown}")
+        return None
+    if x2 <= x1 or y2 <= y1:
+        problems.append(f"{where}: dropped, no width or no height: {shown}")
+        return None
+    clipped = max(x1, 0.0), max(y1, 0.0), min(x2, width - 1.0), min(y2, height - 1.0)
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        problems.append(f"{where}: dropped, outside the image of {width}x{height}: {shown}")
+        return None
+    if clipped != (x1, y1, x2, y2):
+        problems.append(f"{where}: clipped to the image of {width}x{height}: {shown}")
+    return clipped
+
+
+def record_of(
+    image_id: str,
+    image_path: Path,
+    size: tuple[int, int],
+    boxes: list[Box],
+    labels: list[int],
+    difficult: list[bool],
+    crowd: list[bool] | None = None,
+) -> ImageRecord:
+    """The record of lists of G entries each; `size` is (width, height)."""
+    return ImageRecord(
+        image_id,
+        image_path,
+        *size,
+        np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        np.array(labels, dtype=np.int64),
+        np.array(difficult, dtype=bool),
+        None if crowd is None else np.array(crowd, dtype=bool),
+    )
