@@ -330,6 +330,7 @@ import itertools, os, signal, sys
 from pathlib import Path
 from fastrcnn_engine.data import proposals
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 numbers = itertools.count(1)  # two searches run at once: each has a number of its own
 selective_search = proposals.selective_search
 
