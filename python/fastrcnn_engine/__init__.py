@@ -6,6 +6,8 @@ tensors, NumPy arrays or anything else with DLPack, and importing them needs Num
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastrcnn_engine import ops
 from fastrcnn_engine.ops import (
     Detections,
@@ -62,7 +64,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name in ("RoIPool", "onnx_translations"):  # they need torch: looked up when asked for
-        return getattr(ops, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if TYPE_CHECKING:
+    from fastrcnn_engine.ops.autograd import RoIPool
+    from fastrcnn_engine.ops.onnx_ops import onnx_translations as onnx_translations
+else:
+
+    def __getattr__(name: str) -> object:
+        if name in ("RoIPool", "onnx_translations"):  # they need torch: looked up when asked for
+            return getattr(ops, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import fastrcnn_engine as fe
 from build.steps import ROOT, cmake, run
 
 
@@ -41,6 +45,89 @@ def test_example_links_and_runs_without_python(prefix: Path, tmp_path: Path) -> 
     assert lines[1] == "pooled: 27 31 59 63 91 95 123 127 35 37 51 53 99 101 115 117"
     assert lines[2] == "kept: 1 2"
     assert lines[3] == "refused: boxes[1]: batch index must be in [0, 1), got 3"
+
+
+def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
+    """A C compiler, the header and the shared library are all it takes."""
+    library = next(prefix.glob("lib*/**/libfastrcnn_engine_c.so")).parent
+    program = tmp_path / "program"
+    built = run(
+        "cc", "-std=c99", "-pedantic-errors", "-Wall", "-Wextra", "-Werror",
+        ROOT / "examples/c/pool_and_suppress.c", f"-I{prefix / 'include'}", f"-L{library}",
+        f"-Wl,-rpath,{library}", "-lfastrcnn_engine_c", "-o", program,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    result = run(program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "pooled: 27 31 59 63 91 95 123 127 35 37 51 53 99 101 115 117",
+        "kept: 1 2",
+        "refused: boxes[1]: batch index must be in [0, 1), got 3",
+        "refused: output must not be null",
+    ]
+    shown = run("nm", "-D", "--defined-only", library / "libfastrcnn_engine_c.so").stdout
+    functions = {line.split()[2] for line in shown.splitlines() if line.split()[1] == "T"}
+    names = {"last_error", "version", "roi_pool", "decode_boxes", "nms", "detections"}
+    assert functions == {f"frcnn_{name}" for name in names}
+
+
+def test_every_call_in_c_equals_python(prefix: Path) -> None:
+    """From a language that calls C: this one, by ctypes."""
+    header = (prefix / "include/fastrcnn_engine/c_api.h").read_text()
+    library = ctypes.CDLL(str(next(prefix.glob("lib*/**/libfastrcnn_engine_c.so"))))
+    library.frcnn_last_error.restype = ctypes.c_char_p
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 60, (40, 2))
+    boxes = np.hstack([corner, corner + rng.uniform(5, 40, (40, 2))]).astype(np.float32)
+    scores = rng.dirichlet(np.ones(3), 40).astype(np.float32)
+    deltas = rng.normal(0, 0.3, (40, 12)).astype(np.float32)
+
+    def call(name: str, *more, **fields) -> None:
+        values = arguments_of(header, name)()
+        for field, value in fields.items():
+            setattr(values, field, value.ctypes.data if isinstance(value, np.ndarray) else value)
+        code = getattr(library, f"frcnn_{name}")(ctypes.byref(values), *more)
+        assert code == 0, library.frcnn_last_error()
+
+    moved = np.empty((40, 12), np.float32)
+    call("decode_boxes", proposals=boxes, deltas=deltas, r=40, g=3, boxes=moved)
+    np.testing.assert_array_equal(moved, fe.decode_boxes(deltas, boxes))
+
+    out = [np.empty((9, 4), np.float32), np.empty(9, np.float32), np.empty(9, np.int64)]
+    rows, count = np.empty(9, np.int64), ctypes.c_int64()
+    call(
+        "detections", ctypes.byref(count), proposals=boxes, scores=scores, deltas=deltas, r=40, k=2,
+        image_height=90, image_width=100, score_threshold=0.05, nms_threshold=0.3, boxes=out[0],
+        box_scores=out[1], labels=out[2], rows=rows, m=9,
+    )  # fmt: skip
+    expected = fe.detections(boxes, scores, deltas, (90, 100), max_detections=9)
+    assert count.value == len(expected.rows) > 3
+    for ours, theirs in zip((*out, rows), expected, strict=True):
+        np.testing.assert_array_equal(ours[: count.value], theirs)
+
+    features = rng.normal(size=(1, 8, 8, 3)).astype(np.float32)
+    rois = np.hstack([np.zeros((40, 1), np.float32), boxes])
+    pooled, argmax = np.empty((40, 2, 3, 3), np.float32), np.empty((40, 2, 3, 3), np.int32)
+    call(
+        "roi_pool", features=features, n=1, c=3, h=8, w=8, channels_last=1, rois=rois, r=40,
+        spatial_scale=0.1, pooled_h=2, pooled_w=3, output=pooled, argmax=argmax,
+    )  # fmt: skip
+    expected = fe.roi_pool_with_argmax(features.transpose(0, 3, 1, 2), rois, (2, 3), 0.1)
+    for ours, theirs in zip((pooled, argmax), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs.transpose(0, 2, 3, 1))
+
+
+def arguments_of(header: str, name: str) -> type[ctypes.Structure]:
+    """The struct of a call, read from the header."""
+    body = header.split(f"}} frcnn_{name}_args;")[0].rpartition("typedef struct {")[2]
+    body = re.sub(r"/\*.*?\*/", "", body, flags=re.S)
+    kinds = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float,
+             "double": ctypes.c_double}  # fmt: skip
+    fields = []
+    for kind, pointer, names in re.findall(r"(\w+)(\*?) +([\w, ]+);", body):
+        of = ctypes.c_void_p if pointer else kinds[kind]
+        fields += [(field.strip(), of) for field in names.split(",")]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
 def test_installed_headers_know_neither_python_nor_torch(prefix: Path) -> None:

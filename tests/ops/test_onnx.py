@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import warnings
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -20,7 +23,7 @@ ROIS = torch.tensor(
 )  # fmt: skip
 
 
-def session_of(function, tensors, dynamic_shapes):
+def session_of(function, tensors, dynamic_shapes, *, dynamo=True):
     """The function as onnxruntime runs it, called with tensors."""
 
     class Module(torch.nn.Module):
@@ -29,12 +32,21 @@ def session_of(function, tensors, dynamic_shapes):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(
-            Module(), tuple(tensors), dynamo=True, verbose=False,
-            dynamic_shapes={"arguments": tuple(dynamic_shapes)},
-            custom_translation_table=fe.onnx_translations(),
-        )  # fmt: skip
-    model = program.model_proto
+        if dynamo:
+            program = torch.onnx.export(
+                Module(), tuple(tensors), dynamo=True, verbose=False,
+                dynamic_shapes={"arguments": tuple(dynamic_shapes)},
+                custom_translation_table=fe.onnx_translations(),
+            )  # fmt: skip
+            model = program.model_proto
+        else:
+            names = [f"argument{i}" for i in range(len(tensors))]
+            file = io.BytesIO()
+            torch.onnx.export(
+                Module(), tuple(tensors), file, dynamo=False, input_names=names,
+                dynamic_axes=dict(zip(names, map(list, dynamic_shapes), strict=True)),
+            )  # fmt: skip
+            model = onnx.load_from_string(file.getvalue())
     assert {node.domain for node in model.graph.node} == {""}  # standard operators alone
     session = onnxruntime.InferenceSession(model.SerializeToString())
     names = [tensor.name for tensor in session.get_inputs()]
@@ -42,16 +54,23 @@ def session_of(function, tensors, dynamic_shapes):
     def run(*arguments: torch.Tensor) -> list[np.ndarray]:
         return session.run(None, dict(zip(names, [x.numpy() for x in arguments], strict=True)))
 
+    run.operators = {node.op_type for node in model.graph.node}
     return run
 
 
+@pytest.fixture(scope="module", params=["dynamo", "torchscript"])
+def exported(request):
+    """`session_of`, by each of torch's exporters."""
+    return functools.partial(session_of, dynamo=request.param == "dynamo")
+
+
 @pytest.fixture(scope="module")
-def pooling():
+def pooling(exported):
     x = torch.randn(2, 4, 9, 11, generator=GENERATOR)
     sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
-    return session_of(
-        lambda x, r: fe.roi_pool(x, r, (3, 2), 0.125), (x, ROIS), (sizes, {0: ROWS})
-    )
+    run = exported(lambda x, r: fe.roi_pool(x, r, (3, 2), 0.125), (x, ROIS), (sizes, {0: ROWS}))
+    assert "MaxRoiPool" in run.operators
+    return run
 
 
 def test_roi_pool_of_features_after_relu_is_exact(pooling):
@@ -94,8 +113,28 @@ def test_an_argmax_is_not_made_up():
         session_of(lambda x, r: fe.roi_pool_with_argmax(x, r, 2)[1] + 1, tensors, ({}, {}))
 
 
+def test_the_older_exporter_makes_no_argmax_up_either():
+    tensors = torch.randn(1, 2, 5, 5), torch.zeros(1, 5)
+
+    class Module(torch.nn.Module):
+        def forward(self, x, r):
+            return fe.roi_pool_with_argmax(x, r, 2)
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(Module(), tensors, file, dynamo=False)
+    with pytest.raises(Exception, match="ONNX_has_no_argmax_of_RoI_pooling"):
+        onnxruntime.InferenceSession(file.getvalue())
+
+
+def test_the_older_exporter_names_what_has_no_translation():
+    with pytest.raises(NotImplementedError, match="fastrcnn_engine::encode_boxes"):
+        session_of(fe.encode_boxes, (BOXES, BOXES), ({}, {}), dynamo=False)
+
+
 @pytest.mark.parametrize("inclusive", [False, True])
-def test_nms(inclusive):
+def test_nms(exported, inclusive):
     """All hard cases that ONNX's operator knows: finite boxes with ordered corners."""
     run = None
     for case in NMS_CASES:
@@ -105,10 +144,11 @@ def test_nms(inclusive):
         if len(boxes) < 2 or not ordered or not finite or "every-size" in case.name:
             continue
         if run is None:
-            run = session_of(
+            run = exported(
                 lambda b, s: fe.nms(b, s, 0.5, inclusive=inclusive), (boxes, scores),
                 ({0: ROWS}, {0: ROWS}),
             )  # fmt: skip
+            assert "NonMaxSuppression" in run.operators
         expected = fe.nms(boxes, scores, 0.5, inclusive=inclusive)
         assert run(boxes, scores)[0].tolist() == expected.tolist(), case.name
 
@@ -130,8 +170,8 @@ DELTAS = 0.3 * torch.randn(60, 12, generator=GENERATOR)
         (lambda b: fe.box_iou(b, b.flip(0), inclusive=True), (BOXES.double(),)),
     ],
 )
-def test_exact(function, tensors):
-    run = session_of(function, tensors, [{0: ROWS}] * len(tensors))
+def test_exact(exported, function, tensors):
+    run = exported(function, tensors, [{0: ROWS}] * len(tensors))
     for count in (len(BOXES), 17):
         shorter = [t[:count] for t in tensors]
         expected = function(*shorter)
@@ -140,8 +180,8 @@ def test_exact(function, tensors):
             np.testing.assert_array_equal(left, right.numpy())
 
 
-def test_decode_boxes():
-    run = session_of(fe.decode_boxes, (DELTAS, BOXES), ({0: ROWS}, {0: ROWS}))
+def test_decode_boxes(exported):
+    run = exported(fe.decode_boxes, (DELTAS, BOXES), ({0: ROWS}, {0: ROWS}))
     # exp of two libraries may differ in the last place; corners are at most a few hundred.
     np.testing.assert_allclose(
         run(DELTAS, BOXES)[0], fe.decode_boxes(DELTAS, BOXES).numpy(), rtol=0,

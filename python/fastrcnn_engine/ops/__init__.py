@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from fastrcnn_engine.ops.box_codec import clip_boxes_to_image, decode_boxes, encode_boxes
 from fastrcnn_engine.ops.build_info import build_info
-from fastrcnn_engine.ops.detections import (
-    Detections,
-    PaddedDetections,
-    detections,
-    detections_padded,
-)
-from fastrcnn_engine.ops.nms import PaddedIndices, batched_nms, box_iou, nms, nms_padded
+from fastrcnn_engine.ops.detections import detections, detections_padded
+from fastrcnn_engine.ops.nms import batched_nms, box_iou, nms, nms_padded
+from fastrcnn_engine.ops.results import Detections, PaddedDetections, PaddedIndices
 from fastrcnn_engine.ops.roi_pool import roi_pool, roi_pool_backward, roi_pool_with_argmax
 from fastrcnn_engine.ops.smooth_l1 import smooth_l1, smooth_l1_backward
 from fastrcnn_engine.ops.spp_pool import spp_pool
@@ -50,13 +47,18 @@ if hasattr(getattr(sys.modules.get("torch"), "library", None), "register_autogra
     from fastrcnn_engine.ops import torch_ops  # noqa: F401
 
 
-def __getattr__(name: str) -> object:
-    if name == "RoIPool":  # a torch module: looked up only when asked for
-        from fastrcnn_engine.ops.autograd import RoIPool
+if TYPE_CHECKING:
+    from fastrcnn_engine.ops.autograd import RoIPool
+    from fastrcnn_engine.ops.onnx_ops import onnx_translations as onnx_translations
+else:
 
-        return RoIPool
-    if name == "onnx_translations":  # needs onnxscript
-        from fastrcnn_engine.ops.onnx_ops import onnx_translations
+    def __getattr__(name: str) -> object:
+        if name == "RoIPool":  # a torch module: looked up only when asked for
+            from fastrcnn_engine.ops.autograd import RoIPool
 
-        return onnx_translations
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return RoIPool
+        if name == "onnx_translations":  # needs onnxscript
+            from fastrcnn_engine.ops.onnx_ops import onnx_translations
+
+            return onnx_translations
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,9 +11,28 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class SupportsDLPack(Protocol):
+    """An array of another library (CuPy, JAX), as a type checker knows it."""
+
+    def __dlpack__(self) -> Any: ...
+
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+# What the public functions take, for type checkers. The kind of the first argument is that of the
+# results; the others are of the same kind, which is left to the call: a NumPy array's dtype is a
+# part of its type, and the arguments of one call differ in it.
+Array = TypeVar("Array", "NDArray[Any]", "Tensor", "SupportsDLPack")
+AnyArray: TypeAlias = "NDArray[Any] | Tensor | SupportsDLPack"
 
 _CPU_DEVICE_TYPES = (1, 3)  # DLPack: host memory, pinned host memory
 
@@ -200,7 +219,7 @@ class TorchArrays:
     def take(self, array: Any, name: str, cast: str | None = None) -> Any:
         tensor = self._tensor(array, name)
         if cast is not None:
-            dtype = self._dtypes[cast]
+            dtype: Any = self._dtypes[cast]
             if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
                 tensor = tensor.to(dtype)
         elif tensor.dtype in self._narrow:
@@ -313,7 +332,7 @@ def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
     return shape
 
 
-def is_traced(array: Any) -> bool:
+def is_traced(array: Any) -> TypeGuard[Tensor]:
     """Whether torch looks at the call instead of making it: torch.compile, export, jit.trace, fake
     tensors, vmap and the like. Then it goes to `ops.torch_ops`.
     """

@@ -55,9 +55,9 @@ class RoIPoolFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         argmax, boxes = ctx.saved_tensors
-        return roi_pool_backward(grad_output, argmax, boxes, ctx.input_shape), None, None, None
+        return roi_pool_backward(gradients[0], argmax, boxes, ctx.input_shape), None, None, None
 
 
 class RoIPoolBackwardFunction(torch.autograd.Function):
@@ -75,8 +75,8 @@ class RoIPoolBackwardFunction(torch.autograd.Function):
         return scatter(grad_output, argmax, boxes, input_shape)
 
     @staticmethod
-    def backward(ctx: Any, grad_gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return gradients_of_maxima(grad_gradient, *ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return gradients_of_maxima(gradients[0], *ctx.saved_tensors), None, None, None
 
 
 def gradients_of_maxima(

@@ -7,6 +7,8 @@ from typing import Any
 
 from fastrcnn_engine import _core
 from fastrcnn_engine.ops._arrays import (
+    AnyArray,
+    Array,
     arrays_of,
     is_traced,
     require_no_gradient,
@@ -18,7 +20,7 @@ from fastrcnn_engine.ops._arrays import (
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 
-def encode_boxes(reference_boxes: Any, proposals: Any) -> Any:
+def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:
     """What to add to each proposal to get its reference box: (dx, dy, dw, dh).
 
     dx = (centre difference) / proposal width, dw = log(width ratio); widths are x2 - x1. No
@@ -57,7 +59,9 @@ def encode(reference_boxes: Any, proposals: Any) -> Any:
     return arrays.give(out)
 
 
-def decode_boxes(deltas: Any, boxes: Any, *, max_log_ratio: float = MAX_LOG_RATIO) -> Any:
+def decode_boxes(
+    deltas: Array, boxes: AnyArray, *, max_log_ratio: float = MAX_LOG_RATIO
+) -> Array:
     """Applies per-class deltas to boxes; the inverse of `encode_boxes`. No gradient.
 
     Args:
@@ -91,7 +95,9 @@ def decode(deltas: Any, boxes: Any, max_log_ratio: float) -> Any:
     return arrays.give(out)
 
 
-def clip_boxes_to_image(boxes: Any, size: tuple[int, int], *, inclusive: bool = False) -> Any:
+def clip_boxes_to_image(
+    boxes: Array, size: tuple[int, int], *, inclusive: bool = False
+) -> Array:
     """Moves all four sides into the image. Signature of `torchvision.ops.clip_boxes_to_image`.
 
     Differentiable for torch tensors: the gradient passes where a side was not moved.

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import Arrays, arrays_of, is_traced, shape_of
+from fastrcnn_engine.ops._arrays import (
+    AnyArray,
+    Array,
+    Arrays,
+    arrays_of,
+    is_traced,
+    shape_of,
+)
 from fastrcnn_engine.ops.box_codec import MAX_LOG_RATIO
-
-
-class Detections(NamedTuple):
-    """M detections by falling score."""
-
-    boxes: Any  # (M, 4)
-    scores: Any  # (M,)
-    labels: Any  # (M,) int64, 1..K
-    rows: Any  # (M,) int64, the proposal each came from
-
-
-class PaddedDetections(NamedTuple):
-    """Detections of a fixed number M, and how many of them count.
-
-    Behind the first `count`, boxes, scores and labels are 0 and rows -1.
-    """
-
-    boxes: Any  # (M, 4)
-    scores: Any  # (M,)
-    labels: Any  # (M,) int64, 1..K
-    rows: Any  # (M,) int64, the proposal each came from
-    count: Any  # () int64, on the device of the boxes
+from fastrcnn_engine.ops.results import Detections, PaddedDetections
 
 
 def detections(
-    boxes: Any,
-    scores: Any,
-    deltas: Any,
+    boxes: Array,
+    scores: AnyArray,
+    deltas: AnyArray | None,
     image_size: tuple[int, int],
     *,
     score_threshold: float = 0.05,
@@ -42,7 +28,7 @@ def detections(
     max_detections: int = 100,
     inclusive: bool = False,
     max_log_ratio: float = MAX_LOG_RATIO,
-) -> Detections:
+) -> Detections[Array]:
     """Decode, clip, threshold, suppress per class, and keep the best overall. No gradient.
 
     Args:
@@ -76,9 +62,9 @@ def detections(
 
 
 def detections_padded(
-    boxes: Any,
-    scores: Any,
-    deltas: Any,
+    boxes: Array,
+    scores: AnyArray,
+    deltas: AnyArray | None,
     image_size: tuple[int, int],
     *,
     score_threshold: float = 0.05,
@@ -86,7 +72,7 @@ def detections_padded(
     max_detections: int = 100,
     inclusive: bool = False,
     max_log_ratio: float = MAX_LOG_RATIO,
-) -> PaddedDetections:
+) -> PaddedDetections[Array]:
     """`detections` as a result whose shape does not depend on what is found.
 
     On a GPU nothing waits for the result, so the call can be captured in a CUDA graph.
@@ -121,13 +107,13 @@ def _arguments(
     )  # fmt: skip
 
 
-def found(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> Detections:
+def found(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> Detections[Any]:
     """`detections` of arguments that are looked at."""
     arrays, out, count = _detect(boxes, scores, deltas, *settings, is_padded=False)
     return Detections(*[arrays.give(arrays.first(array, count)) for array in out])
 
 
-def padded(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> PaddedDetections:
+def padded(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> PaddedDetections[Any]:
     """`detections_padded` of arguments that are looked at."""
     arrays, out, count = _detect(boxes, scores, deltas, *settings, is_padded=True)
     return PaddedDetections(*[arrays.give(array) for array in (*out, count)])
@@ -137,7 +123,7 @@ def _detect(
     boxes: Any, scores: Any, deltas: Any, height: float, width: float, score_threshold: float,
     nms_threshold: float, max_detections: int, inclusive: bool, max_log_ratio: float, *,
     is_padded: bool,
-) -> tuple[Arrays, Detections, Any]:  # fmt: skip
+) -> tuple[Arrays, Detections[Any], Any]:  # fmt: skip
     """The adaptor, the results, and how many there are: an array where padded, else an int."""
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastrcnn_engine import _core
 from fastrcnn_engine.ops._arrays import (
+    AnyArray,
+    Array,
     Arrays,
     arrays_of,
     is_traced,
     require_no_gradient,
     shape_of,
 )
+from fastrcnn_engine.ops.results import PaddedIndices
 
 
-def box_iou(boxes1: Any, boxes2: Any, *, inclusive: bool = False) -> Any:
+def box_iou(boxes1: Array, boxes2: AnyArray, *, inclusive: bool = False) -> Array:
     """Intersection over union of every pair. Signature of `torchvision.ops.box_iou`.
 
     Args:
@@ -48,7 +51,9 @@ def iou(boxes1: Any, boxes2: Any, inclusive: bool) -> Any:
     return arrays.give(out)
 
 
-def nms(boxes: Any, scores: Any, iou_threshold: float, *, inclusive: bool = False) -> Any:
+def nms(
+    boxes: Array, scores: AnyArray, iou_threshold: float, *, inclusive: bool = False
+) -> Array:
     """Keeps the best of every cluster of boxes. Signature of `torchvision.ops.nms`.
 
     Boxes are visited by falling score, then rising index; a box goes when one kept before it
@@ -73,8 +78,13 @@ def nms(boxes: Any, scores: Any, iou_threshold: float, *, inclusive: bool = Fals
 
 
 def batched_nms(
-    boxes: Any, scores: Any, idxs: Any, iou_threshold: float, *, inclusive: bool = False
-) -> Any:
+    boxes: Array,
+    scores: AnyArray,
+    idxs: AnyArray,
+    iou_threshold: float,
+    *,
+    inclusive: bool = False,
+) -> Array:
     """`nms` within every class at once. Signature of `torchvision.ops.batched_nms`.
 
     Classes are kept apart by comparing their numbers, not by moving boxes, so that coordinates keep
@@ -90,22 +100,15 @@ def batched_nms(
     return _nms(boxes, scores, idxs, iou_threshold, inclusive)
 
 
-class PaddedIndices(NamedTuple):
-    """Indices of a fixed number, and how many of them count."""
-
-    indices: Any  # (M,) int64, -1 behind the first `count`
-    count: Any  # () int64, on the device of the boxes
-
-
 def nms_padded(
-    boxes: Any,
-    scores: Any,
+    boxes: Array,
+    scores: AnyArray,
     iou_threshold: float,
     max_output_size: int,
     *,
-    idxs: Any = None,
+    idxs: AnyArray | None = None,
     inclusive: bool = False,
-) -> PaddedIndices:
+) -> PaddedIndices[Array]:
     """`nms` or, with `idxs`, `batched_nms`, as a result whose shape does not depend on the boxes.
 
     On a GPU nothing waits for the result, so the call can be captured in a CUDA graph.
@@ -144,7 +147,7 @@ def _nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bo
 
 def padded(
     boxes: Any, scores: Any, idxs: Any, iou_threshold: float, places: int, inclusive: bool
-) -> PaddedIndices:
+) -> PaddedIndices[Any]:
     """`nms_padded`, its arguments looked at."""
     arrays, keep, count = _suppress(boxes, scores, idxs, iou_threshold, inclusive, places)
     return PaddedIndices(arrays.give(keep), arrays.give(count))

@@ -4,16 +4,17 @@
                       custom_translation_table=fastrcnn_engine.onnx_translations())
 
 The files use standard operators alone, so any runtime of ONNX can run them. RoI pooling becomes
-MaxRoiPool, suppression NonMaxSuppression. Needs onnxscript, as torch.onnx does.
+MaxRoiPool, suppression NonMaxSuppression. Needs onnxscript, as torch.onnx does. The older exporter
+(`dynamo=False`) needs neither the table nor onnxscript: `torch_ops` tells it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
-from onnxscript import opset18 as op
 
 from fastrcnn_engine.ops import torch_ops  # noqa: F401  # registers what is translated
 
@@ -22,8 +23,78 @@ NO_ARGMAX = "ONNX has no argmax of RoI pooling"
 SMALLEST_NORMAL = 2.0**-126
 LOWEST = -3.4028234663852886e38
 
+# The graph that the older exporter is writing, if it is at work.
+_graph: ContextVar[Any] = ContextVar("_graph", default=None)
 
-def onnx_translations() -> dict[Callable, Callable]:
+
+class _Operators:
+    """ONNX's operators, `op.Add(x, y)`, written by whichever exporter is at work.
+
+    onnxscript's have types that describe the values of a script; a translation gets symbols.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        graph = _graph.get()
+        if graph is not None:
+            return lambda *inputs, **attributes: _node(graph, name, inputs, attributes)
+        from onnxscript import opset18
+
+        return getattr(opset18, name)
+
+
+op = _Operators()
+
+
+def _node(graph: Any, name: str, inputs: tuple, attributes: dict[str, Any]) -> Any:
+    """An operator in the older exporter's graph; there attributes end in their type's letter."""
+    if name == "Constant":
+        ((kind, value),) = attributes.items()
+        if kind == "value_string":  # unknown to it; an operator that no runtime knows says the same
+            missing = graph.op("fastrcnn_engine::" + value.replace(" ", "_"))
+            return missing.setType(torch._C.TensorType.create_from_tensor(torch.zeros(0)))
+        dtype = torch.int64 if kind.startswith("value_int") else torch.float32
+        return graph.op("Constant", value_t=torch.tensor(value, dtype=dtype))
+    letters = {int: "i", float: "f", str: "s"}
+    typed = {
+        f"{key}_{letters[type(value[0] if isinstance(value, (list, tuple)) else value)]}": value
+        for key, value in attributes.items()
+    }
+    return graph.op(name, *inputs, outputs={"TopK": 2, "Unique": 4}.get(name, 1), **typed)
+
+
+def write_torchscript(name: str, graph: Any, *values: Any) -> Any:
+    """What the older exporter calls for an operator of ours (its "symbolic function").
+
+    Raises:
+        NotImplementedError: for an operator that has no translation.
+    """
+    overload = getattr(torch.ops.fastrcnn_engine, name).default
+    translation = onnx_translations().get(overload)
+    if translation is None:
+        raise NotImplementedError(f"fastrcnn_engine::{name} cannot be written as ONNX operators")
+    arguments = [
+        _python_value(value, str(argument.type))
+        for value, argument in zip(values, overload._schema.arguments, strict=True)
+    ]
+    token = _graph.set(graph)
+    try:
+        return translation(*arguments)
+    finally:
+        _graph.reset(token)
+
+
+def _python_value(value: Any, schema_type: str) -> Any:
+    """A number, size or flag out of the older exporter's graph; a tensor stays a value of it."""
+    from torch.onnx import symbolic_helper
+
+    if schema_type == "Optional[Tensor]" and symbolic_helper._is_none(value):
+        return None
+    kinds = {"float": "f", "number": "f", "int": "i", "bool": "b", "List[int]": "is"}
+    kind: Any = kinds.get(schema_type, "v")
+    return symbolic_helper._parse_arg(value, kind)
+
+
+def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(custom_translation_table=...)` needs to know about the operators.
 
     Translated: RoI pooling (without its argmax), `nms`, `batched_nms`, `nms_padded`, `box_iou`,

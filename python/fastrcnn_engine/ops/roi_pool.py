@@ -7,17 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import Arrays, arrays_of, is_traced, shape_of
+from fastrcnn_engine.ops._arrays import (
+    AnyArray,
+    Array,
+    Arrays,
+    arrays_of,
+    is_traced,
+    shape_of,
+)
 
 
 def roi_pool(
-    input: Any,
-    boxes: Any,
+    input: Array,
+    boxes: AnyArray | Sequence[AnyArray],
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     *,
-    out: Any = None,
-) -> Any:
+    out: Array | None = None,
+) -> Array:
     """Max-pools every RoI into a PH x PW grid. Signature of `torchvision.ops.roi_pool`.
 
     A RoI's corners are scaled to the map and rounded (halves away from zero), both ends inclusive.
@@ -61,19 +68,19 @@ def roi_pool(
 
 
 def roi_pool_with_argmax(
-    input: Any,
-    boxes: Any,
+    input: Array,
+    boxes: AnyArray | Sequence[AnyArray],
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     *,
-    out: Any = None,
-    argmax_out: Any = None,
-) -> tuple[Any, Any]:
+    out: Array | None = None,
+    argmax_out: Array | None = None,
+) -> tuple[Array, Array]:
     """`roi_pool` and where each maximum came from. Outside autograd; see `roi_pool_backward`.
 
     Returns:
-        (output, argmax), both (R, C, PH, PW). argmax is int32: h * W + w of the maximum within its
-        plane, -1 for an empty bin.
+        (output, argmax), both (R, C, PH, PW). argmax holds, as int32, h * W + w of the maximum
+        within its plane, -1 for an empty bin.
 
     Arguments, errors and source: as `roi_pool`; `argmax_out` is an array to write into, int32 or
     uint16, where 65535 stands for -1. A map with more cells than the type can number raises
@@ -88,8 +95,8 @@ def roi_pool_with_argmax(
 
 
 def roi_pool_backward(
-    grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int]
-) -> Any:
+    grad_output: Array, argmax: AnyArray, boxes: AnyArray, input_shape: Sequence[int]
+) -> Array:
     """Gradient of `roi_pool` in its input: each output's gradient goes to its argmax cell.
 
     Sums run in ascending order of (RoI, bin), so the result never changes from run to run.
@@ -197,12 +204,10 @@ def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:
 
 
 def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
+    given: Any = output_size
     try:
-        if hasattr(output_size, "__index__"):
-            size = (operator.index(output_size),) * 2
-        else:
-            height, width = output_size
-            size = (operator.index(height), operator.index(width))
+        height, width = (given, given) if hasattr(given, "__index__") else given
+        size = operator.index(height), operator.index(width)
         if min(size) > 0:
             return size
     except (TypeError, ValueError):

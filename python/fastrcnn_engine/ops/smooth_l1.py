@@ -5,18 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from fastrcnn_engine import _core
-from fastrcnn_engine.ops._arrays import Arrays, arrays_of, is_traced, shape_of, widened
+from fastrcnn_engine.ops._arrays import (
+    AnyArray,
+    Array,
+    Arrays,
+    arrays_of,
+    is_traced,
+    shape_of,
+    widened,
+)
 
 
 def smooth_l1(
-    deltas: Any,
-    targets: Any,
-    labels: Any = None,
+    deltas: Array,
+    targets: AnyArray,
+    labels: AnyArray | None = None,
     *,
-    weights: Any = None,
+    weights: AnyArray | None = None,
     beta: float = 1.0,
     normalizer: float | None = None,
-) -> Any:
+) -> Array:
     """Weighted smooth L1, class-specific without building targets as wide as the predictions.
 
     loss = 1 / normalizer * sum over r, d of
@@ -35,7 +43,7 @@ def smooth_l1(
             original does.
 
     Returns:
-        A scalar (NumPy: a 0-d array). 0 when there are no rows.
+        A scalar, of NumPy arrays a 0-d array. 0 when there are no rows.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, a negative beta, or (host memory) a label
@@ -62,15 +70,15 @@ def smooth_l1(
 
 
 def smooth_l1_backward(
-    grad_loss: Any,
-    deltas: Any,
-    targets: Any,
-    labels: Any = None,
+    grad_loss: AnyArray,
+    deltas: Array,
+    targets: AnyArray,
+    labels: AnyArray | None = None,
     *,
-    weights: Any = None,
+    weights: AnyArray | None = None,
     beta: float = 1.0,
     normalizer: float | None = None,
-) -> Any:
+) -> Array:
     """Gradient of `smooth_l1` in its deltas, times `grad_loss` (one number, the dtype of deltas).
 
     Returns:
@@ -81,8 +89,9 @@ def smooth_l1_backward(
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
 
+        upstream: Any = grad_loss  # a tensor, as deltas is
         return torch_ops.call(
-            "smooth_l1_backward", grad_loss.detach(), deltas.detach(), targets, labels, weights,
+            "smooth_l1_backward", upstream.detach(), deltas.detach(), targets, labels, weights,
             beta, normalizer,
         )  # fmt: skip
     arrays = arrays_of(deltas, "deltas")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
-from fastrcnn_engine.ops._arrays import arrays_of
+from fastrcnn_engine.ops._arrays import AnyArray, Array, arrays_of
 from fastrcnn_engine.ops.roi_pool import roi_pool
 
 
 def spp_pool(
-    input: Any,
-    boxes: Any,
+    input: Array,
+    boxes: AnyArray | Sequence[AnyArray],
     levels: Sequence[int] = (1, 2, 3, 6),
     spatial_scale: float = 1.0,
-) -> Any:
+) -> Array:
     """Max-pools every RoI into a pyramid: one l x l grid for each level l, as one row of numbers.
 
     Each level is `roi_pool` of that size, with its rounding, its empty bins and its gradient.
@@ -29,7 +28,7 @@ def spp_pool(
         spatial_scale: map cells per unit of the boxes.
 
     Returns:
-        (R, C * sum(l * l)), the kind and dtype of `input`: level by level, within a level channel
+        (R, C * sum(l * l)), the kind and dtype of `input`; level by level, within a level channel
         by channel, within a channel row by row.
 
     Raises:

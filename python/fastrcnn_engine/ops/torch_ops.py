@@ -11,6 +11,7 @@ where torch is imported already, so that saved programs find them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from fastrcnn_engine.ops.roi_pool import pool, scatter
 from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
 
 LIBRARY = torch.library.Library("fastrcnn_engine", "DEF")
+_NAMES: list[str] = []  # of all operators
 _ARRAYS = TorchArrays()
 
 
@@ -35,14 +37,38 @@ def call(name: str, *arguments: Any) -> Any:
     of RoI pooling."""
     if not name.startswith("roi_pool"):
         arguments = tuple(widened(x) if isinstance(x, torch.Tensor) else x for x in arguments)
+    if torch._C._get_tracing_state() is not None:
+        _tell_the_older_onnx_exporter()
+    registered: Any = getattr(torch.ops.fastrcnn_engine, name)
     if not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     ):
-        return _UNDER_TRANSFORMS.get(name, getattr(torch.ops.fastrcnn_engine, name))(*arguments)
-    return getattr(torch.ops.fastrcnn_engine, name)(*arguments)
+        return (_UNDER_TRANSFORMS.get(name) or registered)(*arguments)
+    return registered(*arguments)
 
 
-def is_channels_last(tensor: torch.Tensor) -> bool:
+@functools.cache
+def _tell_the_older_onnx_exporter() -> None:
+    """`torch.onnx.export(dynamo=False)` traces, and then asks for each operator what to write.
+
+    Told with the first trace only: it costs the import of that exporter.
+    """
+
+    def writer(name: str) -> Callable[..., Any]:
+        def write(graph: Any, *values: Any) -> Any:
+            from fastrcnn_engine.ops import onnx_ops
+
+            return onnx_ops.write_torchscript(name, graph, *values)
+
+        return write
+
+    register: Any = getattr(torch.onnx, "register_custom_op_symbolic", None)
+    if register is not None:  # else this torch has that exporter no more
+        for name in _NAMES:
+            register(f"fastrcnn_engine::{name}", writer(name), 15)
+
+
+def is_channels_last(tensor: Any) -> bool:
     """Whether RoI pooling takes a map as channels-last."""
     return _ARRAYS.is_channels_last(tensor)
 
@@ -57,6 +83,7 @@ def _operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     name = schema.partition("(")[0]
 
     def register(function: Callable) -> Callable:
+        _NAMES.append(name)
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(name, function, "CPU")
         LIBRARY.impl(name, function, "CUDA")

@@ -1,0 +1,135 @@
+// The C face of the operators: structs to structs, exceptions to numbers.
+#include "fastrcnn_engine/c_api.h"
+
+#include <initializer_list>
+#include <string>
+
+#include "fastrcnn_engine/box_codec.h"
+#include "fastrcnn_engine/build_info.h"
+#include "fastrcnn_engine/detections.h"
+#include "fastrcnn_engine/error.h"
+#include "fastrcnn_engine/nms.h"
+#include "fastrcnn_engine/roi_pool.h"
+
+namespace fr = fastrcnn_engine;
+
+namespace {
+
+constexpr double kMaxLogRatio = 4.135166556742356;  // log(1000 / 16)
+
+std::string& last_error() {
+  thread_local std::string message;
+  return message;
+}
+
+template <typename Call>
+int guarded(const void* args, Call call) {
+  try {
+    last_error().clear();
+    if (args == nullptr) fr::fail("args must not be null");
+    call();
+    return FRCNN_OK;
+  } catch (const fr::InvalidArgument& error) {
+    last_error() = error.what();
+    return FRCNN_INVALID_ARGUMENT;
+  } catch (const std::exception& error) {
+    last_error() = error.what();
+    return FRCNN_FAILED;
+  }
+}
+
+// C has no views that carry a shape: what a wrong size or a forgotten pointer would do is asked here.
+void require_array(const void* data, const char* name, std::initializer_list<int64_t> shape) {
+  bool empty = false;
+  for (const int64_t size : shape) {
+    if (size < 0) fr::fail(name, " must have no negative size, got ", size);
+    empty = empty || size == 0;
+  }
+  if (data == nullptr && !empty) fr::fail(name, " must not be null");
+}
+
+double ratio_or_default(double ratio) { return ratio == 0 ? kMaxLogRatio : ratio; }
+
+}  // namespace
+
+const char* frcnn_last_error(void) { return last_error().c_str(); }
+
+const char* frcnn_version(void) {
+  static const std::string version = fr::build_info().version;
+  return version.c_str();
+}
+
+int frcnn_roi_pool(const frcnn_roi_pool_args* a) {
+  return guarded(a, [&] {
+    require_array(a->features, "features", {a->n, a->c, a->h, a->w});
+    require_array(a->rois, "rois", {a->r});
+    require_array(a->output, "output", {a->r, a->c, a->pooled_h, a->pooled_w});
+    const fr::Layout layout = a->channels_last ? fr::Layout::nhwc : fr::Layout::nchw;
+    fr::RoiPoolForward<float> call;
+    call.features = {a->features, a->n, a->c, a->h, a->w, layout};
+    call.rois = {a->rois, {a->r, 5}};
+    call.spatial_scale = a->spatial_scale;
+    call.output = {a->output, a->r, a->c, a->pooled_h, a->pooled_w, layout};
+    if (a->argmax) call.argmax = {a->argmax, a->r, a->c, a->pooled_h, a->pooled_w, layout};
+    fr::cpu::roi_pool_forward(call);
+  });
+}
+
+int frcnn_decode_boxes(const frcnn_decode_boxes_args* a) {
+  return guarded(a, [&] {
+    require_array(a->proposals, "proposals", {a->r});
+    require_array(a->deltas, "deltas", {a->r, a->g});
+    require_array(a->boxes, "boxes", {a->r, a->g});
+    fr::DecodeBoxes<float> call;
+    call.proposals = {a->proposals, {a->r, 4}};
+    call.deltas = {a->deltas, {a->r, 4 * a->g}};
+    call.max_log_ratio = ratio_or_default(a->max_log_ratio);
+    call.boxes = {a->boxes, {a->r, 4 * a->g}};
+    fr::cpu::decode_boxes(call);
+  });
+}
+
+int frcnn_nms(const frcnn_nms_args* a, int64_t* count) {
+  return guarded(a, [&] {
+    require_array(count, "count", {});
+    require_array(a->boxes, "boxes", {a->b});
+    require_array(a->scores, "scores", {a->b});
+    require_array(a->keep, "keep", {a->m});
+    fr::Nms<float> call;
+    call.boxes = {a->boxes, {a->b, 4}};
+    call.scores = {a->scores, {a->b}};
+    call.class_ids = a->class_ids;
+    call.iou_threshold = a->iou_threshold;
+    call.inclusive = a->inclusive != 0;
+    call.keep = {a->keep, {a->m}};
+    *count = fr::cpu::nms(call);
+  });
+}
+
+int frcnn_detections(const frcnn_detections_args* a, int64_t* count) {
+  return guarded(a, [&] {
+    require_array(count, "count", {});
+    require_array(a->proposals, "proposals", {a->r});
+    if (a->k < 0) fr::fail("k must be >= 0, got ", a->k);
+    require_array(a->scores, "scores", {a->r});
+    require_array(a->boxes, "boxes", {a->m});
+    require_array(a->box_scores, "box_scores", {a->m});
+    require_array(a->labels, "labels", {a->m});
+    require_array(a->rows, "rows", {a->m});
+    fr::DetectBoxes<float> call;
+    call.proposals = {a->proposals, {a->r, 4}};
+    call.scores = {a->scores, {a->r, a->k + 1}};
+    if (a->deltas) call.deltas = {a->deltas, {a->r, 4 * (a->k + 1)}};
+    call.image_height = a->image_height;
+    call.image_width = a->image_width;
+    call.max_log_ratio = ratio_or_default(a->max_log_ratio);
+    call.score_threshold = a->score_threshold;
+    call.nms_threshold = a->nms_threshold;
+    call.inclusive = a->inclusive != 0;
+    call.boxes = {a->boxes, {a->m, 4}};
+    call.box_scores = {a->box_scores, {a->m}};
+    call.labels = {a->labels, {a->m}};
+    call.proposal_rows = {a->rows, {a->m}};
+    *count = fr::cpu::detect_boxes(call);
+  });
+}
