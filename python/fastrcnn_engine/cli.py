@@ -6,6 +6,7 @@ help and mistakes answer at once.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import shlex
@@ -330,7 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if name not in COMMANDS:
             raise ValueError(f"{name!r} is not a command; there are {', '.join(COMMANDS)}")
-        chosen = tyro.cli(_command_class(name), prog=f"fastrcnn-engine {name}", args=rest)
+        chosen = tyro.cli(
+            _command_class(name), prog=f"fastrcnn-engine {name}", args=rest, **_defaults(name, rest)
+        )
         chosen.run(shlex.join(["fastrcnn-engine", *arguments]))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if debug:
@@ -338,14 +341,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = str(error) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
             message += "; pip install 'fastrcnn_engine[train]' brings what the commands need"
-        print(f"fastrcnn-engine {name}: {' '.join(message.split())}", file=sys.stderr)
+        who = f" (process {rank})" if (rank := os.environ.get("RANK")) else ""  # of torchrun's
+        print(f"fastrcnn-engine {name}{who}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if debug:
             raise
         # The training says from where it can go on; a demo always starts anew.
         hint = f"; --{stop}" if name == "train" and str(stop) else ""
-        print(f"fastrcnn-engine {name}: stopped{hint}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"fastrcnn-engine {name}: stopped{hint}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -358,6 +363,20 @@ def _command_class(name: str) -> type:
         "demo": Demo, "proposals": Proposals, "eval": Eval, "detect": Detect,
         "compress": Compress, "export": Export, "svm": Svm, "env": Env,
     }[name]  # fmt: skip
+
+
+def _defaults(name: str, arguments: list[str]) -> dict[str, Any]:
+    """What --config says, as the defaults that all other options are changes of."""
+    if name != "train":
+        return {}
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    source = parser.parse_known_args(arguments)[0].config
+    if source is None:
+        return {}
+    from fastrcnn_engine.commands import configured
+
+    return {"default": configured(source)}
 
 
 def _print_help() -> None:
@@ -376,6 +395,7 @@ def _print_help() -> None:
     for example in (
         "fastrcnn-engine demo",
         "fastrcnn-engine train --data VOC2007 --network tiny --split train --test-split test",
+        "fastrcnn-engine train --config voc07-L --data VOC2007 --weights VGG16.v2.caffemodel",
         "fastrcnn-engine eval --run runs/train --split val --metric 11point",
         "fastrcnn-engine detect street.jpg --checkpoint runs/train --out found",
         "fastrcnn-engine compress --checkpoint runs/train --energy 0.9",

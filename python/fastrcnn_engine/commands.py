@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
+from fastrcnn_engine.config_file import read_settings
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
@@ -51,6 +52,7 @@ from fastrcnn_engine.training import (
     train_svms,
 )
 from fastrcnn_engine.training import train as run_training
+from fastrcnn_engine.training.distributed import environment
 
 CACHE = "proposals.npz"
 # What a demo takes away before it starts again in the folder of an earlier one.
@@ -65,9 +67,12 @@ class Train(TrainConfig):
     author's released code where the paper is silent. The folder of the run gets checkpoint.pt,
     log.jsonl, config.json and, without --proposals, proposals.npz; with --test-split also
     report.html, metrics.json and detections.json. A run that was stopped goes on with --resume as
-    if nothing had happened.
+    if nothing had happened. `torchrun -m fastrcnn_engine train ...` trains on several GPUs.
     """
 
+    config: str | None = None
+    """Where settings come from that are not named here: a preset (bccd-tiny, demo, voc07-L,
+    voc07-M, voc07-S) or a YAML file of your own; the config.json of a run is one too."""
     proposals: Path | None = None
     """Proposal file (.npz) with every image; None computes one into the folder of the run."""
     output: Annotated[Path, tyro.conf.arg(name="out")] = Path("runs/train")
@@ -82,6 +87,12 @@ class Train(TrainConfig):
 
     def run(self, command: str) -> None:
         train(self, command)
+
+
+def configured(source: str) -> Train:
+    """The defaults of `train` with the settings of a preset or a file in their place."""
+    settings = {"data": tyro.MISSING, **read_settings(source, Train), "config": source}
+    return Train(**settings)
 
 
 def demo(options: cli.Demo, command: str) -> None:
@@ -111,7 +122,8 @@ def demo(options: cli.Demo, command: str) -> None:
         iterations=options.iterations,
         short_side=240,  # their own size
     )
-    _train_and_test(run, config, store, test_set, cli.Detection(), "area", console)
+    asked = {"test_split": "test", "search": dataclasses.asdict(search)}
+    _train_and_test(run, config, asked, store, test_set, cli.Detection(), console)
 
 
 def proposals(options: cli.Proposals) -> None:
@@ -142,11 +154,24 @@ def train(options: Train, command: str) -> None:
     _check_metric(options.metric)
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
+    if environment()[1] > 1 and config.proposals is None:
+        raise ValueError(
+            "--proposals is missing: several processes need a file that is there already, and "
+            "`fastrcnn-engine proposals` makes it"
+        )
     _check_folder(config)
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
     datasets = [load_dataset(config.data, config.split, config.classes)]
     if options.test_split is not None:
         datasets.append(load_dataset(config.data, options.test_split, datasets[0].classes))
+    test_set = datasets[1] if len(datasets) > 1 else None
+    if config.val_split is not None:
+        datasets.append(load_dataset(config.data, config.val_split, datasets[0].classes))
+    asked = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        for name in ("test_split", "metric", "search", "detection")
+        for value in (getattr(options, name),)
+    }
     with run.timed("proposals"):
         if config.proposals is None:
             cache = config.output / CACHE
@@ -155,8 +180,7 @@ def train(options: Train, command: str) -> None:
         else:
             store = ProposalStore(config.proposals)
             _check_proposals(datasets, store)
-    test_set = datasets[1] if len(datasets) > 1 else None
-    _train_and_test(run, config, store, test_set, options.detection, options.metric, console)
+    _train_and_test(run, config, asked, store, test_set, options.detection, console)
 
 
 def evaluate(options: cli.Eval, command: str) -> None:
@@ -307,32 +331,54 @@ def export(options: cli.Export) -> None:
 def _train_and_test(
     run: Run,
     config: TrainConfig,
+    asked: dict[str, Any],
     store: ProposalStore,
     test_set: Dataset | None,
     detection: cli.Detection,
-    metric: cli.Metric,
     console: Console,
 ) -> None:
+    """asked: settings of the command that are none of the training, for config.json."""
     config = settled(config)
     settings = config.to_dict()
+    # What --config takes (config_file.FACTS: without the last three). Whether to resume is a
+    # matter of the moment.
     content = {
-        "training": settings, "search": store.settings, "command": run.command,
-        "versions": versions(),
+        "training": {name: value for name, value in settings.items() if name != "resume"},
+        **asked,
+        "proposals_made_with": store.settings, "command": run.command, "versions": versions(),
     }  # fmt: skip
-    write_json(run.out / "config.json", content)
+    first = environment()[0] == 0  # of several processes it alone writes and prints
+    if first:
+        write_json(run.out / "config.json", content)
     with run.timed("training"):
         trained = run_training(config)
+    if not first:
+        return
     for change in trained.layers:
         console.print(f"{change.layer}: {change.action}, {change.detail}", soft_wrap=True)
     _print_notes(console, "boxes or images dropped or clipped", trained.problems)
     _print_notes(console, "images without a usable RoI, not trained on", trained.unusable)
+    _print_notes(console, "images that cannot be read, replaced by others", trained.bad_images)
+    if trained.seconds is not None:
+        table = Table("an iteration", "ms", "%")
+        whole = sum(trained.seconds.values())
+        for part, seconds in trained.seconds.items():
+            table.add_row(part, f"{1000 * seconds:.1f}", f"{100 * seconds / whole:.1f}")
+        table.add_row("whole", f"{1000 * whole:.1f}", "")
+        console.print(table)
     console.print(f"checkpoint: {trained.checkpoint}", soft_wrap=True)
+    if trained.best is not None:
+        console.print(
+            f"best on {trained.best['split']}: {trained.checkpoint.with_name('best.pt')}, mAP "
+            f"{number(trained.best['mAP'])} after iteration {trained.best['iteration']}",
+            soft_wrap=True,
+        )
     if test_set is None:
         return
     run.settings["Training"] = settings
     results = evaluate_and_report(
         run, trained.model, test_set, store,
-        detection=detection.settings(), metric=metric, log=trained.log,
+        detection=detection.settings(), metric=asked.get("metric", "area"), log=trained.log,
     )  # fmt: skip
     _print_result(console, run, *results)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.models import FastRCNN, FullyConnectedHead
+from fastrcnn_engine.training import load_checkpoint
 
 WIDTH, HEIGHT = 96, 72
 COLOURS = {"brick": (200, 40, 30), "leaf": (30, 170, 60)}
@@ -74,3 +78,31 @@ def own_network(seed: int = 0, dropout: float = 0.5) -> FastRCNN:
         preprocessing=Preprocessing(short_side=72, max_side=96, std=(60.0, 60.0, 60.0)),
         frozen=("backbone.first",),
     )
+
+
+def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from flatten(value, f"{path}/{key}")
+    elif isinstance(tree, (list, tuple)):
+        for key, value in enumerate(tree):
+            yield from flatten(value, f"{path}/{key}")
+    else:
+        yield path, tree
+
+
+def assert_same_checkpoint(one: Path, two: Path, *but: str) -> None:
+    """Equal bit for bit, except for what a continued run may have otherwise, and ``but``."""
+    but = ("/config/output", "/config/resume", "/config/iterations", *but)
+    contents = (dict(flatten(load_checkpoint(path))) for path in (one, two))
+    one, two = ({k: v for k, v in c.items() if not k.startswith(but)} for c in contents)
+    assert one.keys() == two.keys()
+    for path, value in one.items():
+        same = torch.equal(value, two[path]) if torch.is_tensor(value) else value == two[path]
+        assert same, path
+
+
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log without the speed, which no two runs share."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]

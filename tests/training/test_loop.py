@@ -21,38 +21,18 @@ from fastrcnn_engine.models import build_network
 from fastrcnn_engine.models.paper import PAPER_NETWORKS
 from fastrcnn_engine.ops import decode_boxes
 from fastrcnn_engine.training import loop, train
+from fastrcnn_engine.training.batches import ImageCache, make_batch
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network
 from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.sampling import drawn_boxes, sample_batch
 from models import caffemodel_files
 from models.small import small_network
 
-from .small import CLASSES, COLOURS, own_network
+from .small import CLASSES, COLOURS, assert_same_checkpoint, own_network
 
 
 def run(config, **options):
     return train(config, model=own_network(), progress=False, **options)
-
-
-def flatten(tree, path=""):
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from flatten(value, f"{path}/{key}")
-    elif isinstance(tree, (list, tuple)):
-        for key, value in enumerate(tree):
-            yield from flatten(value, f"{path}/{key}")
-    else:
-        yield path, tree
-
-
-def assert_same_checkpoint(one, two):
-    one, two = dict(flatten(load_checkpoint(one))), dict(flatten(load_checkpoint(two)))
-    assert one.keys() == two.keys()
-    for path, value in one.items():
-        if path in ("/config/output", "/config/resume", "/config/iterations"):
-            continue
-        same = torch.equal(value, two[path]) if torch.is_tensor(value) else value == two[path]
-        assert same, path
 
 
 def log_of(result):
@@ -346,7 +326,7 @@ def test_targets_lead_from_every_foreground_roi_to_its_object_in_the_picture(voc
     model.delta_std.copy_(torch.from_numpy(std).flatten())
     checked = 0
     for iteration in range(8):  # two epochs
-        batch = loop.make_batch(iteration, entries, loop.ImageCache(2**20), model, voc)
+        batch = make_batch(iteration, entries, ImageCache(2**20), model, voc)
         for row in torch.nonzero(batch.labels)[:, 0]:
             label, roi = int(batch.labels[row]), batch.rois[row]
             delta = batch.targets[row].numpy() * std[label] + mean[label]
@@ -378,8 +358,8 @@ def batches(config, count):
     )
     records = load_voc(config.data, "train").records
     entries, _ = loop.build_roidb(records, ProposalStore(config.proposals), config)
-    cache = loop.ImageCache(2**20)
-    made = [loop.make_batch(i, entries, cache, model, config) for i in range(count)]
+    cache = ImageCache(2**20)
+    made = [make_batch(i, entries, cache, model, config) for i in range(count)]
     return made, entries, model.preprocessing
 
 

@@ -122,8 +122,29 @@ class TrainConfig:
     """Iterations between lines of the log (code)."""
     checkpoint_every: int = 1000
     """Iterations between checkpoints; the last iteration always writes one."""
+    keep: int = 0
+    """So many of the newest checkpoints are kept as checkpoint-ITERATION.pt too."""
+    val_split: str | None = None
+    """Split to test on during the training, never the one results are told of: the network with
+    the highest mAP is kept as best.pt."""
+    val_every: int = 1000
+    """Iterations between two tests on val_split."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """An image that cannot be read stops the run, or another one drawn takes its place; the log
+    names it."""
+
+    amp: Literal["bf16", "fp16"] | None = None
+    """Convolutions and fully connected layers in 16 bits (torch.autocast); weights, losses and box
+    coordinates stay float32. fp16 scales the loss."""
+    accumulate: int = 1
+    """Work through the images of a batch in so many parts, one after the other: less memory, the
+    same batch (batch normalisation, in tiny's head, sees a part at a time)."""
     cache_megabytes: int = 2048
     """Decoded images are kept in memory up to this; the rest are decoded each time."""
+    loader_threads: int = 1
+    """Threads that decode and scale the images of coming batches."""
+    profile: bool = False
+    """Measure where the time of an iteration goes."""
 
     def resolved(self) -> TrainConfig:
         """The same settings with every recipe value filled in, checked.
@@ -147,10 +168,12 @@ class TrainConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
 
         for field in ("iterations", "images_per_batch", "rois_per_batch", "log_every",
-                      "checkpoint_every"):  # fmt: skip
+                      "checkpoint_every", "val_every", "accumulate", "loader_threads"):  # fmt: skip
             need(getattr(self, field) >= 1, field, "at least 1")
+        for field, known in (("on_bad_image", ("stop", "skip")), ("amp", (None, "bf16", "fp16"))):
+            need(getattr(self, field) in known, field, f"one of {', '.join(map(str, known))}")
         Preprocessing(short_side=self.short_side, max_side=self.max_side)  # its rules are these
-        for field in ("seed", "warmup", "weight_decay"):
+        for field in ("seed", "warmup", "weight_decay", "keep", "cache_megabytes"):
             need(getattr(self, field) >= 0, field, "at least 0")
         if self.network == "tiny":
             if self.weights is not None:

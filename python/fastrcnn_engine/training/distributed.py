@@ -1,0 +1,183 @@
+"""Several processes that train one network: torchrun, DistributedDataParallel.
+
+Every process samples the same batch and works on its share of the images, so ``images_per_batch``,
+the learning rate and the schedule mean what they mean for one process. What one process would have
+computed on the whole batch is put together again: the number of RoIs that losses are divided by,
+the size images are padded to, the statistics of batch normalisation, the sum of the gradients.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastrcnn_engine.training.config import checked_device
+
+# A process that neither answers nor dies is given up after this.
+TIMEOUT = timedelta(minutes=10)
+
+
+def environment() -> tuple[int, int]:
+    """(number of this process, how many there are) by torchrun's variables; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes again, after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+class Processes:
+    """The processes of a run, as one of them sees them. One alone talks to nobody."""
+
+    def __init__(self, rank: int, count: int, device: torch.device):
+        self.rank, self.count, self.device = rank, count, device
+
+    def all(self, row: Sequence[int]) -> list[list[int]]:
+        """The rows of all processes, by their numbers; rows are of one length."""
+        if self.count == 1:
+            return [list(row)]
+        own = torch.tensor(row, dtype=torch.int64, device=self.device)
+        rows = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(rows, own)
+        return torch.stack(rows).tolist()
+
+    def sums(self, values: torch.Tensor) -> list[float]:
+        """Sums over the processes, added in the same order in each."""
+        if self.count > 1:
+            rows = [torch.empty_like(values) for _ in range(self.count)]
+            dist.all_gather(rows, values)
+            values = torch.stack(rows).sum(dim=0)
+        return values.tolist()
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The objects of all processes, by their numbers."""
+        values = [value]
+        if self.count > 1:
+            values *= self.count
+            dist.all_gather_object(values, value)
+        return values
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The module to call in training; its gradients are means over the processes."""
+        return model if self.count == 1 else DistributedDataParallel(model)
+
+    def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Within it gradients stay with their process, until one more backward pass outside."""
+        return nullcontext() if self.count == 1 else network.no_sync()
+
+
+@contextmanager
+def join(device: str) -> Iterator[Processes]:
+    """Meet the other processes, and part from them at the end of the block.
+
+    Under torchrun "cuda" is the GPU of this process on its machine.
+
+    Raises:
+        ValueError: no such device, or one GPU named for several processes.
+        ConnectionError: another process died or does not answer.
+    """
+    rank, count = environment()
+    if count == 1:
+        yield Processes(0, 1, checked_device(device))
+        return
+    if device.startswith("cuda:"):
+        raise ValueError(f"device is {device!r}; of several processes each takes one GPU: cuda")
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
+    target = checked_device(device)
+    if target.type == "cuda":
+        torch.cuda.set_device(target)
+    # A restart may find the addresses of the processes before it in torchrun's store.
+    store, _, _ = next(iter(dist.rendezvous("env://", rank, count, timeout=TIMEOUT)))
+    dist.init_process_group(
+        "nccl" if target.type == "cuda" else "gloo", timeout=TIMEOUT, rank=rank, world_size=count,
+        store=dist.PrefixStore(f"start-{restarts()}", store),
+    )  # fmt: skip
+    try:
+        yield Processes(rank, count, target)
+    except RuntimeError as error:
+        # What gloo raises has no type of its own.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise ConnectionError(
+            f"process {rank} of {count} has lost another one; its own message, if it had the time "
+            "for one, says why. The last checkpoint is untouched, --resume goes on from it "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over the processes. Each of them uses it: gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _SumOverProcesses.apply(gradient)
+
+
+class _JointBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over the values of all processes, on any device.
+
+    torch's SyncBatchNorm is for GPUs alone. Two passes, mean and then spread: no difference of
+    large sums.
+    """
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Any (N, C, ...)."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(input)
+        over = [0, *range(2, input.ndim)]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        values = input.float()
+        count = values.new_tensor([values.numel() // values.shape[1]])
+        dist.all_reduce(count)
+        mean = _SumOverProcesses.apply(values.sum(over)) / count
+        centred = values - mean.view(shape)
+        variance = _SumOverProcesses.apply((centred**2).sum(over)) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = self.momentum
+                if momentum is None:
+                    momentum = 1.0 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        result = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            result = result * self.weight.view(shape) + self.bias.view(shape)
+        return result.to(input.dtype)
+
+
+def join_batch_norm(model: nn.Module) -> None:
+    """Have every batch normalisation of the model, 1d to 3d, look at all processes.
+
+    Parameters, buffers and their names stay; in evaluation nothing changes.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                joint = _JointBatchNorm(
+                    child.num_features, child.eps, child.momentum, child.affine,
+                    child.track_running_stats,
+                )  # fmt: skip
+                joint.__dict__.update(child.__dict__)
+                setattr(module, name, joint)

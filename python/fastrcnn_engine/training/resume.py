@@ -1,0 +1,97 @@
+"""What a run starts from: a checkpoint of its own that it continues, or one of another run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.data.records import ImageRecord
+from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.training.amp import Amp
+from fastrcnn_engine.training.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    restore_random_state,
+)
+from fastrcnn_engine.training.config import TrainConfig
+from fastrcnn_engine.training.distributed import Processes
+
+
+def data_fingerprint(records: list[ImageRecord], proposals: ProposalStore) -> str:
+    """A short hash of what is learned from: image ids, ground truth, boxes proposed per image."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record.image_id} {len(proposals[record.image_id])}\n".encode())
+        digest.update(record.boxes.tobytes() + record.labels.tobytes())
+        if record.crowd.any():
+            digest.update(record.crowd.tobytes())
+    return digest.hexdigest()[:16]
+
+
+# Settings that may differ between a run and its continuation. A run may become longer and its files
+# may move: what is in the data is compared by its fingerprint, and the weights were read already.
+FREE_ON_RESUME = {"output", "device", "resume", "iterations", "log_every", "checkpoint_every",
+                  "keep", "val_split", "val_every", "on_bad_image", "cache_megabytes",
+                  "loader_threads", "profile", "data", "proposals", "weights", "weights_style",
+                  "init"}  # fmt: skip
+
+
+def start_from(path: Path, model: FastRCNN) -> None:
+    """Copy the weights of a checkpoint, and the preprocessing they are used to, into ``model``."""
+    content = load_checkpoint(path)
+    if content["network"]["classes"] != list(model.classes):
+        raise ValueError(
+            f"init: {path} knows {content['network']['classes']}, the data set has "
+            f"{list(model.classes)}"
+        )
+    load_weights(model, content, path)
+    model.preprocessing = Preprocessing.from_dict(content["network"]["preprocessing"])
+
+
+def resume(
+    path: Path,
+    model: FastRCNN,
+    optimiser: torch.optim.Optimizer,
+    amp: Amp,
+    config: TrainConfig,
+    learned_from: str,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Load a checkpoint into model, optimiser and generators; return what is in it."""
+    content = load_checkpoint(path)
+    now = config.to_dict()
+    # A setting that the checkpoint is older than has the value it always had, its default.
+    before = TrainConfig(config.data, config.proposals).to_dict() | content["config"]
+    changed = [
+        f"{key} was {before.get(key)!r}, is {now[key]!r}"
+        for key in now
+        if key not in FREE_ON_RESUME and before.get(key) != now[key]
+    ]
+    if content["network"]["classes"] != list(model.classes):
+        changed.append(f"classes were {content['network']['classes']}, are {list(model.classes)}")
+    if content.get("learned_from") != learned_from:
+        changed.append("images, objects or numbers of proposals are not those it learned from")
+    if changed:
+        raise ValueError(
+            f"cannot resume from {path}: {'; '.join(changed)}. Give the same settings, or another "
+            "output directory for a new run"
+        )
+    load_weights(model, content, path)
+    # Pre-trained weights brought their own with them.
+    model.preprocessing = Preprocessing.from_dict(content["network"]["preprocessing"])
+    optimiser.load_state_dict(content["optimiser"])
+    if amp.scaler is not None:
+        amp.scaler.load_state_dict(content["scaler"])
+    states = content.get("random_states", [content["random_state"]])
+    if len(states) == processes.count:
+        restore_random_state(states[processes.rank], processes.device)
+    elif processes.rank == 0:
+        restore_random_state(states[0], processes.device)
+    else:  # another number of processes than before: what is left is another dropout
+        torch.manual_seed((config.seed + content["iteration"]) * 1_000_003 + processes.rank)
+    return content

@@ -1,0 +1,52 @@
+"""Mean AP on a second split while the training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.training.distributed import Processes
+
+
+class Validation:
+    """VOC's AP at IoU 0.5 (area), mean over the classes, of the detections with the defaults.
+
+    Raises ValueError when the split is not there or an image of it has no proposals.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        split: str,
+        classes: tuple[str, ...],
+        store: ProposalStore,
+        processes: Processes,
+    ):
+        self.dataset = load_dataset(data, split, classes)
+        self.store, self.processes = store, processes
+        for record in self.dataset.records:
+            store[record.image_id]
+
+    def mean_ap(self, model: FastRCNN) -> float:
+        """Mean AP of a network in training, which is in training again afterwards.
+
+        Several processes share the images.
+        """
+        model.eval()
+        own = self.dataset.records[self.processes.rank :: self.processes.count]
+        found = {
+            record.image_id: detect_image(
+                model, load_image(record.image_path), self.store[record.image_id]
+            )
+            for record in own
+        }
+        model.train()
+        everything = {}
+        for part in self.processes.gathered(found):
+            everything |= part
+        return evaluate_voc(self.dataset.records, self.dataset.classes, everything).mean_ap

@@ -1,0 +1,219 @@
+"""What may happen to a long run: kills, full disks, bad and missing files; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastrcnn_engine.training import load_checkpoint, load_network, train
+
+from .small import assert_same_checkpoint, lines_of, own_network
+
+
+def run(config, **options):
+    return train(config, model=own_network(), progress=False, **options)
+
+
+def at(iteration, action):
+    """An on_log that does something after an iteration."""
+    return lambda line: action() if line["iteration"] == iteration else None
+
+
+KILLED = """
+import os, random, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from fastrcnn_engine.training import TrainConfig, train
+
+folder = Path(sys.argv[2])
+config = TrainConfig(
+    data=folder / "voc", proposals=folder / "proposals.npz", output=folder / "whole",
+    split="train", network="tiny", iterations=14, warmup=0, learning_rate=0.01, short_side=72,
+    max_side=96, log_every=3, checkpoint_every=1, keep=2,
+)
+
+def start(config):  # everything is imported already, so a start is quick
+    child = os.fork()
+    if child == 0:
+        train(config, progress=False)
+        os._exit(0)
+    return child
+
+assert os.waitpid(start(config), 0)[1] == 0
+config = replace(config, output=folder / "killed")
+kills, rng = 0, random.Random(4)
+while True:
+    resume = (config.output / "checkpoint.pt").exists()
+    child = start(replace(config, resume=resume))
+    if kills < 7:
+        time.sleep(rng.uniform(0.1, 0.9))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status):
+        assert status == 0
+        break
+    kills += 1
+print(kills)
+"""
+
+
+def test_killed_at_any_moment_a_run_ends_as_if_nothing_had_happened(voc, tmp_path):
+    tests = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tests), str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3, "hardly anything was interrupted"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert_same_checkpoint(whole / "checkpoint.pt", killed / "checkpoint.pt")
+    assert lines_of(whole / "log.jsonl") == lines_of(killed / "log.jsonl")
+    names = {"checkpoint.pt", "checkpoint-13.pt", "checkpoint-14.pt", "log.jsonl"}
+    assert names == {path.name for path in whole.iterdir()}
+    # What was being written when the last kill came may still lie there; nothing reads it.
+    assert names == {p.name for p in killed.iterdir() if not p.name.endswith(".partial")}
+
+
+@pytest.fixture
+def file_size():
+    """Sets how large a file may become; to whoever writes it looks like a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("full", ["checkpoint.pt", "log.jsonl", "checkpoint-6.pt"])
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
+    voc, tmp_path, file_size, full, monkeypatch
+):
+    voc = replace(voc, iterations=8, log_every=1, checkpoint_every=3)
+    whole = run(replace(voc, output=tmp_path / "whole"))
+    out = voc.output
+    if full == "checkpoint-6.pt":  # where a file system has no links, it is a copy
+        voc = replace(voc, keep=1)
+
+        def no_link(*_):
+            file_size(1000)
+            raise OSError("no links here")
+
+        press = at(5, lambda: monkeypatch.setattr(os, "link", no_link))
+    else:
+        log = out / "log.jsonl"  # ten bytes of a line still fit
+        press = at(4, lambda: file_size(20_000 if log.name != full else log.stat().st_size + 10))
+    with pytest.raises(OSError, match=rf"cannot write .*{full}: File too large") as error:
+        run(voc, on_log=press)
+    kept = 6 if full == "checkpoint-6.pt" else 3
+    monkeypatch.undo()
+    file_size(resource.RLIM_INFINITY)
+    assert "\n" not in str(error.value)
+    assert not list(out.glob("*.partial"))
+    assert load_checkpoint(out / "checkpoint.pt")["iteration"] == kept
+    resumed = run(replace(voc, resume=True, keep=0))
+    assert_same_checkpoint(whole.checkpoint, resumed.checkpoint, "/config/keep")
+    assert lines_of(whole.log) == lines_of(resumed.log)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_training(voc, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/run"):
+        run(replace(voc, output=tmp_path / "file" / "run"), on_log=lambda _: pytest.fail("trained"))
+
+
+def test_a_missing_image_stops_the_run_where_it_can_go_on(voc, tmp_path):
+    voc = replace(voc, iterations=9, log_every=1, checkpoint_every=4, cache_megabytes=0)
+    whole = run(replace(voc, output=tmp_path / "whole"))
+    images, away = voc.data / "JPEGImages", tmp_path / "away"
+    with pytest.raises(OSError, match=r"\w+.png: no such image file; stopped after iter") as error:
+        run(voc, on_log=at(2, lambda: images.rename(away)))
+    done = load_checkpoint(voc.output / "checkpoint.pt")["iteration"]
+    assert 2 <= done < 9 and f"stopped after iteration {done}, --resume goes on" in str(error.value)
+    away.rename(images)
+    resumed = run(replace(voc, resume=True))
+    assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
+    assert lines_of(whole.log) == lines_of(resumed.log)
+
+
+def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path):
+    voc = replace(voc, iterations=9, log_every=2, checkpoint_every=5, cache_megabytes=0)
+    good = run(replace(voc, output=tmp_path / "good"))
+    path = voc.data / "JPEGImages" / "third.png"
+    path.write_bytes(path.read_bytes()[:5000])  # its header says which size it has
+    with pytest.raises(ValueError, match="third.png"):
+        run(voc)
+    skip = replace(voc, on_bad_image="skip")
+    whole = run(replace(skip, output=tmp_path / "whole"))
+    assert len(whole.bad_images) == 1 and whole.bad_images[0].startswith("third: ")
+    told = [line["bad_images"] for line in lines_of(whole.log) if "bad_images" in line]
+    assert told == [["third"]]
+    # Another image takes the place, so batches are whole; until then nothing is different.
+    first = next(i for i, line in enumerate(lines_of(whole.log)) if "bad_images" in line)
+    assert lines_of(whole.log)[:first] == lines_of(good.log)[:first]
+    # A run that a bad image has stopped goes on without it, to the same end.
+    resumed = run(replace(skip, resume=(voc.output / "checkpoint.pt").exists()))
+    assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
+    assert lines_of(whole.log) == lines_of(resumed.log)
+    assert resumed.bad_images == whole.bad_images
+    for path in (voc.data / "JPEGImages").iterdir():
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="none of the 4 images can be read"):
+        run(replace(skip, output=tmp_path / "none"))
+
+
+def test_sigterm_is_a_ctrl_c(voc):
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    kill = at(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt, match="resume goes on from iteration 4"):
+        run(replace(voc, checkpoint_every=100), on_log=kill)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert load_checkpoint(voc.output / "checkpoint.pt")["iteration"] == 4
+
+
+def test_kept_checkpoints_are_those_of_their_iterations(voc):
+    (voc.output).mkdir()
+    (voc.output / "checkpoint-mine.pt").touch()
+    result = run(replace(voc, iterations=7, checkpoint_every=2, keep=3))
+    numbered = {p.name for p in voc.output.glob("checkpoint-*.pt")}
+    assert numbered == {"checkpoint-4.pt", "checkpoint-6.pt", "checkpoint-7.pt",
+                        "checkpoint-mine.pt"}  # fmt: skip
+    for iteration in (4, 6, 7):
+        kept = load_checkpoint(voc.output / f"checkpoint-{iteration}.pt")
+        assert kept["iteration"] == iteration
+    assert_same_checkpoint(result.checkpoint, voc.output / "checkpoint-7.pt")
+
+
+def test_the_best_network_on_a_validation_split_is_kept(voc, tmp_path):
+    voc = replace(voc, network="tiny", iterations=9, log_every=4, checkpoint_every=5,
+                  val_split="train", val_every=3)  # fmt: skip
+    plain = train(replace(voc, val_split=None, output=tmp_path / "plain"), progress=False)
+    whole = train(replace(voc, output=tmp_path / "whole"), progress=False)
+    # Testing changes nothing of the training, and what was found is in the log.
+    assert_same_checkpoint(
+        plain.checkpoint, whole.checkpoint, "/config/val_split", "/best", "/meter"
+    )
+    rows = [row for row in lines_of(whole.log) if "val_mAP" in row]
+    assert [row["iteration"] for row in rows] == [3, 6, 9]
+    best = max(rows, key=lambda row: row["val_mAP"])
+    assert whole.best == {"split": "train", "iteration": best["iteration"], "mAP": best["val_mAP"]}
+    content = load_checkpoint(whole.checkpoint.with_name("best.pt"))
+    assert content["iteration"] == best["iteration"] and content["best"] == whole.best
+    assert load_network(whole.checkpoint.with_name("best.pt")).name == "tiny"
+
+    parts = replace(voc, output=tmp_path / "parts")
+
+    def stop():
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(parts, progress=False, on_log=at(8, stop))
+    resumed = train(replace(parts, resume=True), progress=False)
+    assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
+    assert lines_of(whole.log) == lines_of(resumed.log)
+    assert json.dumps(resumed.best) == json.dumps(whole.best)
