@@ -1,11 +1,11 @@
-# The two commands of the README. Each sets up everything it needs in .venv: python3, a C++20 compiler
+# The commands of the README. Each sets up everything it needs in .venv: python3, a C++20 compiler
 # and make are enough.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
 SOURCES := $(shell find cpp cuda bindings cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 ## Draws a small data set, trains on it, evaluates, and writes runs/demo/report.html (minutes on a CPU).
 demo: $(VENV)/.installed
@@ -14,6 +14,10 @@ demo: $(VENV)/.installed
 ## Everything the package promises, checked.
 test: $(VENV)/.installed
 	$(RUN)python -m pytest
+
+## The documentation as a site, build/site/index.html; a warning is an error.
+docs: $(VENV)/.installed
+	$(RUN)python -m mkdocs build --strict
 
 # Editable: changes in Python count at once, changes in C++ rebuild here.
 $(VENV)/.installed: $(SOURCES)
