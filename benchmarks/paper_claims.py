@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -33,30 +31,34 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from rich import box
-from rich.progress import track
 from rich.table import Table
 from torch import nn
 
 import harness
-from fastrcnn_engine.data.demo_set import write_demo_set
-from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.proposals import compute_proposals
-from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.paper_protocol import best_of_set, detect_set
-from fastrcnn_engine.evaluation.voc import evaluate_voc
-from fastrcnn_engine.models import build_network, compress
-from fastrcnn_engine.training import TrainConfig, train
-from fastrcnn_engine.training.loop import build_optimiser
+from fastrcnn_engine.models import compress
+from fastrcnn_engine.training import train
 from harness import console
-from rivals.rcnn import RCNN, pool_crops, warp
+from rivals.rcnn import RCNN
 from rivals.sppnet import SPPNet
 from rivals.stages import Job, Stages
+from scene import (
+    NMS,
+    DetectAll,
+    Inputs,
+    Scene,
+    SceneSettings,
+    add_options,
+    chosen,
+    drawn,
+    keep,
+    kept,
+    save_figure,
+    spread,
+)
 
 MODES = {"fast_rcnn": "Fast R-CNN", "sppnet": "SPPnet", "rcnn": "R-CNN"}
-Inputs = list[tuple[str, np.ndarray, np.ndarray]]  # image id, image, proposals (P, 4)
-DetectAll = Callable[[Inputs], dict]
-NMS = 0.3
 MANY = 2000  # proposals
 # The paper's share of fc6, 1024 of 4096, for tiny's 256. Its fc7 is a 25th of fc6 and stays whole:
 # cut to the paper's share it cost 25 points of mAP and saved no time.
@@ -64,51 +66,36 @@ RANKS = {"fc6": 64}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SceneSettings):
     """What decides the figures. Results in --work are of the same settings or are refused."""
 
-    data: str | None = None
+    data: str | None = None  # of a VOC directory all images are used
     train_split: str = "train"
     test_split: str = "test"
-    train_images: int = 100  # drawn ones; of a VOC directory, all
-    test_images: int = 50
-    short_side: int = 240
-    search_short_side: int = 120  # of selective search; gives some 320 proposals a drawn image
     # Of 128 windows each. In trials with other pre-training Fast R-CNN gained 1.7 points of mAP
     # from 1200 to 1800; R-CNN was ahead of it after 300.
     fast_rcnn_iterations: int = 1200
     sppnet_iterations: int = 1200
     rcnn_iterations: int = 300
-    pretrain_images: int = 150
-    pretrain_iterations: int = 200
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for field in dataclasses.fields(Settings):
-        option = "--" + field.name.replace("_", "-")
-        kind = int if field.type == "int" else str
-        parser.add_argument(option, type=kind, default=field.default, help="default %(default)s")
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="runs, with seeds 3, 4, ...; default 1"
-    )
+    add_options(parser, Settings)
     parser.add_argument(
         "--modes", nargs="+", choices=MODES, default=list(MODES), help="default all"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: every core")
     parser.add_argument("--work", type=Path, default=Path("runs/paper_claims"))
     parser.add_argument("--out", type=Path, help="result file; default in benchmarks/results")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{name: getattr(args, name) for name in names})
+    settings, seeds = chosen(args, Settings)
     result = harness.document("paper_claims", args.threads, args.seeds, [], {})
     result["settings"] = dataclasses.asdict(settings)
     result["results"] = [
         run
-        for seed in range(3, 3 + args.seeds)
+        for seed in seeds
         for run in runs_of(settings, seed, args.modes, args.work / f"seed-{seed}")
     ]
     if set(args.modes) != set(MODES):
@@ -125,90 +112,43 @@ def runs_of(settings: Settings, seed: int, modes: list[str], work: Path) -> list
     scene = None
     for mode in modes:
         path = work / f"{mode}.json"
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept["settings"] != dataclasses.asdict(settings):
-                raise SystemExit(f"{path} has other settings; remove it or give another --work")
-        else:
-            scene = scene or Scene(settings, seed, work)
+        done = kept(path)
+        if done is None:
+            scene = scene or ClaimsScene(settings, seed, work)
             console.print(f"[bold]{MODES[mode]}[/bold], seed {seed}")
             run = {"mode": mode, "seed": seed, **RUNNERS[mode](scene)}
-            kept = {"settings": dataclasses.asdict(settings), "run": run}
-            path.write_text(json.dumps(kept, indent=1) + "\n")
-        runs.append(kept["run"])
+            done = {"settings": dataclasses.asdict(settings), "run": run}
+            keep(path, done)
+        elif done["settings"] != dataclasses.asdict(settings):
+            raise SystemExit(f"{path} has other settings; remove it or give another --work")
+        runs.append(done["run"])
     return runs
 
 
-class Scene:
-    """Images, proposals and pre-trained convolutions that the modes of one seed share."""
+class ClaimsScene(Scene):
+    """What the modes of one seed share: drawn images, or those of a VOC directory."""
+
+    settings: Settings
 
     def __init__(self, settings: Settings, seed: int, work: Path) -> None:
-        self.settings, self.seed, self.work = settings, seed, work
         if settings.data is None:
-            data = work / "drawn"
-            write_demo_set(data, seed=seed, train=settings.train_images, test=settings.test_images)
+            data = drawn(
+                work / "drawn", seed=seed, train=settings.train_images, test=settings.test_images
+            )
         else:
             data = Path(settings.data)
-        self.train = load_voc(data, settings.train_split)
-        self.test = load_voc(data, settings.test_split, self.train.classes)
-        records = (*self.train.records, *self.test.records)
-        store = compute_proposals(
-            [(r.image_id, r.image_path) for r in records], work / "proposals.npz",
-            mode="quality", short_side=settings.search_short_side,
-        )  # fmt: skip
-        self.images = {r.image_id: load_image(r.image_path) for r in records}
-        self.proposals = {r.image_id: np.array(store[r.image_id]) for r in records}
-        self.backbone = self._pretrained()
-
-    def config(self, folder: Path, iterations: int) -> TrainConfig:
-        return TrainConfig(
-            data=self.train.root,
-            proposals=self.work / "proposals.npz",
-            output=folder,
-            split=self.train.split,
-            network="tiny",
-            seed=self.seed,
-            iterations=iterations,
-            warmup=iterations // 10,
-            short_side=self.settings.short_side,
-            max_side=2 * self.settings.short_side,
-        ).resolved()
+        train = load_voc(data, settings.train_split)
+        test = load_voc(data, settings.test_split, train.classes)
+        # Some 320 proposals a drawn image.
+        super().__init__(settings, seed, work, train, test, mode="quality")
 
     def job(self, mode: str) -> Job:
         folder = self.work / mode
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         config = self.config(folder, getattr(self.settings, f"{mode}_iterations"))
-        torch.manual_seed(self.seed)
-        model = build_network("tiny", self.train.classes)
-        model.backbone.load_state_dict(self.backbone)
-        model.preprocessing = dataclasses.replace(
-            model.preprocessing, short_side=config.short_side, max_side=config.max_side
-        )
+        model = self.model(config)
         return Job(self.train.records, self.images, self.proposals, config, model, folder)
-
-    def _pretrained(self) -> dict[str, torch.Tensor]:
-        """Weights of tiny's convolutions after learning to classify other drawn objects."""
-        path = self.work / "pretrained.pt"
-        if not path.exists():
-            root = self.work / "other-drawn"
-            count = self.settings.pretrain_images
-            write_demo_set(root, seed=self.seed + 1000, train=count, test=1)
-            config = self.config(self.work, self.settings.pretrain_iterations)
-            torch.save(pretrained(load_voc(root, "train"), config), path)
-        return torch.load(path, weights_only=True)
-
-    def tested(self, detect_all: DetectAll, passes: int = 1) -> tuple[float, float]:
-        """Seconds an image, the median of some passes over the test images, and the mAP."""
-        ids = [record.image_id for record in self.test.records]
-        inputs = [(i, self.images[i], self.proposals[i]) for i in ids]
-        seconds = []
-        for _ in track(range(passes), "test"):
-            start = time.perf_counter()
-            found = detect_all(inputs)
-            seconds.append((time.perf_counter() - start) / len(inputs))
-        result = evaluate_voc(self.test.records, self.test.classes, found)
-        return median(seconds), result.mean_ap
 
     def seconds_of_many(self, detect_all: DetectAll) -> float:
         """Median seconds of an image with 2000 boxes, the paper's number, drawn anywhere."""
@@ -222,42 +162,6 @@ class Scene:
             detect_all([(record.image_id, self.images[record.image_id], boxes)])
             seconds.append(time.perf_counter() - start)
         return median(seconds)
-
-
-def pretrained(dataset: Dataset, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """What the convolutions of tiny learn from pictures of one object each, as of ImageNet.
-
-    A picture is up to two and a half times as wide and high as its object, which lies anywhere in
-    it. There is no background class and no proposal: that would be R-CNN already.
-    """
-    rng = np.random.default_rng(config.seed)
-    torch.manual_seed(config.seed)
-    model = build_network("tiny", dataset.classes).train()
-    optimiser = build_optimiser(model, config)
-    images = {record.image_id: load_image(record.image_path) for record in dataset.records}
-    objects = [
-        (images[record.image_id], box, label)
-        for record in dataset.records
-        for box, label in zip(record.boxes, record.labels, strict=True)
-    ]
-    for iteration in track(range(config.iterations), "pre-training"):
-        pictures, labels = [], []
-        for i in rng.integers(len(objects), size=64):
-            image, corners, label = objects[i]
-            size = corners[2:] - corners[:2] + 1
-            room = (rng.uniform(1, 2.5) - 1) * size
-            first = corners[:2] - rng.uniform(0, 1, 2) * room
-            (picture,) = warp(image, np.concatenate([first, first + size + room - 1])[None])
-            pictures.append(picture[:, ::-1] if rng.random() < 0.5 else picture)
-            labels.append(label)
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate_at(iteration) * group["rate_factor"]
-        logits = model.cls_score(model.head(pool_crops(model, np.stack(pictures))))
-        loss = nn.functional.cross_entropy(logits, torch.tensor(labels))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-    return model.backbone.state_dict()
 
 
 def bytes_in(folder: Path) -> int:
@@ -277,7 +181,7 @@ def counted(model: nn.Module) -> list[int]:
     return count
 
 
-def run_fast_rcnn(scene: Scene) -> dict[str, Any]:
+def run_fast_rcnn(scene: ClaimsScene) -> dict[str, Any]:
     job = scene.job("fast_rcnn")
     images = counted(job.model)
     stages = Stages(job.model)
@@ -288,11 +192,11 @@ def run_fast_rcnn(scene: Scene) -> dict[str, Any]:
     def detect_all(inputs: Inputs, **options: Any) -> dict:
         return detect_set(model, inputs, len(inputs), nms_threshold=NMS, **options)
 
-    seconds, mean_ap = scene.tested(detect_all, 3)
+    seconds, aps = scene.tested(detect_all, 3)
     many = scene.seconds_of_many(detect_all)
-    _, mean_ap_off = scene.tested(partial(detect_all, box_regression=False))
+    _, aps_off = scene.tested(partial(detect_all, box_regression=False))
     compress(model, RANKS)
-    svd_seconds, svd_mean_ap = scene.tested(detect_all, 3)
+    svd_seconds, svd_aps = scene.tested(detect_all, 3)
     boxes = [len(scene.proposals[record.image_id]) for record in scene.test.records]
     return {
         "iterations": job.config.iterations,
@@ -303,15 +207,15 @@ def run_fast_rcnn(scene: Scene) -> dict[str, Any]:
         "proposals_an_image": mean(boxes),
         "test_seconds": seconds,
         "test_seconds_2000": many,
-        "mean_ap": mean_ap,
-        "mean_ap_without_box_regression": mean_ap_off,
+        "mean_ap": aps.mean_ap,
+        "mean_ap_without_box_regression": aps_off.mean_ap,
         "svd_test_seconds": svd_seconds,
         "svd_test_seconds_2000": scene.seconds_of_many(detect_all),
-        "svd_mean_ap": svd_mean_ap,
+        "svd_mean_ap": svd_aps.mean_ap,
     }
 
 
-def run_rival(kind: type, mode: str, passes: int, scene: Scene) -> dict[str, Any]:
+def run_rival(kind: type, mode: str, passes: int, scene: ClaimsScene) -> dict[str, Any]:
     job = scene.job(mode)
     images = counted(job.model)
     detector = kind(job)
@@ -323,7 +227,7 @@ def run_rival(kind: type, mode: str, passes: int, scene: Scene) -> dict[str, Any
         outputs = ((i, *detector.detect(image, boxes)) for i, image, boxes in inputs)
         return best_of_set(outputs, len(inputs), nms_threshold=NMS)
 
-    seconds, mean_ap = scene.tested(detect_all, passes)
+    seconds, aps = scene.tested(detect_all, passes)
     return {
         "iterations": job.config.iterations,
         "train_seconds": detector.stages.seconds,
@@ -332,7 +236,7 @@ def run_rival(kind: type, mode: str, passes: int, scene: Scene) -> dict[str, Any
         "feature_bytes": feature_bytes,
         "test_seconds": seconds,
         "test_seconds_2000": scene.seconds_of_many(detect_all),
-        "mean_ap": mean_ap,
+        "mean_ap": aps.mean_ap,
     }
 
 
@@ -345,12 +249,6 @@ RUNNERS = {
 
 def of_mode(runs: list[dict], mode: str, value: Callable[[dict], float]) -> list[float]:
     return [value(run) for run in runs if run["mode"] == mode]
-
-
-def spread(values: list[float], form: str) -> str:
-    """The mean, and with several seeds the standard deviation."""
-    text = format(mean(values), form)
-    return text if len(values) == 1 else f"{text} ± {format(np.std(values, ddof=1), form)}"
 
 
 def training(run: dict) -> float:
@@ -507,16 +405,12 @@ def draw(result: dict, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     what = result["settings"]["data"] or "drawn images"
     boxes = mean(of_mode(runs, "fast_rcnn", lambda r: r["proposals_an_image"]))
-    figure.suptitle(
+    caption = (
         f"{what}, {boxes:.0f} proposals an image, convolutions of tiny, "
         f"{result['rounds']} seed(s). "
-        f"{result['threads']} threads of {result['cpu']}, {result['date']}.",
-        x=0.01, ha="left", fontsize=9.5,
-    )  # fmt: skip
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    console.print(f"wrote {path}")
+        f"{result['threads']} threads of {result['cpu']}, {result['date']}."
+    )
+    save_figure(figure, caption, path)
 
 
 if __name__ == "__main__":
