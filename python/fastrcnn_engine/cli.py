@@ -27,6 +27,7 @@ Metric = Literal["area", "11point", "coco"]
 # One line for each command; its class or module holds the rest.
 COMMANDS = {
     "demo": "The whole of Fast R-CNN in minutes, on images it draws itself; needs no download.",
+    "check-data": "What is wrong with a data set, and what is in it, before training on it.",
     "proposals": "Compute region proposals of a data set, once, into a file.",
     "train": "Train a detector on a VOC or COCO directory, and test it.",
     "eval": "Average precision of a trained detector on a split.",
@@ -110,6 +111,33 @@ class Demo:
         from fastrcnn_engine import commands
 
         commands.demo(self, command)
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """Read a split, decode every image, and list all that is wrong, with file and object.
+
+    Errors would stop a training: files, images and, with --proposals, images that have none.
+    Warnings would not: boxes dropped or clipped, images that EXIF turns, objects that are there
+    twice, images without objects. Writes check.json with all of it, sizes.svg, a histogram of the
+    objects, and samples.jpg with their boxes drawn in. Exit code 1 if there are errors.
+    """
+
+    data: Path
+    """VOC or COCO directory."""
+    split: str = "trainval"
+    """Split to look at: ImageSets/Main/SPLIT.txt or annotations/instances_SPLIT.json."""
+    classes: tuple[str, ...] | None = None
+    """Class names in the order of their labels; None: those of the data."""
+    proposals: Path | None = None
+    """Proposal file; the share of objects it covers bounds any detector that uses it."""
+    out: Path = Path("runs/check")
+    """Folder for check.json, sizes.svg and samples.jpg."""
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.check_data(self)
 
 
 @dataclass(frozen=True)
@@ -360,8 +388,8 @@ def _command_class(name: str) -> type:
 
         return Train
     return {
-        "demo": Demo, "proposals": Proposals, "eval": Eval, "detect": Detect,
-        "compress": Compress, "export": Export, "svm": Svm, "env": Env,
+        "demo": Demo, "check-data": CheckData, "proposals": Proposals, "eval": Eval,
+        "detect": Detect, "compress": Compress, "export": Export, "svm": Svm, "env": Env,
     }[name]  # fmt: skip
 
 
@@ -394,6 +422,7 @@ def _print_help() -> None:
     console.print("[bold]examples:[/]")
     for example in (
         "fastrcnn-engine demo",
+        "fastrcnn-engine check-data --data VOC2007 --split trainval",
         "fastrcnn-engine train --data VOC2007 --network tiny --split train --test-split test",
         "fastrcnn-engine train --config voc07-L --data VOC2007 --weights VGG16.v2.caffemodel",
         "fastrcnn-engine eval --run runs/train --split val --metric 11point",

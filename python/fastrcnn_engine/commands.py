@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
 from fastrcnn_engine.config_file import read_settings
+from fastrcnn_engine.data.check import DataCheck, check_dataset
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
@@ -41,8 +44,11 @@ from fastrcnn_engine.pipeline import (
     search_datasets,
     write_json,
 )
+from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.environment import versions
+from fastrcnn_engine.report.gallery import sample_pictures
 from fastrcnn_engine.report.html import number
+from fastrcnn_engine.report.plots import sizes_svg
 from fastrcnn_engine.training import (
     TrainConfig,
     load_checkpoint,
@@ -124,6 +130,48 @@ def demo(options: cli.Demo, command: str) -> None:
     )
     asked = {"test_split": "test", "search": dataclasses.asdict(search)}
     _train_and_test(run, config, asked, store, test_set, cli.Detection(), console)
+
+
+def check_data(options: cli.CheckData) -> None:
+    """See cli.CheckData."""
+    console = Console(highlight=False)
+    check = check_dataset(
+        options.data, options.split, options.classes, proposals=options.proposals
+    )
+    for kind, lines in check.errors.items():
+        _print_notes(console, f"errors, {kind}", lines, len(lines))
+    for kind, lines in check.warnings.items():
+        _print_notes(console, f"warnings, {kind}", lines, 20)
+    console.print(_class_facts(check))
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "check.json", check.to_dict())
+    names = check.dataset.classes
+    sizes = {label: check.sizes(label) for label in range(1, len(names) + 1)}
+    (options.out / "sizes.svg").write_text(sizes_svg(sizes, names), encoding="utf-8")
+    samples = sample_pictures(check.dataset)
+    if samples:
+        Image.fromarray(picture_grid(samples)).save(options.out / "samples.jpg", quality=88)
+    count = sum(map(len, check.errors.values()))
+    console.print(
+        f"images read: {len(check.dataset.records)}, objects: {len(check.sizes())}, "
+        f"errors: {count}, warnings: {sum(map(len, check.warnings.values()))}; all of them are in "
+        f"{options.out / 'check.json'}",
+        soft_wrap=True,
+    )
+    if not check.is_usable:
+        sys.exit(1)
+
+
+def _class_facts(check: DataCheck) -> Table:
+    recalls = [] if check.recall is None else list(check.recall["recall"])
+    table = Table("class", "objects", "images", "size, 5 %", "median", "95 %",
+                  *(f"recall at IoU {threshold:g}" for threshold in recalls))  # fmt: skip
+    for facts in check.to_dict()["classes"]:
+        sizes = [f"{size:.0f}" for size in facts["size_quantiles"] or ()] or ["-"] * 3
+        shares = [number((facts["recall"] or {}).get(f"{threshold:g}")) for threshold in recalls]
+        counts = str(facts["objects"]), str(facts["images"])
+        table.add_row(facts["class"], *counts, *sizes, *shares)
+    return table
 
 
 def proposals(options: cli.Proposals) -> None:
@@ -562,10 +610,10 @@ def _print_result(
     console.print(f"report: {run.out / 'report.html'}", soft_wrap=True)
 
 
-def _print_notes(console: Console, what: str, notes: list[str]) -> None:
+def _print_notes(console: Console, what: str, notes: list[str], most: int = 5) -> None:
     if notes:
         console.print(f"[yellow]{len(notes)} {what}:[/]")
-        for note in notes[:5]:
+        for note in notes[:most]:
             console.print(f"  {note}", soft_wrap=True, markup=False)
-        if len(notes) > 5:
-            console.print(f"  and {len(notes) - 5} more")
+        if len(notes) > most:
+            console.print(f"  and {len(notes) - most} more")

@@ -22,6 +22,7 @@ from fastrcnn_engine.data.records import (
     Dataset,
     ImageRecord,
     checked_classes,
+    collecting,
     image_size,
     record_of,
     usable_box,
@@ -40,7 +41,11 @@ def instances_file(root: str | os.PathLike[str], split: str) -> Path:
 
 
 def load_coco(
-    root: str | os.PathLike[str], split: str, classes: Sequence[str] | None = None
+    root: str | os.PathLike[str],
+    split: str,
+    classes: Sequence[str] | None = None,
+    *,
+    errors: list[str] | None = None,
 ) -> Dataset:
     """Reads `annotations/instances_SPLIT.json` under `root`, with the images in the folder SPLIT.
 
@@ -58,7 +63,8 @@ def load_coco(
 
     Raises FileNotFoundError for a missing file or folder, or if none of the images is there, and
     ValueError for a file that cannot be understood (named, with the key), two images or categories
-    of one id, and a class that is no category.
+    of one id, and a class that is no category. With a list of `errors` a fault of one image is put
+    there, and the image is left out.
     """
     root = Path(root)
     path, folder = instances_file(root, split), root / split
@@ -87,10 +93,12 @@ def load_coco(
             problems.append(f"{where}: dropped, its image_id, {image_id!r}, is no image")
         elif image_id in images and label_of[category] is not None:
             objects[image_id].append((where, label_of[category], entry))
-    records = [
-        _read_record(f"{split}/{number}", image_path, objects[number], problems)
-        for number, image_path in images.items()
-    ]
+    records = []
+    for number, image_path in images.items():
+        with collecting(errors):
+            records.append(
+                _read_record(f"{split}/{number}", image_path, objects[number], problems)
+            )
     source = CocoSource(path, tuple(category_of[name] for name in classes))
     return Dataset(classes, records, problems, root, split, source)
 

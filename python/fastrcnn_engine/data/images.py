@@ -113,7 +113,7 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file") from None
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not readable as an image: {error}") from None
 
 

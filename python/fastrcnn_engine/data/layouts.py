@@ -12,7 +12,11 @@ from fastrcnn_engine.data.voc import load_voc
 
 
 def load_dataset(
-    root: str | os.PathLike[str], split: str, classes: Sequence[str] | None = None
+    root: str | os.PathLike[str],
+    split: str,
+    classes: Sequence[str] | None = None,
+    *,
+    errors: list[str] | None = None,
 ) -> Dataset:
     """One split of a data set: `load_coco` where `root` has annotations/instances_SPLIT.json,
     `load_voc` where it has ImageSets.
@@ -21,11 +25,11 @@ def load_dataset(
     """
     root = Path(root)
     if instances_file(root, split).is_file():
-        return load_coco(root, split, classes)
+        return load_coco(root, split, classes, errors=errors)
     if (root / "ImageSets").is_dir():
-        return load_voc(root, split, classes)
+        return load_voc(root, split, classes, errors=errors)
     if any(root.glob("annotations/instances_*.json")):
-        return load_coco(root, split, classes)  # tells which splits there are
+        return load_coco(root, split, classes, errors=errors)  # tells which splits there are
     raise FileNotFoundError(
         f"{root}: no data set here; looked for annotations/instances_{split}.json (COCO, with the "
         f"images in {split}) and for ImageSets/Main/{split}.txt (VOC)"

@@ -367,7 +367,7 @@ def compute_proposals(
     try:
         for image_id in missing:  # inside: the first searches can be done before the last is queued
             futures[image_id] = pool.submit(search, image_id)
-        with _progress_bar(progress) as bar:
+        with progress_bar(progress) as bar:
             task = bar.add_task("proposals", total=len(paths), completed=len(kept.keys() & paths))
             for future in as_completed(futures.values()):
                 future.result()
@@ -393,7 +393,8 @@ def _fingerprint(path: str | os.PathLike[str]) -> str:
         raise FileNotFoundError(f"{path}: no such image file") from None
 
 
-def _progress_bar(shown: bool) -> Progress:
+def progress_bar(shown: bool) -> Progress:
+    """A live line of images done, their speed and the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

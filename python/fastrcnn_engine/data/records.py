@@ -4,7 +4,8 @@ share."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +74,25 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return classes
 
 
+@contextmanager
+def collecting(errors: list[str] | None) -> Iterator[None]:
+    """Within the block a file's fault is put into `errors`, once, and ends the block; with None it
+    is raised."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if errors is None:
+            raise
+        if str(error) not in errors:
+            errors.append(str(error))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) of an image file, from its header. Raises ValueError if it is no image."""
     try:
         with Image.open(path) as image:
             return image.size
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not readable as an image: {error}") from None
 
 

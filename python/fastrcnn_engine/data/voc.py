@@ -18,6 +18,7 @@ from fastrcnn_engine.data.records import (
     Dataset,
     ImageRecord,
     checked_classes,
+    collecting,
     image_size,
     record_of,
     usable_box,
@@ -27,7 +28,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 def load_voc(
-    root: str | os.PathLike[str], split: str, classes: Sequence[str] | None = None
+    root: str | os.PathLike[str],
+    split: str,
+    classes: Sequence[str] | None = None,
+    *,
+    errors: list[str] | None = None,
 ) -> Dataset:
     """Reads the images named in `ImageSets/Main/<split>.txt` under `root`, with their objects.
 
@@ -41,10 +46,11 @@ def load_voc(
     split of a data set gets the same numbers.
 
     Raises FileNotFoundError for a missing folder, split, annotation or image, and ValueError for a
-    file that cannot be read, a class that is not in `classes`, or an image named twice.
+    file that cannot be read, a class that is not in `classes`, or an image named twice. With a list
+    of `errors` a fault of one image, object or line is put there, and what has it is left out.
     """
     root = Path(root)
-    ids = _read_split(root, split)
+    ids = _read_split(root, split, errors)
     annotation_dir, image_dir = root / "Annotations", root / "JPEGImages"
     for folder in (annotation_dir, image_dir):
         if not folder.is_dir():
@@ -52,13 +58,13 @@ def load_voc(
 
     trees: dict[str, ElementTree.Element] = {}
     if classes is None:
+        names = set()
         for path in sorted(annotation_dir.glob("*.xml")):
-            trees[path.stem] = _parse(path)
-        names = {
-            _class_name(obj, annotation_dir / f"{image_id}.xml", number)
-            for image_id, tree in trees.items()
-            for number, obj in enumerate(tree.findall("object"), start=1)
-        }
+            with collecting(errors):
+                trees[path.stem] = _parse(path)
+                for number, obj in enumerate(trees[path.stem].findall("object"), start=1):
+                    with collecting(errors):
+                        names.add(_class_name(obj, path, number))
         classes = sorted(names)
         if not classes:
             raise ValueError(
@@ -72,16 +78,18 @@ def load_voc(
     records = []
     for image_id in ids:
         path = annotation_dir / f"{image_id}.xml"
-        if image_id not in trees:
-            trees[image_id] = _parse(path)
-        image_path = _find_image(image_dir, image_names, image_id, trees[image_id])
-        records.append(
-            _read_record(image_id, image_path, trees[image_id], path, label_of, problems)
-        )
+        with collecting(errors):
+            tree = trees.get(image_id)
+            if tree is None:
+                tree = _parse(path)
+            image_path = _find_image(image_dir, image_names, image_id, tree)
+            records.append(
+                _read_record(image_id, image_path, tree, path, label_of, problems, errors)
+            )
     return Dataset(classes, records, problems, root, split)
 
 
-def _read_split(root: Path, split: str) -> list[str]:
+def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
     folder = root / "ImageSets" / "Main"
     path = folder / f"{split}.txt"
     if not path.is_file():
@@ -93,18 +101,19 @@ def _read_split(root: Path, split: str) -> list[str]:
         words = line.split()
         if not words:
             continue
-        if len(words) > 1:
-            raise ValueError(
-                f"{path}, line {number}: expected one image id, got {line.strip()!r}; "
-                "the files of single classes (id and 1 or -1) are no splits"
-            )
-        if words[0] in line_of:
-            raise ValueError(
-                f"{path}, line {number}: image {words[0]!r} stands already in "
-                f"line {line_of[words[0]]}; name each image once"
-            )
-        line_of[words[0]] = number
-        ids.append(words[0])
+        with collecting(errors):
+            if len(words) > 1:
+                raise ValueError(
+                    f"{path}, line {number}: expected one image id, got {line.strip()!r}; "
+                    "the files of single classes (id and 1 or -1) are no splits"
+                )
+            if words[0] in line_of:
+                raise ValueError(
+                    f"{path}, line {number}: image {words[0]!r} stands already in "
+                    f"line {line_of[words[0]]}; name each image once"
+                )
+            line_of[words[0]] = number
+            ids.append(words[0])
     if not ids:
         raise ValueError(f"{path}: names no image")
     return ids
@@ -152,23 +161,25 @@ def _read_record(
     path: Path,
     label_of: dict[str, int],
     problems: list[str],
+    errors: list[str] | None,
 ) -> ImageRecord:
     width, height = _image_size(image_path, tree, path, problems)
     boxes, labels, difficult = [], [], []
     for number, obj in enumerate(tree.findall("object"), start=1):
-        name = _class_name(obj, path, number)
-        if name not in label_of:
-            raise ValueError(
-                f"{path}, object {number}: class {name!r} is not one of "
-                f"{', '.join(label_of)}; add it to the classes or take the object out"
-            )
-        where = f"{path}, object {number} ({name})"
-        box = _read_box(obj, width, height, where, problems)
-        if box is None:
-            continue
-        boxes.append(box)
-        labels.append(label_of[name])
-        difficult.append(_read_difficult(obj, where))
+        with collecting(errors):
+            name = _class_name(obj, path, number)
+            if name not in label_of:
+                raise ValueError(
+                    f"{path}, object {number}: class {name!r} is not one of "
+                    f"{', '.join(label_of)}; add it to the classes or take the object out"
+                )
+            where = f"{path}, object {number} ({name})"
+            is_difficult = _read_difficult(obj, where)
+            box = _read_box(obj, width, height, where, problems)
+            if box is not None:
+                boxes.append(box)
+                labels.append(label_of[name])
+                difficult.append(is_difficult)
     return record_of(image_id, image_path, (width, height), boxes, labels, difficult)
 
 

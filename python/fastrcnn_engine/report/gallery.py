@@ -16,10 +16,10 @@ from fastrcnn_engine.evaluation.voc import (
     VOCResult,
     evaluate_voc,
 )
-from fastrcnn_engine.report.draw import draw_marks, verdict_marks
+from fastrcnn_engine.report.draw import Mark, class_colour, draw_marks, verdict_marks
 
 if TYPE_CHECKING:
-    from fastrcnn_engine.data.records import ImageRecord
+    from fastrcnn_engine.data.records import Dataset, ImageRecord
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,28 @@ def verdict_counts(record: ImageRecord, match: ImageMatch) -> tuple[int, int, in
     right = int((match.status == TRUE_POSITIVE).sum())
     wrong = int((match.status == FALSE_POSITIVE).sum())
     return right, wrong, int((~match.found & ~record.difficult).sum())
+
+
+def sample_pictures(dataset: Dataset, *, count: int = 9, width: int = 420) -> list[np.ndarray]:
+    """Images from all over a data set with their objects drawn in, dashed where difficult.
+
+    Images with objects come first, those that cannot be decoded are left out. `width` is that of
+    each picture, (h, w, 3) uint8.
+    """
+    pictures: list[np.ndarray] = []
+    step = max(len(dataset.records) // count, 1)
+    spread = {record.image_id: record for record in [*dataset.records[::step], *dataset.records]}
+    for record in sorted(spread.values(), key=lambda record: not len(record.boxes)):
+        if len(pictures) == count:
+            break
+        marks = [
+            Mark(tuple(box), class_colour(label), dataset.classes[label - 1], bool(difficult))
+            for box, label, difficult in zip(
+                record.boxes.tolist(), record.labels.tolist(), record.difficult, strict=True
+            )
+        ]
+        try:
+            pictures.append(draw_marks(load_image(record.image_path), marks, width=width))
+        except (OSError, ValueError):
+            continue
+    return pictures

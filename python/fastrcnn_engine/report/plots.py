@@ -89,6 +89,31 @@ def curves_svg(log: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> str
     return svg[0]
 
 
+def sizes_svg(sizes: Mapping[int, np.ndarray], classes: Sequence[str]) -> str:
+    """How many objects there are of each size, a stack of the classes in their colours.
+
+    sizes: label 1..K -> sides of squares of the objects' areas in pixels, (n,). The scale is
+    logarithmic, three bars for each doubling.
+    """
+    with _axes(5.4, 3.2) as (axes, svg):
+        every = np.concatenate([*sizes.values(), np.zeros(0)])
+        if len(every):
+            low, high = np.floor(np.log2(every.min())), np.ceil(np.log2(every.max()) + 1e-9)
+            edges = 2.0 ** np.linspace(low, high, 3 * round(max(high - low, 1)) + 1)
+            labels = list(sizes)
+            axes.hist(
+                [sizes[label] for label in labels], edges, stacked=True,
+                color=[_hex(class_colour(label)) for label in labels],
+                label=[classes[label - 1] for label in labels],
+            )  # fmt: skip
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            if len(labels) <= 10:
+                axes.legend(frameon=False)
+        axes.set(xlabel="size of an object, pixels (square root of its area)", ylabel="objects")
+    return svg[0]
+
+
 def running_mean(values: np.ndarray, half: int) -> np.ndarray:
     """Mean over the 2 * half + 1 neighbours of each value, fewer at the ends. (L,) -> (L,)"""
     total = np.concatenate([[0.0], np.cumsum(values)])

@@ -1,0 +1,148 @@
+"""Looks at a whole data set before a training does: what is wrong with it, and what is in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import ProposalStore, progress_bar, proposal_recall
+from fastrcnn_engine.data.records import Dataset, ImageRecord
+
+EXIF_ORIENTATION = 0x0112
+QUANTILES = (0.05, 0.5, 0.95)
+
+# In the order of their being told. Errors stop a training or an evaluation, warnings do not.
+ERRORS = ("files that cannot be used", "images that cannot be decoded", "images not in the file of "
+          "proposals")  # fmt: skip
+WARNINGS = ("dropped, clipped or wrong in size", "images that EXIF turns (it is not applied)",
+            "objects that are there twice", "images without objects",
+            "images with an empty list of proposals")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found. Every line names file and object, or the image."""
+
+    dataset: Dataset  # what could be read
+    errors: dict[str, list[str]]  # lines by kind, of ERRORS
+    warnings: dict[str, list[str]]  # lines by kind, of WARNINGS
+    recall: dict[str, Any] | None  # of the proposals, see `proposal_recall`; None without a file
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether nothing here would stop a training."""
+        return not any(self.errors.values())
+
+    def sizes(self, label: int | None = None) -> np.ndarray:
+        """Side of a square with the area of each object, in pixels; of one class, or of all."""
+        found = [
+            np.sqrt(np.prod(record.boxes[:, 2:] - record.boxes[:, :2] + 1, axis=1))[
+                record.labels == label if label is not None else slice(None)
+            ]
+            for record in self.dataset.records
+        ]
+        return np.concatenate([*found, np.zeros(0)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, the facts of each class among them."""
+        classes = []
+        for label, name in enumerate(self.dataset.classes, start=1):
+            sizes = self.sizes(label)
+            facts: dict[str, Any] = {
+                "class": name,
+                "objects": len(sizes),
+                "images": sum(bool((r.labels == label).any()) for r in self.dataset.records),
+                "size_quantiles": np.quantile(sizes, QUANTILES).tolist() if len(sizes) else None,
+            }
+            if self.recall is not None:
+                shares = self.recall["recall_by_label"].get(label)
+                facts["recall"] = shares and {f"{t:g}": share for t, share in shares.items()}
+            classes.append(facts)
+        return {
+            "images": len(self.dataset.records),
+            "objects": len(self.sizes()),
+            "errors": self.errors,
+            "warnings": self.warnings,
+            "classes": classes,
+        }
+
+
+def check_dataset(
+    root: str | os.PathLike[str],
+    split: str,
+    classes: Sequence[str] | None = None,
+    *,
+    proposals: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> DataCheck:
+    """Reads a split, decodes every image, and goes on after each fault to find all of them.
+
+    Args:
+        root, split, classes: as `load_dataset`.
+        proposals: a proposal file; its recall bounds the mAP of any detector that uses it.
+        progress: show a live line.
+
+    Raises FileNotFoundError and ValueError where nothing can be looked at: no such data set, split
+    or file of proposals, a COCO file that is none.
+    """
+    found: dict[str, list[str]] = {kind: [] for kind in (*ERRORS, *WARNINGS)}
+    dataset = load_dataset(root, split, classes, errors=found[ERRORS[0]])
+    store = None if proposals is None else ProposalStore(proposals)
+    found[WARNINGS[0]] += dataset.problems
+    with progress_bar(progress) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        task = bar.add_task("checking", total=len(dataset.records))
+        for record, (unreadable, turned) in zip(
+            dataset.records, pool.map(_look_at, dataset.records), strict=True
+        ):
+            if unreadable:
+                found[ERRORS[1]].append(unreadable)
+            if turned != 1:
+                found[WARNINGS[1]].append(f"{record.image_path}: orientation {turned}")
+            found[WARNINGS[2]] += _twice(record, dataset.classes)
+            if not len(record.boxes):
+                found[WARNINGS[3]].append(record.image_id)
+            if store is not None and record.image_id not in store:
+                found[ERRORS[2]].append(record.image_id)
+            elif store is not None and not len(store[record.image_id]):
+                found[WARNINGS[4]].append(record.image_id)
+            bar.advance(task)
+    recall = None
+    if store is not None:
+        known = [record for record in dataset.records if record.image_id in store]
+        recall = proposal_recall(known, store)
+    return DataCheck(
+        dataset,
+        {kind: found[kind] for kind in ERRORS},
+        {kind: found[kind] for kind in WARNINGS},
+        recall,
+    )
+
+
+def _look_at(record: ImageRecord) -> tuple[str, int]:
+    """Why the image cannot be decoded, "" if it can, and its orientation by EXIF, 1 if none."""
+    try:
+        load_image(record.image_path)
+        with Image.open(record.image_path) as image:
+            return "", int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except (OSError, ValueError) as error:
+        return str(error), 1
+
+
+def _twice(record: ImageRecord, classes: Sequence[str]) -> list[str]:
+    """A line for each object that has the class and the box of one before it."""
+    rows = np.column_stack([record.labels, record.boxes])
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    copies = [row for row, group in enumerate(np.ravel(inverse)) if first[group] != row]
+    return [
+        f"{record.image_id}: {classes[record.labels[row] - 1]} at "
+        f"{' '.join(f'{side:g}' for side in record.boxes[row])}"
+        for row in copies
+    ]

@@ -1,0 +1,140 @@
+"""check_dataset goes on after a fault and finds all of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.data.check import ERRORS, WARNINGS, check_dataset
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import write_proposals
+
+from .coco_files import annotation, write_instances, write_picture
+from .voc_files import object_xml, write_annotation, write_image, write_split
+
+GOOD = object_xml("dog", (1, 1, 20, 20))
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Two good images and one of every fault."""
+    root = tmp_path / "voc"
+    images = {
+        "good": [GOOD, object_xml("cat", (5, 5, 12, 28), difficult=1)],
+        "empty": [],
+        "twice": [GOOD, object_xml("cat"), GOOD],
+        "boxes": [object_xml("dog", (3, 3, 3, 9)), object_xml("dog", (1, 1, 99, 9))],
+        "size": [GOOD],
+        "nameless": [object_xml("", (1, 1, 9, 9)), GOOD],
+        "truncated": [GOOD],
+        "turned": [GOOD],
+    }
+    for name, objects in images.items():
+        write_image(root, name)
+        write_annotation(root, name, objects, size=(41, 30) if name == "size" else (40, 30))
+    path = root / "JPEGImages" / "truncated.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "turned.jpg", exif=exif)
+    write_annotation(root, "pictureless", [GOOD])
+    write_annotation(root, "text", [GOOD])
+    (root / "JPEGImages" / "text.jpg").write_text("hello")
+    write_image(root, "broken")
+    (root / "Annotations" / "broken.xml").write_text("<annotation>")
+    names = [*images, "pictureless", "text", "broken", "good", "two words", "absent"]
+    write_split(root, "train", names)
+    return root
+
+
+def about(lines, *words):
+    """Whether there is a line for each of the words, and no other."""
+    return len(lines) == len(words) and all(any(w in line for line in lines) for w in words)
+
+
+def test_all_faults_of_a_voc_set_are_found(voc, tmp_path):
+    boxes = {name: np.float32([[0, 0, 19, 19]]) for name in ("good", "twice", "boxes", "size")}
+    boxes |= {"empty": np.zeros((0, 4), np.float32), "truncated": boxes["good"]}
+    write_proposals(tmp_path / "p.npz", boxes.items())
+    check = check_dataset(voc, "train", proposals=tmp_path / "p.npz", progress=False)
+    unusable, undecodable, unproposed = (check.errors[kind] for kind in ERRORS)
+    assert about(
+        unusable, "broken.xml: not readable as XML", "nameless.xml, object 1: has no name",
+        "no image for id 'pictureless'", "text.jpg: not readable", "'good' stands already",
+        "expected one image id, got 'two words'", "absent.xml: no such file",
+    )  # fmt: skip
+    assert about(undecodable, "truncated.jpg: not readable")
+    assert sorted(unproposed) == ["nameless", "turned"]
+    dropped, turned, twice, empty, none = (check.warnings[kind] for kind in WARNINGS)
+    assert about(dropped, "boxes.xml, object 1 (dog): dropped", "object 2 (dog): clipped",
+                 "states size 41x30")  # fmt: skip
+    assert about(turned, "turned.jpg: orientation 6")
+    assert twice == ["twice: dog at 0 0 19 19"]
+    assert empty == ["empty"] and none == ["empty"]
+    assert not check.is_usable
+    facts = {one["class"]: one for one in check.to_dict()["classes"]}
+    assert facts["dog"]["objects"] == 8 and facts["dog"]["images"] == 7
+    assert facts["cat"]["size_quantiles"][1] == pytest.approx((np.sqrt(8 * 24) + 10) / 2)
+    # good's cat is difficult and not counted, twice's has an IoU of a quarter.
+    assert facts["cat"]["recall"] == {"0.5": 0.0, "0.7": 0.0}
+    assert facts["dog"]["recall"]["0.5"] == pytest.approx(5 / 6)  # all but the clipped one
+    # What a training meets first is one of them.
+    with pytest.raises((OSError, ValueError)) as error:
+        load_dataset(voc, "train")
+    assert str(error.value) in unusable
+
+
+def test_an_unknown_class_and_a_bad_flag_are_told_with_their_objects(voc):
+    objects = [object_xml("dog", difficult=2), object_xml("bird"), GOOD]
+    write_annotation(voc, "good", objects)
+    write_split(voc, "one", ["good"])
+    check = check_dataset(voc, "one", ("dog", "cat"), progress=False)
+    assert about(check.errors[ERRORS[0]], "object 1 (dog): difficult must be 0 or 1, got '2'",
+                 "object 2: class 'bird' is not one of dog, cat")  # fmt: skip
+    assert len(check.dataset.records[0].boxes) == 1
+
+
+def test_a_coco_set_is_checked_too(tmp_path):
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path, "train", name)
+    (tmp_path / "train" / "c.png").write_text("no image")
+    write_instances(
+        tmp_path, "train",
+        [{"id": i, "file_name": f"{n}.png"} for i, n in enumerate("abcd")],
+        [annotation(1, 0, 5, [0, 0, 10, 10]), annotation(2, 0, 5, [0, 0, 10, 10]),
+         annotation(3, 1, 6, [0, 0, 10, 10])],
+        [{"id": 5, "name": "dog"}],
+    )  # fmt: skip
+    check = check_dataset(tmp_path, "train", progress=False)
+    assert about(check.errors[ERRORS[0]], "c.png: not readable")
+    assert about(check.warnings[WARNINGS[0]], "id 3: dropped, its category_id, 6", "no file")
+    assert check.warnings[WARNINGS[2]] == ["train/0: dog at 0 0 9 9"]
+    assert check.warnings[WARNINGS[3]] == ["train/1"]
+
+
+def test_the_command_lists_everything_and_its_exit_code_says_whether_to_train(
+    voc, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    command = ["check-data", "--data", str(voc), "--out", str(out), "--split"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "train"])
+    assert end.value.code == 1
+    text = capsys.readouterr().out
+    assert "errors: 8," in text and "truncated.jpg: not readable" in text and "absent.xml" in text
+    content = json.loads((out / "check.json").read_text())
+    assert sum(map(len, content["errors"].values())) == 8
+    assert Image.open(out / "samples.jpg").width == 3 * 420 + 2 * 8
+    assert "objects" in (out / "sizes.svg").read_text()
+    write_split(voc, "fine", ["good", "empty"])
+    # Warnings alone; classes are named, so the annotations of other splits are not read.
+    cli.main([*command, "fine", "--classes", "dog", "cat"])
+    assert "errors: 0, warnings: 1;" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "nothing"])
+    assert end.value.code == 2
+    assert "splits found beside it: fine, train" in capsys.readouterr().err
