@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from data.coco_files import coco_copy
-from fastrcnn_engine import cli, commands
+from fastrcnn_engine import bulk, cli, commands
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.proposals import ProposalStore, compute_proposals
 from fastrcnn_engine.evaluation.coco import NUMBERS
@@ -534,6 +534,60 @@ def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
         run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0")
         assert all(path.read_bytes() == content for path, content in before.items())
         assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
+
+
+def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
+    trained, drawn, tmp_path, capsys, monkeypatch
+):
+    folder, bad, out = drawn / "JPEGImages", tmp_path / "bad.jpg", tmp_path / "out"
+    bad.write_text("no image")
+    images = sorted(folder.glob("*.jpg"))
+    (tmp_path / "list.txt").write_text(f"{bad}\n\n{images[0]}\n{tmp_path / 'absent.jpg'}\n")
+    command = ("detect", tmp_path / "list.txt", folder, "--many", "--checkpoint", trained,
+               "--score", 0, "--out", out)  # fmt: skip
+    calls, detect = [], bulk.detect_image
+
+    def stops(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return detect(*arguments, **options)
+
+    monkeypatch.setattr(bulk, "detect_image", stops)
+    with pytest.raises(SystemExit) as end:
+        run(*command)
+    assert end.value.code == 130
+    path = out / "detections.jsonl"
+    before = path.read_bytes()
+    assert before.count(b"\n") == 4  # two images, and two that cannot be read
+    path.write_bytes(before + b'{"image": "cut o')
+    monkeypatch.setattr(bulk, "detect_image", detect)
+    capsys.readouterr()
+    run(*command)
+    assert path.read_bytes().startswith(before)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "images: 4 done" in text and "4 done before, 0 could not be read" in text
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    # images[0] is named twice and has one line; nothing but the lines was written.
+    named = [str(bad), str(images[0]), str(tmp_path / "absent.jpg"), *map(str, images[1:])]
+    assert [line["image"] for line in lines] == named
+    assert "bad.jpg: not readable" in lines[0]["error"] and "no such" in lines[2]["error"]
+    assert [one.name for one in out.iterdir()] == ["detections.jsonl"]
+    run("detect", images[0], "--checkpoint", trained, "--score", 0, "--out", tmp_path / "one")
+    one = json.loads((tmp_path / "one" / "detections.json").read_text())["images"]
+    assert one[str(images[0])] == lines[1]["detections"] != []
+
+    parts = []
+    for part in ("1/2", "2/2"):
+        run(*command[:2], folder, *command[3:-1], tmp_path / part[0], "--shard", part)
+        text = (tmp_path / part[0] / "detections.jsonl").read_text()
+        parts += [json.loads(line) for line in text.splitlines()]
+    assert len(parts) == 8 and {p["image"] for p in parts} == set(named)
+    assert "shard is '3/2'" in failure(capsys, *command, "--shard", "3/2")
+    assert "only --many" in failure(capsys, "detect", folder, "--shard", "1/2")
+    path.write_text('{"other": 1}\n')
+    assert "line 1: not a line of detections" in failure(capsys, *command)
+    assert path.read_text() == '{"other": 1}\n'
 
 
 def test_export_writes_one_file_and_says_what_it_takes(trained, tmp_path, capsys):

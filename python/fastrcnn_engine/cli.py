@@ -215,11 +215,15 @@ class Detect:
     """Detect objects on image files.
 
     Proposals are made on the fly, as they were for the training. Writes one picture for each image
-    with the boxes drawn in, and detections.json with class, score and box.
+    with the boxes drawn in, and detections.json with class, score and box. --many is for very many
+    images: a line of detections.jsonl for each, at once, without pictures. Run it again after an
+    interruption: images that have a line are passed over, and one that cannot be read has a line
+    that says why.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, or folders of images."""
+    """Image files, folders of images, or with --many also text files (.txt) that name an image
+    a line."""
     checkpoint: Path = Path("runs/train/checkpoint.pt")
     """A checkpoint file, or the folder of a training run."""
     out: Path = Path("runs/detect")
@@ -235,6 +239,10 @@ class Detect:
     """A torch device: cpu, cuda, cuda:1."""
     mode: Mode | None = None
     """Mode of the selective search; None is that of the training."""
+    many: bool = False
+    """A line of JSON for each image in place of pictures."""
+    shard: str = "1/1"
+    """With --many: I/N works on every N-th image from the I-th on; give each part an --out."""
 
     def run(self, command: str) -> None:
         from fastrcnn_engine import commands

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
+from fastrcnn_engine.bulk import detect_many, shard_of
 from fastrcnn_engine.config_file import read_settings
 from fastrcnn_engine.data.check import DataCheck, check_dataset
 from fastrcnn_engine.data.demo_set import write_demo_set
@@ -280,7 +281,10 @@ def evaluate(options: cli.Eval, command: str) -> None:
 def detect(options: cli.Detect) -> None:
     """See cli.Detect."""
     console = Console(highlight=False)
-    images = expand_folders(options.images)
+    if options.shard != "1/1" and not options.many:
+        raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
+    images = expand_folders(options.images, lists=options.many)
+    images = shard_of(images, options.shard)
     checkpoint = _checkpoint_file(options.checkpoint)
     trained = load_checkpoint(checkpoint).get("config", {})
     model = load_network(checkpoint, device=options.device)
@@ -289,9 +293,18 @@ def detect(options: cli.Detect) -> None:
     if options.mode is not None:
         search["mode"] = options.mode
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
-    results = detect_files(
-        model, images, options.out, search=search, detection={"score_threshold": score}
-    )
+    detection = {"score_threshold": score}
+    if options.many:
+        path = options.out / "detections.jsonl"
+        many = detect_many(model, images, path, search=search, detection=detection)
+        speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
+        console.print(
+            f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
+            f"not be read; lines: {path}",
+            soft_wrap=True,
+        )
+        return
+    results = detect_files(model, images, options.out, search=search, detection=detection)
     table = Table("image", "detections", "drawn")
     for path, drawn, found in results:
         names = [model.classes[label - 1] for label in found.labels.tolist()]

@@ -257,8 +257,11 @@ def detect_files(
     return results
 
 
-def expand_folders(paths: Sequence[Path]) -> list[Path]:
-    """Image files, with every folder replaced by the images in it, by name."""
+def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
+    """Image files, with every folder replaced by the images in it, by name.
+
+    lists: a text file (.txt) is replaced by the images it names, one a line.
+    """
     files = []
     for path in paths:
         if path.is_dir():
@@ -266,6 +269,9 @@ def expand_folders(paths: Sequence[Path]) -> list[Path]:
             if not inside:
                 raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             files += inside
+        elif lists and path.suffix.lower() == ".txt":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            files += [Path(line) for line in lines if line.strip()]
         else:
             files.append(path)
     return files
