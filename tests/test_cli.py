@@ -318,6 +318,27 @@ def test_train_writes_a_run_and_its_test(trained):
         x1, y1, x2, y2 = one["box"]
         assert one["class"] in found["classes"] and 0 < one["score"] <= 1
         assert 0 <= x1 <= x2 <= 319 and 0 <= y1 <= y2 <= 239
+    mistakes = metrics["mistakes"]
+    assert mistakes["score"] == 0.5 and len(mistakes["confusion"]) == 7
+    objects = sum(one["ground_truths"] for one in metrics["classes"].values())
+    assert sum(map(sum, mistakes["confusion"][:-1])) == objects > 0
+
+
+def test_results_in_the_format_of_voc_are_those_of_the_json(trained):
+    found = json.loads((trained / "detections.json").read_text())
+    again = {image_id: [] for image_id in found["images"]}
+    for name in found["classes"]:
+        path = trained / "voc_results" / f"comp4_det_test_{name}.txt"
+        for line in path.read_text().splitlines():
+            image_id, score, *box = line.split()
+            box = [np.float32(x) - np.float32(1) for x in box]  # 1-based in the file
+            again[image_id].append((name, np.float32(score), *box))
+    for image_id, rows in found["images"].items():
+        expected = [(r["class"], np.float32(r["score"]), *np.float32(r["box"])) for r in rows]
+        assert [r[:2] for r in sorted(again[image_id])] == [r[:2] for r in sorted(expected)]
+        boxes = [np.array([r[2:] for r in sorted(rows)]) for rows in (again[image_id], expected)]
+        np.testing.assert_allclose(*boxes, atol=4e-5)  # the 1 that is added and taken away
+    assert sum(map(len, again.values())) > 0
 
 
 def test_eval_agrees_with_the_test_of_the_training(trained, capsys):
@@ -386,6 +407,7 @@ def test_coco_data_trains_and_tests_like_the_same_in_voc(drawn, trained, tmp_pat
     assert (tmp_path / "voc-metric" / "coco_results.json").read_text() == json.dumps(rows) + "\n"
     run("eval", "--run", trained, "--out", tmp_path / "voc-data", "--metric", "coco")
     assert not (tmp_path / "voc-data" / "coco_results.json").exists()
+    assert (tmp_path / "voc-data" / "voc_results").is_dir() and not (out / "voc_results").exists()
     assert metrics_of(tmp_path / "voc-data")["metric"] == "coco"
     run("svm", "--checkpoint", out, "--out", tmp_path / "svm")
 

@@ -26,6 +26,7 @@ from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES
 from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
+from fastrcnn_engine.evaluation.mistakes import find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
 from fastrcnn_engine.models import FastRCNN, described
@@ -107,7 +108,8 @@ def evaluate_and_report(
 ) -> tuple[VOCResult, COCOResult | None]:
     """Detects, evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
 
-    Data from a COCO file gets coco_results.json too, in COCO's own format.
+    Data from a COCO file gets coco_results.json too, in COCO's own format, other data a folder
+    voc_results in VOC's.
 
     metric: the headline, "area" or "11point" of VOC or "coco". Counts, curves and pictures are
         those of VOC at `iou_threshold`, whichever it is.
@@ -130,10 +132,11 @@ def evaluate_and_report(
             dataset.records, dataset.classes, found, score=drawn_score, iou_threshold=iou_threshold
         )
         run.out.mkdir(parents=True, exist_ok=True)
+        kept = {image_id: at_score(one, drawn_score) for image_id, one in found.items()}
+        mistakes = find_mistakes(dataset.records, dataset.classes, kept, gallery.result)
         # A sheet with all classes in their colours, for a README or a slide.
         sheet = [record for record in dataset.records if len(record.boxes)][:9]
         if sheet:
-            kept = {r.image_id: at_score(found[r.image_id], drawn_score) for r in sheet}
             pictures = [draw_detections(r.image_path, kept[r.image_id], dataset) for r in sheet]
             Image.fromarray(picture_grid(pictures)).save(run.out / "detections.jpg", quality=90)
     run.settings["Proposals"] = {
@@ -158,6 +161,7 @@ def evaluate_and_report(
         run.out / "metrics.json",
         {
             **_metrics(result, coco),
+            "mistakes": {"score": drawn_score, **mistakes.to_dict()},
             "proposals": recall,
             "seconds": {**run.seconds, "total": sum(run.seconds.values())},
             "seed": run.seed,
@@ -169,6 +173,8 @@ def evaluate_and_report(
     write_json(run.out / "detections.json", detections_as_json(found, dataset.classes))
     if dataset.coco is not None:
         write_json(run.out / "coco_results.json", coco_results(dataset, found), indent=None)
+    else:
+        write_voc_results(run.out / "voc_results", dataset, found)
     write_report(
         run.out / "report.html",
         Report(
@@ -176,6 +182,7 @@ def evaluate_and_report(
             result=result,
             coco=coco,
             gallery=gallery,
+            mistakes=mistakes,
             facts={
                 "data": f"{dataset.root.name}, {dataset.split}",
                 "network": described(model),
@@ -220,6 +227,21 @@ def detections_as_json(found: Mapping[str, Detections], classes: Sequence[str]) 
         for image_id, one in found.items()
     }
     return {"classes": list(classes), "box_format": BOX_FORMAT, "images": images}
+
+
+def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detections]) -> None:
+    """comp4_det_SPLIT_CLASS.txt for each class, as VOC's own programs read them.
+
+    A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, name in enumerate(dataset.classes, start=1):
+        path = folder / f"comp4_det_{dataset.split}_{name.replace('/', '_')}.txt"
+        with open(path, "w", encoding="utf-8") as file:
+            for image_id, one in found.items():
+                own = one.labels == label
+                for score, box in zip(one.scores[own], one.boxes[own] + 1, strict=True):
+                    file.write(f"{image_id} {score:.9g} {' '.join(f'{x:.9g}' for x in box)}\n")
 
 
 def detect_files(

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
+from fastrcnn_engine.evaluation.mistakes import find_mistakes
 from fastrcnn_engine.evaluation.voc import evaluate_voc
-from fastrcnn_engine.report.gallery import make_gallery
+from fastrcnn_engine.report import html
+from fastrcnn_engine.report.gallery import at_score, make_gallery
 from fastrcnn_engine.report.html import Report, render_report, write_report
 
 CLASSES = ["cat", "<dog> & co", "ghost"]
@@ -58,10 +60,13 @@ def scene(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(scene):
     records, detections = scene
+    gallery = make_gallery(records, CLASSES, detections)
+    kept = {image_id: at_score(one, gallery.score) for image_id, one in detections.items()}
     return Report(
         title="A <title> & more",
         result=evaluate_voc(records, CLASSES, detections),
-        gallery=make_gallery(records, CLASSES, detections),
+        gallery=gallery,
+        mistakes=find_mistakes(records, CLASSES, kept, gallery.result),
         facts={"data": "drawn"},
         seconds={"training": 125.0, "detection": 3.2},
         log=[
@@ -169,6 +174,16 @@ def test_sections_without_content_are_left_out(report):
     page = Page(render_report(bare))
     for heading in ("Training", "Time", "Settings", "How to reproduce", "Notes"):
         assert heading not in page.text
+
+
+def test_mistakes_are_told_by_kind_and_by_class(report, monkeypatch):
+    text = " ".join(Page(render_report(report)).text.split())
+    assert "right duplicate localisation other class background missed" in text
+    assert "What was taken for what" in text
+    monkeypatch.setattr(html, "MOST_CONFUSED", 1)
+    page = render_report(report)
+    assert "Mistakes" in page and "What was taken for what" not in page
+    assert "Mistakes" not in render_report(replace(report, mistakes=None))
 
 
 def test_a_set_without_objects_can_be_reported(scene):

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
+from fastrcnn_engine.evaluation.mistakes import KINDS, Mistakes
 from fastrcnn_engine.evaluation.voc import ClassResult, VOCResult
 from fastrcnn_engine.report.draw import class_colour
 from fastrcnn_engine.report.gallery import Gallery, Shown
@@ -22,6 +23,7 @@ from fastrcnn_engine.report.plots import curves_svg, precision_recall_svg
 from fastrcnn_engine.report.style import CSS
 
 _METRIC_NAMES = {"area": "area under the curve", "11point": "VOC07, 11 points"}
+MOST_CONFUSED = 25  # classes; the table of more is no longer read by anybody
 _AP_NAMES = {"area": "AP, area", "11point": "AP, 11 points"}
 
 
@@ -30,6 +32,7 @@ class Report:
     """Everything a report shows. Empty fields leave their section out.
 
     coco: if COCO's is the metric, its numbers; counts, curves and pictures are those of `result`.
+    mistakes: of the detections that are drawn.
     facts: small print under the title, name -> value, such as the data set and the network.
     seconds: stage -> wall-clock seconds, in the order of the run.
     log: rows of the training log with iteration, loss, loss_cls, loss_box.
@@ -42,6 +45,7 @@ class Report:
     result: VOCResult
     gallery: Gallery
     coco: COCOResult | None = None
+    mistakes: Mistakes | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     log: Sequence[Mapping[str, Any]] = ()
@@ -68,6 +72,7 @@ def render_report(report: Report) -> str:
         _class_table(report.result, report.gallery, report.coco),
         _coco_numbers(report.coco),
         _precision_recall(report.result, report.gallery.score),
+        _mistakes(report.mistakes, report.gallery),
         _training(report.log),
         _pictures(report.gallery),
         _timing(report.seconds),
@@ -220,6 +225,53 @@ def _precision_recall(result: VOCResult, score: float) -> str:
 <p class="hint">At IoU {result.iou_threshold:g}. The dot is the score {score:g}. The shaded area is
 the AP by area.</p>
 </section>"""
+
+
+def _mistakes(mistakes: Mistakes | None, gallery: Gallery) -> str:
+    if mistakes is None:
+        return ""
+    kinds = "".join(
+        f'<tr><td><i class="dot" style="background:{_colour(label)}"></i>{escape(name)}</td>'
+        f"{_cells(one.tp, *counts, missed)}</tr>"
+        for label, (name, one, counts, missed) in enumerate(
+            zip(
+                mistakes.classes, gallery.result.per_class, mistakes.kinds.tolist(),
+                mistakes.missed.tolist(), strict=True,
+            ),
+            start=1,
+        )
+    )  # fmt: skip
+    heads = "".join(f"<th>{kind}</th>" for kind in ("right", *KINDS, "missed"))
+    confusion = ""
+    if len(mistakes.classes) <= MOST_CONFUSED:
+        names = [escape(name) for name in mistakes.classes]
+        columns = "".join(f"<th>{name}</th>" for name in (*names, "missed"))
+        rows = "".join(
+            f"<tr><td>{name}</td>{_shaded(row)}</tr>"
+            for name, row in zip((*names, "nothing"), mistakes.confusion.tolist(), strict=True)
+        )
+        confusion = f"""<h3>What was taken for what</h3>
+<div class="scroll"><table class="classes"><thead><tr><th>what it is</th>{columns}</tr></thead>
+<tbody>{rows}</tbody></table></div>
+<p class="hint">Rows: objects, and “nothing” under detections that lie on none or on one that is
+found already. Columns: what they were called.</p>"""
+    return f"""<section>
+<h2>Mistakes</h2>
+<div class="scroll"><table class="classes">
+<thead><tr><th>class</th>{heads}</tr></thead><tbody>{kinds}</tbody></table></div>
+<p class="hint">Detections with a score of at least {gallery.score:g}. A duplicate lies on an object
+that is found already; localisation: overlaps an object of its class, but too little; other class:
+overlaps one of another class; background: neither (Hoiem et al., 2012).</p>
+{confusion}
+</section>"""
+
+
+def _shaded(counts: Sequence[int]) -> str:
+    total = sum(counts) or 1
+    return "".join(
+        f'<td style="background:rgba(37,99,235,{0.45 * count / total:.2f})">{count or ""}</td>'
+        for count in counts
+    )
 
 
 def _training(log: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,107 @@
+"""What kinds of mistakes a detector makes (Hoiem et al., Diagnosing Error in Object Detectors, ECCV
+2012, section 3.1), and which classes it takes for which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastrcnn_engine.evaluation.voc import FALSE_POSITIVE, VOCResult
+from fastrcnn_engine.ops import box_iou
+
+if TYPE_CHECKING:
+    from fastrcnn_engine.data.records import ImageRecord
+
+# Of a false positive, the first that holds: its class is found already where it lies; an object of
+# its class overlaps it by less than a match needs; one of another class overlaps it; neither.
+# Hoiem et al. count the first two as one and split the third by how alike the classes are.
+KINDS = ("duplicate", "localisation", "other class", "background")
+SOME_OVERLAP = 0.1  # IoU from which a mistake has to do with an object
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Counts over a set of images. K classes.
+
+    kinds: (K, 4) false positives by class and KINDS. missed: (K,) objects without a true positive.
+    confusion: (K + 1, K + 1), row: what it is, the last row nothing; column: what it was called,
+        the last column nothing (missed). An object goes to the strongest detection of any class
+        that overlaps it enough; further ones stand in the last row. Difficult objects, and what is
+        matched to them, are left out.
+    """
+
+    classes: tuple[str, ...]
+    kinds: np.ndarray
+    missed: np.ndarray
+    confusion: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "false_positives": {
+                name: dict(zip(KINDS, row, strict=True))
+                for name, row in zip(self.classes, self.kinds.tolist(), strict=True)
+            },
+            "missed": dict(zip(self.classes, self.missed.tolist(), strict=True)),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def find_mistakes(
+    records: Sequence[ImageRecord],
+    classes: Sequence[str],
+    detections: Mapping[str, Any],
+    result: VOCResult,
+) -> Mistakes:
+    """The mistakes of detections, as evaluate_voc takes them; `result` is what it said of them."""
+    count = len(classes)
+    kinds = np.zeros((count, len(KINDS)), np.int64)
+    missed = np.zeros(count, np.int64)
+    confusion = np.zeros((count + 1, count + 1), np.int64)
+    threshold = np.float32(result.iou_threshold)
+    for record in records:
+        found = detections[record.image_id]
+        boxes = np.asarray(found.boxes, np.float32).reshape(-1, 4)
+        labels = np.asarray(found.labels, np.int64)
+        match = result.matches[record.image_id]
+        iou = np.asarray(box_iou(boxes, record.boxes, inclusive=True))
+        same = labels[:, None] == record.labels[None, :]
+        own = np.max(np.where(same, iou, 0), axis=1, initial=0)
+        other = np.max(np.where(same, 0, iou), axis=1, initial=0)
+        kind = np.select(
+            [own >= threshold, own >= np.float32(SOME_OVERLAP), other >= np.float32(SOME_OVERLAP)],
+            [0, 1, 2], 3,
+        )  # fmt: skip
+        wrong = match.status == FALSE_POSITIVE
+        np.add.at(kinds, (labels[wrong] - 1, kind[wrong]), 1)
+        lost = ~match.found & ~record.difficult
+        np.add.at(missed, record.labels[lost] - 1, 1)
+        _confuse(confusion, record, iou, np.asarray(found.scores), labels, threshold)
+    return Mistakes(tuple(classes), kinds, missed, confusion)
+
+
+def _confuse(
+    confusion: np.ndarray,
+    record: ImageRecord,
+    iou: np.ndarray,  # (M, G)
+    scores: np.ndarray,
+    labels: np.ndarray,
+    threshold: np.float32,
+) -> None:
+    nothing = len(confusion) - 1
+    free = np.ones(len(record.labels), bool)
+    for row in np.argsort(-scores, kind="stable"):
+        best = int(np.argmax(np.where(free, iou[row], -1))) if free.any() else -1
+        truth = nothing
+        if best >= 0 and iou[row, best] >= threshold:
+            if record.difficult[best]:
+                continue
+            free[best] = False
+            truth = record.labels[best] - 1
+        confusion[truth, labels[row] - 1] += 1
+    for label in record.labels[free & ~record.difficult]:
+        confusion[label - 1, nothing] += 1

@@ -1,0 +1,84 @@
+"""Kinds of mistakes and the confusion matrix, by hand and by what must add up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from fastrcnn_engine.data.records import record_of
+from fastrcnn_engine.evaluation.mistakes import KINDS, find_mistakes
+from fastrcnn_engine.evaluation.voc import evaluate_voc
+
+CLASSES = ("dog", "cat")
+
+
+def image(name, objects):
+    """objects: (label, box, difficult)."""
+    labels, boxes, difficult = zip(*objects, strict=True) if objects else ((), (), ())
+    return record_of(
+        name, Path(f"{name}.jpg"), (100, 100), list(boxes), list(labels), list(difficult)
+    )
+
+
+def found(*rows):
+    """rows: (label, score, box)."""
+    labels, scores, boxes = zip(*rows, strict=True) if rows else ((), (), ())
+    return SimpleNamespace(
+        boxes=np.array(boxes, np.float32).reshape(-1, 4), scores=np.array(scores, np.float32),
+        labels=np.array(labels, np.int64),
+    )  # fmt: skip
+
+
+def test_each_kind_by_hand():
+    records = [
+        image("a", [(1, (0, 0, 19, 19), False), (2, (50, 50, 69, 69), False),
+                    (1, (80, 0, 99, 19), True)]),
+        image("b", [(2, (0, 0, 9, 9), False)]),
+    ]  # fmt: skip
+    detections = {
+        "a": found(
+            (1, 0.9, (0, 0, 19, 19)),  # right
+            (1, 0.8, (0, 0, 19, 18)),  # duplicate
+            (1, 0.7, (0, 0, 9, 9)),  # localisation: IoU 1/4
+            (1, 0.6, (50, 50, 69, 69)),  # other class
+            (2, 0.5, (30, 0, 39, 9)),  # background
+            (1, 0.4, (80, 0, 99, 19)),  # on a difficult object: counts nowhere
+        ),
+        "b": found(),
+    }
+    result = evaluate_voc(records, CLASSES, detections)
+    mistakes = find_mistakes(records, CLASSES, detections, result)
+    assert KINDS == ("duplicate", "localisation", "other class", "background")
+    assert mistakes.kinds.tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
+    assert mistakes.missed.tolist() == [0, 2]
+    #                                       dog cat missed
+    assert mistakes.confusion.tolist() == [[1, 0, 0], [1, 0, 1], [2, 1, 0]]
+    assert mistakes.to_dict()["false_positives"]["dog"]["other class"] == 1
+    assert mistakes.to_dict()["missed"] == {"dog": 0, "cat": 2}
+
+
+def test_sums_are_those_of_the_evaluation_on_random_sets():
+    rng = np.random.default_rng(0)
+
+    def boxes(count):
+        corner = rng.integers(0, 60, (count, 2))
+        return np.hstack([corner, corner + rng.integers(5, 40, (count, 2))]).tolist()
+
+    for _ in range(50):
+        records, detections = [], {}
+        for name in "abc":
+            objects = [(int(rng.integers(1, 3)), box, bool(rng.random() < 0.2))
+                       for box in boxes(rng.integers(0, 6))]  # fmt: skip
+            records.append(image(name, objects))
+            near = [(label, float(rng.random()), (np.array(box) + rng.integers(-4, 5, 4)).tolist())
+                    for label, box, _ in objects]  # fmt: skip
+            far = [(int(rng.integers(1, 3)), float(rng.random()), box) for box in boxes(3)]
+            detections[name] = found(*near, *far)
+        result = evaluate_voc(records, CLASSES, detections)
+        mistakes = find_mistakes(records, CLASSES, detections, result)
+        assert mistakes.kinds.sum(axis=1).tolist() == [one.fp for one in result.per_class]
+        assert mistakes.missed.tolist() == [one.npos - one.tp for one in result.per_class]
+        objects = [one.npos for one in result.per_class]
+        assert mistakes.confusion[:-1].sum(axis=1).tolist() == objects
