@@ -34,6 +34,7 @@ COMMANDS = {
     "detect": "Detect objects on image files: JSON and drawn pictures.",
     "compress": "A faster detector of a trained one, by truncated SVD of fc6 and fc7.",
     "export": "A trained detector as one ONNX file.",
+    "report": "Several runs on one page: results, curves, the settings in which they differ.",
     "svm": "A detector that scores by linear SVMs in place of the softmax of a trained one.",
     "env": "Versions and hardware, for a bug report.",
 }
@@ -337,6 +338,26 @@ class Export:
 
 
 @dataclass(frozen=True)
+class ReportRuns:
+    """Compare runs on one page that opens in any browser without a network.
+
+    Reads metrics.json, log.jsonl and config.json of each folder; what a run has not got is left
+    out. Its first test counts: metrics.json of the folder itself, else of its newest eval-SPLIT. A
+    folder of a test (runs/a/eval-val) can be named too.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of training runs or tests."""
+    out: Path = Path("runs/compare.html")
+    """The page to write."""
+
+    def run(self, command: str) -> None:
+        from fastrcnn_engine import commands
+
+        commands.report(self)
+
+
+@dataclass(frozen=True)
 class Env:
     """Versions, build and hardware. Paste it into a bug report."""
 
@@ -397,7 +418,8 @@ def _command_class(name: str) -> type:
         return Train
     return {
         "demo": Demo, "check-data": CheckData, "proposals": Proposals, "eval": Eval,
-        "detect": Detect, "compress": Compress, "export": Export, "svm": Svm, "env": Env,
+        "detect": Detect, "compress": Compress, "export": Export, "report": ReportRuns, "svm": Svm,
+        "env": Env,
     }[name]  # fmt: skip
 
 
@@ -438,5 +460,6 @@ def _print_help() -> None:
         "fastrcnn-engine compress --checkpoint runs/train --energy 0.9",
         "fastrcnn-engine export --checkpoint runs/train --out detector.onnx",
         "fastrcnn-engine svm --checkpoint runs/train",
+        "fastrcnn-engine report runs/a runs/b --out compare.html",
     ):
         console.print(f"  {escape(example)}", soft_wrap=True)

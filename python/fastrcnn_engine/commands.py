@@ -42,9 +42,11 @@ from fastrcnn_engine.pipeline import (
     detect_files,
     evaluate_and_report,
     expand_folders,
+    run_files,
     search_datasets,
     write_json,
 )
+from fastrcnn_engine.report.compare import render_comparison
 from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import sample_pictures
@@ -387,6 +389,15 @@ def export(options: cli.Export) -> None:
     settings = ", ".join(f"{k} {v}" for k, v in model.preprocessing.to_dict().items())
     console.print(f"preprocessing: {settings}", soft_wrap=True)
     console.print(f"file: {out} ({out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+def report(options: cli.ReportRuns) -> None:
+    """See cli.ReportRuns."""
+    console = Console(highlight=False)
+    text = render_comparison([run_files(folder) for folder in options.runs])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    console.print(f"report: {options.out}", soft_wrap=True)
 
 
 def _train_and_test(

@@ -31,6 +31,7 @@ from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
 from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
+from fastrcnn_engine.report.compare import RunFiles
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import at_score, make_gallery
@@ -297,6 +298,33 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
         else:
             files.append(path)
     return files
+
+
+def run_files(folder: Path) -> RunFiles:
+    """What a folder of a run, or of a test, holds.
+
+    Raises FileNotFoundError where it is none, and ValueError for a file that cannot be read.
+    """
+    tests = sorted(folder.glob("eval-*/metrics.json"), key=lambda path: path.stat().st_mtime)
+    metrics = next((p for p in (folder / "metrics.json", *tests[::-1]) if p.is_file()), None)
+    log, config = folder / "log.jsonl", folder / "config.json"
+    if metrics is None and not log.is_file():
+        raise FileNotFoundError(f"{folder}: no run here; looked for metrics.json and log.jsonl")
+    settings: dict[str, Any] = {}
+    if config.is_file():
+        content = _read_json(config)
+        parts = [content.get("training", {}), content.get("detection", {})]
+        settings = {name: value for part in parts for name, value in (part or {}).items()}
+    return RunFiles(
+        str(folder), None if metrics is None else _read_json(metrics), read_log(log), settings
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -79,11 +79,15 @@ def render_report(report: Report) -> str:
         _settings(report.settings),
         _reproduce(report.command, report.versions),
     ]
-    body = "\n".join(section for section in sections if section)
+    return page(escape(report.title), "\n".join(section for section in sections if section))
+
+
+def page(title: str, body: str) -> str:
+    """A whole page of a title and sections, both HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(report.title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -91,7 +95,7 @@ def render_report(report: Report) -> str:
 def _headline(report: Report) -> str:
     result = report.result
     facts = "".join(
-        f"<li>{escape(name)} <b>{escape(_shown(value))}</b></li>"
+        f"<li>{escape(name)} <b>{escape(shown(value))}</b></li>"
         for name, value in report.facts.items()
     )
     objects = sum(c.npos for c in result.per_class)
@@ -215,7 +219,7 @@ def _precision_recall(result: VOCResult, score: float) -> str:
     figures = "".join(
         f"<figure><figcaption><b>{escape(one.name)}</b>"
         f"<span>{_AP_NAMES[result.metric]} {number(one.ap(result.metric))}</span></figcaption>"
-        f"{_svg(precision_recall_svg(one, label, score=score), f'precision-recall, {one.name}')}"
+        f"{embedded_svg(precision_recall_svg(one, label, score=score), f'curve, {one.name}')}"
         f"</figure>"
         for label, one in enumerate(result.per_class, start=1)
     )
@@ -277,8 +281,8 @@ def _shaded(counts: Sequence[int]) -> str:
 def _training(log: Sequence[Mapping[str, Any]]) -> str:
     if not any(row.get("loss") is not None for row in log):
         return ""
-    total = _svg(curves_svg(log, {"loss": "total"}), "training loss")
-    parts = _svg(
+    total = embedded_svg(curves_svg(log, {"loss": "total"}), "training loss")
+    parts = embedded_svg(
         curves_svg(log, {"loss_cls": "classification", "loss_box": "boxes"}), "parts of the loss"
     )
     return f"""<section>
@@ -348,7 +352,7 @@ def _reproduce(command: str, versions: Mapping[str, Any]) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<div><dt>{escape(str(name))}</dt><dd>{escape(_shown(value))}</dd></div>"
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(shown(value))}</dd></div>"
         for name, value in values.items()
     )
     return f"<dl>{rows}</dl>"
@@ -375,7 +379,8 @@ def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{100 * value:.0f}\u00a0%"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting as people read it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -383,7 +388,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_shown(one) for one in value)
+        return ", ".join(shown(one) for one in value)
     return str(value)
 
 
@@ -403,7 +408,8 @@ def _jpeg(picture: np.ndarray, name: str) -> str:
     return _embedded("image/jpeg", buffer.getvalue(), name)
 
 
-def _svg(text: str, name: str) -> str:
+def embedded_svg(text: str, name: str) -> str:
+    """A picture of SVG text, as an element of the page."""
     # As an image, not as elements of the page: the ids of two plots cannot clash.
     return _embedded("image/svg+xml", text.encode(), name)
 

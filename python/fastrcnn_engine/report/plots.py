@@ -89,6 +89,33 @@ def curves_svg(log: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> str
     return svg[0]
 
 
+def runs_svg(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> str:
+    """One column of several training logs over the iteration, a curve each; losses are smoothed.
+
+    logs: name of a run -> its rows. Rows without the column are left out.
+    """
+    with _axes(5.4, 3.2) as (axes, svg):
+        top = 0.0
+        for place, (name, log) in enumerate(logs.items()):
+            rows = [(row["iteration"], row[key]) for row in log if row.get(key) is not None]
+            if rows:
+                steps, values = np.array(rows, np.float64).T
+                # The first few rows may be far above all others; they must not flatten the curve.
+                top = max(top, float(np.percentile(values, 98)))
+                curve = running_mean(values, len(values) // 20) if key == "loss" else values
+                axes.plot(steps, curve, color=run_colour(place), linewidth=2, label=name)
+        axes.set(xlabel="iteration", ylim=(0, top * 1.08 or 1.0))
+        axes.margins(x=0.01)
+        if axes.has_data():
+            axes.legend(frameon=False)
+    return svg[0]
+
+
+def run_colour(place: int) -> str:
+    """The colour of the first, second, ... run of a comparison, for a style sheet."""
+    return _hex(class_colour(place + 1))
+
+
 def sizes_svg(sizes: Mapping[int, np.ndarray], classes: Sequence[str]) -> str:
     """How many objects there are of each size, a stack of the classes in their colours.
 

@@ -1,0 +1,90 @@
+"""Several runs on one page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.pipeline import run_files
+from fastrcnn_engine.report.compare import RunFiles, render_comparison
+
+from .test_html import Page
+
+METRICS = {
+    "mAP": 0.5, "metric": "area", "images": 7, "seconds": {"total": 61.2},
+    "settings": {"Evaluation": {"split": "test"}},
+    "classes": {"dog": {"AP": 0.75}, "cat": {"AP": None}},
+    "mistakes": {
+        "score": 0.5, "missed": {"dog": 2, "cat": 1},
+        "false_positives": {
+            name: {"duplicate": 1, "localisation": 2, "other class": 3, "background": 40}
+            for name in ("dog", "cat")
+        },
+    },
+}  # fmt: skip
+LOG = [
+    {"iteration": i, "loss": 2 / i, "images_per_second": 3.0 + i, "learning_rate": 0.01,
+     **({"val_mAP": i / 100} if i % 3 == 0 else {})}
+    for i in range(1, 10)
+]  # fmt: skip
+ONE = RunFiles("one", METRICS, LOG, {"seed": 3, "flip": True, "output": "a", "data": "<x>"})
+TWO = RunFiles("two", {**METRICS, "mAP": 0.625, "metric": "coco"}, LOG,
+               {"seed": 4, "flip": True, "output": "b", "data": "y"})  # fmt: skip
+UNTESTED = RunFiles("three & more", None, LOG[:2], {})
+
+
+def rows_of(page: Page) -> str:
+    return " ".join(page.text.split())
+
+
+def test_results_classes_mistakes_and_differences_stand_side_by_side():
+    text = rows_of(Page(render_comparison([ONE, TWO, UNTESTED])))
+    for words in (
+        "3 runs", "mAP 0.500 0.625", "metric area coco not tested", "images 7 7 not tested",
+        "iterations 9 9 2", "images a second, in training 8 8 5", "seconds in all 61 61 not tested",
+        "best mAP of the validation 0.09 0.09", "fastrcnn-engine eval --run three & more",
+        "dog 0.750 0.750", "The metrics differ: area, coco", "localisation 4 4", "missed 3 3",
+        "seed 3 4", "data <x> y", "Learning rate",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "flip" not in text and "output" not in text  # the same; different by nature
+
+
+def test_what_a_run_has_not_got_is_left_out():
+    bare = RunFiles("bare", None, (), {})
+    text = rows_of(Page(render_comparison([bare])))
+    assert "not tested" in text
+    for heading in ("Average precision", "Training", "Mistakes", "Settings that differ"):
+        assert heading not in text
+    old = replace(ONE, metrics={k: v for k, v in METRICS.items() if k != "mistakes"})
+    assert "Mistakes" not in rows_of(Page(render_comparison([old])))
+    for bad in ([], [ONE, ONE]):
+        with pytest.raises(ValueError, match="each with a name of its own"):
+            render_comparison(bad)
+
+
+def test_the_command_reads_the_folders_and_names_one_that_is_none(tmp_path, capsys):
+    for name in ("a", "b", "b/eval-val", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "metrics.json").write_text(json.dumps(METRICS))
+    config = {"training": {"seed": 5}, "detection": {"nms_threshold": 0.3}, "command": "x"}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "b" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LOG))
+    (tmp_path / "b" / "eval-val" / "metrics.json").write_text(json.dumps({**METRICS, "mAP": 0.25}))
+    a, b = (run_files(tmp_path / name) for name in "ab")
+    assert a.metrics == METRICS and a.log == [] and a.settings == {"seed": 5, "nms_threshold": 0.3}
+    assert b.metrics["mAP"] == 0.25 and len(b.log) == 9 and b.settings == {}
+    out = tmp_path / "page" / "runs.html"
+    cli.main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)])
+    assert "runs.html" in capsys.readouterr().out
+    page = Page(out.read_text(encoding="utf-8"))  # checks that nothing comes from elsewhere
+    assert "mAP 0.500 0.250" in rows_of(page)
+    (tmp_path / "a" / "config.json").write_text("{")
+    for name, says in (("empty", "empty: no run here"), ("a", "config.json: not readable")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["report", str(tmp_path / name)])
+        assert end.value.code == 2
+        assert says in capsys.readouterr().err
