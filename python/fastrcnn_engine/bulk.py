@@ -6,7 +6,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -60,8 +60,9 @@ def detect_many(
     A line is {"image": path, "detections": [{"class", "score", "box"}, ...]}, box inclusive pixels
     x1, y1, x2, y2, or {"image": path, "error": why} for a file that is missing or no image: nothing
     stops the run. Images that have a line already are passed over, a last line that was cut off is
-    made anew. Only a few images are in memory at a time: `workers` threads (None: all cores) decode
-    and search ahead of the network.
+    made anew. Only some images are in memory at a time: `workers` threads (None: all cores) decode
+    and search, ahead of the network where that is on a GPU, else by turns with it, as torch's
+    threads wait for each other by spinning and would share the cores with them badly.
 
     Args:
         search: keyword arguments of selective_search.
@@ -81,7 +82,10 @@ def detect_many(
     unreadable = 0
     with progress_bar(progress) as bar, open(path, "a", encoding="utf-8") as file:
         task = bar.add_task("detection", total=len(images), completed=len(images) - len(left))
-        for image, prepared in _ahead(prepare, left, workers or os.cpu_count() or 1):
+        by_turns = next(model.parameters()).device.type == "cpu"
+        for image, prepared in _ahead(
+            prepare, left, workers or os.cpu_count() or 1, by_turns=by_turns
+        ):
             line: dict[str, Any] = {"image": str(image)}
             try:
                 pixels, proposals = prepared.result()
@@ -105,16 +109,26 @@ def detect_many(
 
 
 def _ahead(
-    prepare: Callable[[Path], Prepared], images: Sequence[Path], workers: int
+    prepare: Callable[[Path], Prepared], images: Sequence[Path], workers: int, *, by_turns: bool
 ) -> Iterator[tuple[Path, Future[Prepared]]]:
-    """Each image with what is made of it, in order, never more than a few made and not taken."""
+    """Each image with what is made of it, in order, never more than some made and not taken.
+
+    by_turns: nothing is being made while one is out.
+    """
     coming = iter(images)
     pool = ThreadPoolExecutor(workers)
+
+    def begun(count: int) -> list[tuple[Path, Future[Prepared]]]:
+        return [(image, pool.submit(prepare, image)) for image in islice(coming, count)]
+
     try:
-        queue = deque((image, pool.submit(prepare, image)) for image in islice(coming, 2 * workers))
+        queue = deque(begun(8 * workers))
         while queue:
+            if by_turns:
+                wait([future for _, future in queue])
             yield queue.popleft()
-            queue.extend((image, pool.submit(prepare, image)) for image in islice(coming, 1))
+            if not by_turns or not queue:
+                queue.extend(begun(8 * workers if by_turns else 1))
     finally:
         pool.shutdown(cancel_futures=True)
 
