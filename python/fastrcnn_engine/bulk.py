@@ -18,6 +18,7 @@ from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import progress_bar, selective_search
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.pipeline import detection_rows
 
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
 
@@ -94,13 +95,7 @@ def detect_many(
                 unreadable += 1
             else:
                 found = detect_image(model, pixels, proposals, **detection)
-                line["detections"] = [
-                    {"class": model.classes[label - 1], "score": score, "box": box}
-                    for box, score, label in zip(
-                        found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(),
-                        strict=True,
-                    )
-                ]  # fmt: skip
+                line["detections"] = detection_rows(found, model.classes)
             file.write(json.dumps(line) + "\n")
             file.flush()
             bar.advance(task)

@@ -20,7 +20,7 @@ from rich.table import Table
 from fastrcnn_engine import cli
 from fastrcnn_engine.bulk import detect_many, shard_of
 from fastrcnn_engine.config_file import read_settings
-from fastrcnn_engine.data.check import DataCheck, check_dataset
+from fastrcnn_engine.data.check import check_dataset
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
@@ -145,9 +145,10 @@ def check_data(options: cli.CheckData) -> None:
         _print_notes(console, f"errors, {kind}", lines, len(lines))
     for kind, lines in check.warnings.items():
         _print_notes(console, f"warnings, {kind}", lines, 20)
-    console.print(_class_facts(check))
+    content = check.to_dict()
+    console.print(_class_facts(content["classes"]))
     options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "check.json", check.to_dict())
+    write_json(options.out / "check.json", content)
     names = check.dataset.classes
     sizes = {label: check.sizes(label) for label in range(1, len(names) + 1)}
     (options.out / "sizes.svg").write_text(sizes_svg(sizes, names), encoding="utf-8")
@@ -165,13 +166,14 @@ def check_data(options: cli.CheckData) -> None:
         sys.exit(1)
 
 
-def _class_facts(check: DataCheck) -> Table:
-    recalls = [] if check.recall is None else list(check.recall["recall"])
+def _class_facts(classes: list[dict[str, Any]]) -> Table:
+    """The classes of DataCheck.to_dict() as a table, with recall where proposals were given."""
+    recalls = [f"{t:g}" for t in RECALL_THRESHOLDS if any("recall" in one for one in classes)]
     table = Table("class", "objects", "images", "size, 5 %", "median", "95 %",
-                  *(f"recall at IoU {threshold:g}" for threshold in recalls))  # fmt: skip
-    for facts in check.to_dict()["classes"]:
+                  *(f"recall at IoU {threshold}" for threshold in recalls))  # fmt: skip
+    for facts in classes:
         sizes = [f"{size:.0f}" for size in facts["size_quantiles"] or ()] or ["-"] * 3
-        shares = [number((facts["recall"] or {}).get(f"{threshold:g}")) for threshold in recalls]
+        shares = [number((facts["recall"] or {}).get(threshold)) for threshold in recalls]
         counts = str(facts["objects"]), str(facts["images"])
         table.add_row(facts["class"], *counts, *sizes, *shares)
     return table

@@ -216,17 +216,19 @@ def draw_detections(path: Path, found: Any, dataset: Dataset) -> np.ndarray:
     return draw_marks(load_image(path), detection_marks(found, dataset.classes), width=480)
 
 
+def detection_rows(one: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The detections of one image as plain values; scores keep full precision."""
+    return [
+        {"class": classes[label - 1], "score": score, "box": box}
+        for box, score, label in zip(
+            one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True
+        )
+    ]
+
+
 def detections_as_json(found: Mapping[str, Detections], classes: Sequence[str]) -> dict[str, Any]:
-    """Detections by image id as plain values; scores keep full precision."""
-    images = {
-        image_id: [
-            {"class": classes[label - 1], "score": score, "box": box}
-            for box, score, label in zip(
-                one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True
-            )
-        ]
-        for image_id, one in found.items()
-    }
+    """Detections by image id as plain values."""
+    images = {image_id: detection_rows(one, classes) for image_id, one in found.items()}
     return {"classes": list(classes), "box_format": BOX_FORMAT, "images": images}
 
 
