@@ -37,11 +37,11 @@ from fastrcnn_engine.ops.build_info import VERSION
 # Not from build_info(): that asks the driver, which must not wake up because of an import.
 __version__ = VERSION
 
+# Not RoIPool and onnx_translations: `import *` asks for every name, and those need torch.
 __all__ = [
     "Detections",
     "PaddedDetections",
     "PaddedIndices",
-    "RoIPool",
     "batched_nms",
     "box_iou",
     "build_info",
@@ -65,7 +65,7 @@ __all__ = [
 
 
 if TYPE_CHECKING:
-    from fastrcnn_engine.ops.autograd import RoIPool
+    from fastrcnn_engine.ops.autograd import RoIPool as RoIPool
     from fastrcnn_engine.ops.onnx_ops import onnx_translations as onnx_translations
 else:
 

@@ -86,7 +86,7 @@ class OldProducer(Producer):
 def test_every_operator_is_in_this_list():
     listed = {name.removesuffix("_weights") for name in CALLS}
     assert listed == set(fe.__all__) - {
-        "ops", "Detections", "PaddedDetections", "PaddedIndices", "RoIPool", "build_info",
+        "ops", "Detections", "PaddedDetections", "PaddedIndices", "build_info",
         "get_num_threads", "set_num_threads",
     }  # fmt: skip
 
@@ -233,6 +233,9 @@ WITHOUT_TORCH = """
     assert fe.decode_boxes(fe.encode_boxes(boxes, boxes), boxes).tolist() == boxes.tolist()
     assert len(fe.detections(boxes, np.float32([[0.1, 0.9]] * 2), None, (5, 5)).rows) == 2 - 1
     assert fe.build_info()["version"] == fe.__version__
+    names = {}
+    exec("from fastrcnn_engine import *; from fastrcnn_engine.ops import *", names)
+    assert names["roi_pool"] is fe.roi_pool and set(fe.__all__) <= set(names)
     assert "torch" not in sys.modules
     try:
         fe.RoIPool

@@ -88,7 +88,7 @@ def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 def test_every_operator_is_in_this_list():
     listed = {name.removesuffix("_weights").removesuffix("_list") for name in CALLS}
     assert listed == set(fe.__all__) - {
-        "ops", "Detections", "PaddedDetections", "PaddedIndices", "RoIPool", "build_info",
+        "ops", "Detections", "PaddedDetections", "PaddedIndices", "build_info",
         "get_num_threads", "set_num_threads",
     }  # fmt: skip
 

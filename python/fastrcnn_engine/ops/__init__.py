@@ -15,11 +15,11 @@ from fastrcnn_engine.ops.smooth_l1 import smooth_l1, smooth_l1_backward
 from fastrcnn_engine.ops.spp_pool import spp_pool
 from fastrcnn_engine.ops.threads import get_num_threads, set_num_threads
 
+# Not RoIPool and onnx_translations: `import *` asks for every name, and those need torch.
 __all__ = [
     "Detections",
     "PaddedDetections",
     "PaddedIndices",
-    "RoIPool",
     "batched_nms",
     "box_iou",
     "build_info",
@@ -48,7 +48,7 @@ if hasattr(getattr(sys.modules.get("torch"), "library", None), "register_autogra
 
 
 if TYPE_CHECKING:
-    from fastrcnn_engine.ops.autograd import RoIPool
+    from fastrcnn_engine.ops.autograd import RoIPool as RoIPool
     from fastrcnn_engine.ops.onnx_ops import onnx_translations as onnx_translations
 else:
 
