@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import types
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
 import fastrcnn_engine as fe
-from ops.checks import assert_same_bits, take
+from ops.checks import assert_same_bits, channels_last, take
 from ops.nms_cases import random_boxes
 
 RNG = np.random.default_rng(7)
@@ -195,6 +197,129 @@ def test_arguments_are_let_go_after_the_call(operator, kind):
     for _ in range(5):
         function(*given)
     assert [sys.getrefcount(x) for x in (*given, *arrays)] == before
+
+
+class CupyLike:
+    """What is asked of a `cupy.ndarray`, over NumPy's memory that is said to lie on a GPU."""
+
+    class Device:
+        id = 0
+        entered = 0
+
+        def __enter__(self) -> None:
+            CupyLike.Device.entered += 1
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    device = Device()
+    streams: list[object] = []  # that work on the arrays was queued on
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __getattr__(self, name: str) -> object:
+        if name not in "shape dtype ndim flags transpose reshape astype fill".split():
+            raise AttributeError(f"CuPy's arrays have no {name}, or nobody needed it so far")
+        found = getattr(self.array, name)
+        return (lambda *a, **k: _as_cupy(found(*a, **k))) if callable(found) else found
+
+    def __getitem__(self, key: object) -> CupyLike:
+        return CupyLike(self.array[key])
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: object, max_version: object = None) -> object:
+        self.streams.append(stream)
+        return self.array.__dlpack__(max_version=max_version)
+
+
+def _as_cupy(result: object) -> object:
+    return CupyLike(result) if isinstance(result, np.ndarray) else result
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """CuPy's names that the operators use, as 14.2 has them: no array namespace, no `device=`."""
+    module = types.ModuleType("cupy")
+    stream = types.SimpleNamespace(ptr=4242)
+    module.ndarray = CupyLike
+    module.empty = lambda shape, dtype: CupyLike(np.empty(shape, dtype))
+    module.asarray = lambda a, order: CupyLike(np.asarray(a.array, order=order))
+    module.concatenate = lambda all, axis=0: CupyLike(np.concatenate([a.array for a in all], axis))
+    module.cuda = types.SimpleNamespace(get_current_stream=lambda device: stream)
+    module.stream = stream
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    CupyLike.streams.clear()
+    CupyLike.Device.entered = 0
+    return module
+
+
+@every_operator
+@pytest.mark.parametrize(("current", "told"), [(4242, 4242), (0, 1)])  # DLPack has no stream 0
+def test_cupy_works_on_its_current_stream_and_in_its_memory(operator, current, told, cupy):
+    cupy.stream.ptr = current
+    results = results_of(operator, CupyLike)
+    assert CupyLike.Device.entered >= len(results)  # each made on the device of the arguments
+    assert set(CupyLike.streams) == {told}
+    for left, right in zip(results, results_of(operator, np.asarray), strict=True):
+        assert type(left) is CupyLike
+        assert_same_bits(left.array, right)
+
+
+def test_cupy_takes_lists_of_boxes_and_channels_last(cupy):
+    features = CupyLike(channels_last(FEATURES))
+    pooled = fe.roi_pool(features, [CupyLike(ROIS[:1, 1:]), CupyLike(ROIS[1:, 1:])], 2)
+    assert_same_bits(pooled.array, VALUES)
+    assert pooled.transpose(0, 2, 3, 1).flags.c_contiguous
+    with pytest.raises(TypeError, match="boxes must be a cupy.ndarray like the first argument"):
+        fe.roi_pool(features, ROIS, 2)
+
+
+def test_arrays_on_a_gpu_that_are_not_known_are_refused_with_a_way_out():
+    class Other(CupyLike):
+        pass
+
+    with pytest.raises(TypeError, match=r"boxes must be .* got .*Other; torch.from_dlpack makes"):
+        fe.nms(Other(BOXES), Other(SCORES), 0.5)
+
+
+@pytest.mark.parametrize("layout", [np.asarray, channels_last])
+def test_bfloat16_of_numpy_equals_torch(layout):
+    """NumPy has it from ml_dtypes, as JAX does. No bit is lost on the way through float32."""
+
+    def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+        return tensor.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(layout(rng.standard_normal((2, 3, 10, 12)).astype(np.float32)))
+    x = x.bfloat16()
+    x[0, 0, 4:7] = torch.nan
+    rois = torch.from_numpy(random_boxes(40, 5)) / 8
+    rois = torch.nn.functional.pad(rois, (1, 0))
+    expected, where = fe.roi_pool_with_argmax(x, rois, 3)
+    pooled, argmax = fe.roi_pool_with_argmax(as_numpy(x), rois.numpy(), 3)
+    assert pooled.dtype == ml_dtypes.bfloat16 and (argmax == where.numpy()).all()
+    assert (pooled.view(np.uint16) == expected.view(torch.uint16).numpy()).all()
+    assert fe.roi_pool(as_numpy(x), rois.numpy(), 3).dtype == ml_dtypes.bfloat16
+    assert fe.spp_pool(as_numpy(x), rois.numpy(), (1, 2)).dtype == ml_dtypes.bfloat16
+
+    grad = torch.from_numpy(layout(rng.standard_normal(pooled.shape).astype(np.float32))).bfloat16()
+    expected = fe.roi_pool_backward(grad, where, rois, x.shape)
+    gradient = fe.roi_pool_backward(as_numpy(grad), argmax, rois.numpy(), x.shape)
+    assert gradient.dtype == ml_dtypes.bfloat16
+    assert (gradient.view(np.uint16) == expected.view(torch.uint16).numpy()).all()
+
+    with pytest.raises(ValueError, match="boxes must be float32 or float64, got bfloat16"):
+        fe.nms(BOXES.astype(ml_dtypes.bfloat16), SCORES, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [object, "U1", "M8[s]", [("x", "f4")], ml_dtypes.float8_e5m2])
+def test_what_is_no_number_of_numpy_is_named(dtype):
+    boxes = np.zeros((1, 4), dtype)
+    with pytest.raises(ValueError, match="boxes must hold NumPy's own numbers, got dtype"):
+        fe.nms(boxes, np.zeros(1, np.float32), 0.5)
 
 
 def test_threads_do_not_disturb_each_other():

@@ -1,9 +1,8 @@
 """The kinds of array the operators take, behind one small interface.
 
 An operator asks `arrays_of(first_argument)` for its adaptor, takes every argument through it, lets
-it make the outputs, and hands results back through it. Torch tensors and NumPy arrays have an
-adaptor each; everything else with DLPack is seen as NumPy when it lies in host memory, and handed
-on as it is when it lies on a GPU.
+it make the outputs, and hands results back through it. Torch tensors, NumPy arrays and CuPy's have
+an adaptor each; everything else with DLPack is seen as NumPy when it lies in host memory.
 """
 
 from __future__ import annotations
@@ -43,85 +42,110 @@ class NumpyArrays:
     stream = 0
     threads = 0  # as many as fastrcnn_engine.set_num_threads says
     new_bytes = None  # gives a GPU's operators temporary memory; None: from CUDA's own pool
+    _xp: Any = np
 
-    def take(self, array: Any, name: str, cast: str | None = None) -> np.ndarray:
+    def take(self, array: Any, name: str, cast: str | None = None) -> Any:
         """The array, row-major; `cast` names a dtype that floats (or for int64, integers) go to."""
-        result = self._as_numpy(array, name)
-        if cast is not None and result.dtype.kind == np.dtype(cast).kind:
+        result = self._own(array, name)
+        if _is_bfloat16(result):
+            if cast != "float32":
+                raise ValueError(f"{name} must be {cast or 'float32 or float64'}, got bfloat16")
+            result = result.astype(cast)
+        elif cast is not None and result.dtype.kind == np.dtype(cast).kind:
             result = result.astype(cast, copy=False)
-        return np.require(result, requirements=["C", "A"])
+        return self._row_major(result)
 
-    def take_map(self, array: Any, name: str) -> np.ndarray:
+    def take_map(self, array: Any, name: str) -> Any:
         """A (N, C, H, W) array, left alone when dense in NCHW or channels-last order."""
-        result = self._as_numpy(array, name)
-        if self.is_channels_last(result):
-            return result
-        return np.require(result, requirements=["C", "A"])
+        result = self._own_map(array, name)
+        return result if self.is_channels_last(result) else self._row_major(result)
 
-    def take_like(self, array: Any, like: Any, name: str) -> np.ndarray:
+    def take_like(self, array: Any, like: Any, name: str) -> Any:
         """A (N, C, H, W) array in the memory layout of `like`."""
-        result = self._as_numpy(array, name)
+        result = self._own_map(array, name)
         if not self.is_channels_last(like):
-            return np.require(result, requirements=["C", "A"])
+            return self._row_major(result)
         if result.ndim != 4:
             raise ValueError(f"{name} must have 4 dimensions, got shape {result.shape}")
-        rows = np.require(result.transpose(0, 2, 3, 1), requirements=["C", "A"])
-        return rows.transpose(0, 3, 1, 2)
+        return self._row_major(result.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
-    def is_channels_last(self, array: np.ndarray) -> bool:
+    def is_channels_last(self, array: Any) -> bool:
         return (
             array.ndim == 4
             and not array.flags.c_contiguous
             and array.transpose(0, 2, 3, 1).flags.c_contiguous
-            and array.flags.aligned
+            and getattr(array.flags, "aligned", True)  # CuPy's are
         )
 
-    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> np.ndarray:
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         del like
         return np.empty(shape, dtype)
 
-    def empty_map(self, shape: Sequence[int], dtype: Any, like: np.ndarray) -> np.ndarray:
+    def empty_map(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         """A new (R, C, PH, PW) array in the memory layout of `like`."""
         if not self.is_channels_last(like):
-            return np.empty(shape, dtype)
+            return self.empty(shape, dtype, like)
         r, c, h, w = shape
-        return np.empty((r, h, w, c), dtype).transpose(0, 3, 1, 2)
+        return self.empty((r, h, w, c), dtype, like).transpose(0, 3, 1, 2)
 
-    def first(self, array: np.ndarray, count: int) -> np.ndarray:
+    def first(self, array: Any, count: int) -> Any:
         """The first `count` rows of a new array, which is given up."""
         return array[:count]
 
-    def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> np.ndarray:
+    def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> Any:
         """A list of (L_i, 4) arrays, one per image, as (R, 5) rows with the image's index.
 
         Without arrays to go by, the rows lie where `like` does.
         """
-        del like
-        rows = [np.empty((0, 5), np.float32)]
+        rows = [self.empty((0, 5), "float32", like)]
         for i, item in enumerate(boxes):
             item = self.take(item, f"boxes[{i}]", "float32")
             _require_four_columns(item.shape, i)
-            rows.append(np.concatenate([np.full((len(item), 1), i, np.float32), item], axis=1))
-        return np.concatenate(rows)
+            index = self.empty((item.shape[0], 1), "float32", like)
+            index.fill(i)
+            rows.append(self._xp.concatenate([index, item], axis=1))
+        return self._xp.concatenate(rows)
 
     def join_rows(self, results: Sequence[Any]) -> Any:
         """Results (R, ...) beside each other, each row flat: (R, the sum of their sizes)."""
-        arrays = [self._as_numpy(result, "results") for result in results]
-        flat = [array.reshape(len(array), math.prod(array.shape[1:])) for array in arrays]
-        return self.give(np.concatenate(flat, axis=1))
+        arrays = [self._own(result, "results") for result in results]
+        flat = [array.reshape(array.shape[0], math.prod(array.shape[1:])) for array in arrays]
+        return self.give(self._xp.concatenate(flat, axis=1))
 
-    def give(self, result: np.ndarray) -> Any:
+    def give(self, result: Any, like: Any = None) -> Any:
+        """A result as its caller gets it: where `like` is bfloat16, in that type."""
+        if _is_bfloat16(like) and not _is_bfloat16(result):
+            return result.astype(like.dtype)
         return result
 
-    def _as_numpy(self, array: Any, name: str) -> np.ndarray:
+    def _own(self, array: Any, name: str) -> Any:
+        """The array as NumPy's, in the machine's byte order. bfloat16 is a type of `ml_dtypes`."""
         if isinstance(array, (np.ndarray, np.generic)):
             array = np.asarray(array)
-            native = array.dtype.newbyteorder("=")
-            return array.astype(native, copy=False)
-        if hasattr(array, "__dlpack__") and not _is_tensor(array):
-            return np.from_dlpack(array)
-        raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host memory) "
-                        f"like the first argument, got {type(array).__name__}")
+        elif hasattr(array, "__dlpack__") and not _is_tensor(array):
+            try:  # NumPy reads no bfloat16 by DLPack, but whoever has it has a type for NumPy, too
+                array = np.asarray(array) if _is_bfloat16(array) else np.from_dlpack(array)
+            except (BufferError, RuntimeError) as error:
+                kind = getattr(array, "dtype", type(array).__name__)
+                raise ValueError(f"{name} cannot be read by DLPack ({kind}): {error}") from error
+        else:
+            raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host "
+                            f"memory) like the first argument, got {type(array).__name__}")
+        foreign = array.dtype.kind not in "biufc" or array.dtype.isbuiltin == 2
+        if foreign and not _is_bfloat16(array):
+            raise ValueError(f"{name} must hold NumPy's own numbers, got dtype {array.dtype}")
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    def _own_map(self, array: Any, name: str) -> Any:
+        """Of bfloat16 as float32: the engine cannot be shown that memory of NumPy's.
+
+        No bit of a result differs: float32 holds every bfloat16, and sums are made in it anyway.
+        """
+        result = self._own(array, name)
+        return result.astype("float32") if _is_bfloat16(result) else result
+
+    def _row_major(self, array: Any) -> Any:
+        return np.require(array, requirements=["C", "A"])
 
 
 class HostDlpackArrays(NumpyArrays):
@@ -129,69 +153,44 @@ class HostDlpackArrays(NumpyArrays):
 
     def __init__(self, example: Any) -> None:
         namespace = getattr(example, "__array_namespace__", None)
-        self._from_dlpack = getattr(namespace(), "from_dlpack", None) if namespace else None
+        self._theirs: Any = namespace() if namespace else None
 
-    def give(self, result: np.ndarray) -> Any:
-        return result if self._from_dlpack is None else self._from_dlpack(result)
+    def give(self, result: Any, like: Any = None) -> Any:
+        result = super().give(result, like)
+        if not hasattr(self._theirs, "from_dlpack"):
+            return result
+        if _is_bfloat16(result):
+            return self._theirs.asarray(result)
+        return self._theirs.from_dlpack(result)
 
 
-class DeviceDlpackArrays:
-    """A GPU array library with the array API (CuPy). Work goes to the legacy default stream."""
-
-    stream = 1
-    threads = 0
-    new_bytes = None
+class CupyArrays(NumpyArrays):
+    """CuPy's arrays on a GPU. Work is queued on CuPy's current stream, and memory is CuPy's."""
 
     def __init__(self, example: Any) -> None:
-        self._xp = example.__array_namespace__()
+        self._xp = sys.modules["cupy"]
+        self._device = example.device
 
-    def take(self, array: Any, name: str, cast: str | None = None) -> Any:
-        del name
-        kinds = {"float32": "real floating", "int64": "integral"}
-        if cast is not None and self._xp.isdtype(array.dtype, kinds[cast]):
-            array = self._xp.astype(array, getattr(self._xp, cast), copy=False)
-        return self._xp.asarray(array, order="C") if hasattr(array, "flags") else array
-
-    def take_map(self, array: Any, name: str) -> Any:
-        return self.take(array, name)
-
-    def take_like(self, array: Any, like: Any, name: str) -> Any:
-        del like
-        return self.take(array, name)
-
-    def is_channels_last(self, array: Any) -> bool:
-        del array
-        return False
+    @property
+    def stream(self) -> int:
+        return self._xp.cuda.get_current_stream(self._device.id).ptr
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
-        return self._xp.empty(tuple(shape), dtype=self._dtype(dtype), device=like.device)
-
-    empty_map = empty
-
-    def first(self, array: Any, count: int) -> Any:
-        return array[:count]
-
-    def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> Any:
         del like
-        xp = self._xp
-        rows = []
-        for i, item in enumerate(boxes):
-            item = self.take(item, f"boxes[{i}]", "float32")
-            _require_four_columns(item.shape, i)
-            index = xp.full((item.shape[0], 1), i, dtype=xp.float32, device=item.device)
-            rows.append(xp.concat([index, item], axis=1))
-        return xp.concat(rows)
+        with self._device:
+            return self._xp.empty(tuple(shape), dtype)
 
-    def join_rows(self, results: Sequence[Any]) -> Any:
-        xp = self._xp
-        flat = [xp.reshape(x, (x.shape[0], math.prod(x.shape[1:]))) for x in results]
-        return xp.concat(flat, axis=1)
+    def _own(self, array: Any, name: str) -> Any:
+        if not isinstance(array, self._xp.ndarray):
+            raise TypeError(f"{name} must be a cupy.ndarray like the first argument, "
+                            f"got {type(array).__name__}")
+        return array
 
-    def give(self, result: Any) -> Any:
-        return result
+    def _own_map(self, array: Any, name: str) -> Any:
+        return self._own(array, name)
 
-    def _dtype(self, dtype: Any) -> Any:
-        return getattr(self._xp, dtype) if isinstance(dtype, str) else dtype
+    def _row_major(self, array: Any) -> Any:
+        return self._xp.asarray(array, order="C")
 
 
 class TorchArrays:
@@ -271,7 +270,8 @@ class TorchArrays:
     def join_rows(self, results: Sequence[Any]) -> Any:
         return self._torch.cat([result.flatten(1) for result in results], dim=1)
 
-    def give(self, result: Any) -> Any:
+    def give(self, result: Any, like: Any = None) -> Any:
+        del like
         return result
 
     def _tensor(self, array: Any, name: str) -> Any:
@@ -298,7 +298,7 @@ class CudaTensors(TorchArrays):
         return self._torch.empty(count, dtype=self._torch.uint8, device=self._device)
 
 
-Arrays = NumpyArrays | DeviceDlpackArrays | TorchArrays
+Arrays = NumpyArrays | TorchArrays
 _NUMPY = NumpyArrays()
 _torch_cpu: TorchArrays | None = None  # made with the first tensor: torch may not be there at all
 
@@ -321,7 +321,14 @@ def arrays_of(example: Any, name: str) -> Arrays:
                         f"got {type(example).__name__}")
     if example.__dlpack_device__()[0] in _CPU_DEVICE_TYPES:
         return HostDlpackArrays(example)
-    return DeviceDlpackArrays(example)
+    cupy = sys.modules.get("cupy")
+    if cupy is None or not isinstance(example, cupy.ndarray):
+        raise TypeError(
+            f"{name} must be a torch.Tensor or a cupy.ndarray on a GPU, or in host memory, got "
+            f"{type(example).__module__}.{type(example).__name__}; torch.from_dlpack makes a "
+            "tensor of it without a copy"
+        )
+    return CupyArrays(example)
 
 
 def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
@@ -374,6 +381,11 @@ def require_no_gradient(operator: str, *arrays: Any) -> None:
                 f"{operator} has no gradient, and one of its arguments requires one: "
                 "detach() it, or call under torch.no_grad()"
             )
+
+
+def _is_bfloat16(array: Any) -> bool:
+    """Whether an array that is not torch's holds bfloat16, which NumPy has from `ml_dtypes`."""
+    return getattr(getattr(array, "dtype", None), "name", None) == "bfloat16"
 
 
 def _is_tensor(array: Any) -> bool:

@@ -39,7 +39,8 @@ def roi_pool(
             (L_i, 4). Coordinates are used as float32 whatever the type of the features.
         output_size: (PH, PW), or one number for both.
         spatial_scale: map cells per image pixel, 1/16 for the paper's networks.
-        out: optional (R, C, PH, PW) array to write into and return; not with gradients.
+        out: optional (R, C, PH, PW) array to write into and return; not with gradients, nor where
+            NumPy holds bfloat16 (as a type of `ml_dtypes`).
 
     Returns:
         (R, C, PH, PW), the kind and dtype of `input`.
@@ -137,13 +138,13 @@ def scatter(grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int
     """`roi_pool_backward`, outside autograd."""
     arrays = arrays_of(argmax, "argmax")
     argmax = arrays.take_map(argmax, "argmax")
-    grad_output = arrays.take_like(grad_output, argmax, "grad_output")
+    gradient = arrays.take_like(grad_output, argmax, "grad_output")
     boxes = arrays.take(boxes, "boxes", "float32")
-    grad_input = arrays.empty_map(input_shape, grad_output.dtype, argmax)
+    grad_input = arrays.empty_map(input_shape, gradient.dtype, argmax)
     _core.roi_pool_backward(
-        grad_output, argmax, boxes, grad_input, arrays.stream, arrays.threads, arrays.new_bytes
+        gradient, argmax, boxes, grad_input, arrays.stream, arrays.threads, arrays.new_bytes
     )
-    return arrays.give(grad_input)
+    return arrays.give(grad_input, grad_output)
 
 
 def pool(
@@ -178,7 +179,7 @@ def pool(
         features, boxes, float(spatial_scale), output, argmax, arrays.stream, arrays.threads
     )
     return (
-        output if out is not None else arrays.give(output),
+        output if out is not None else arrays.give(output, input),
         argmax if argmax_out is not None or argmax is None else arrays.give(argmax),
     )
 
