@@ -1,0 +1,73 @@
+"""Examples for other detectors: the docs show them, the benchmark checks before it times."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastrcnn_engine
+from build.steps import ROOT, run
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch):
+    for folder in ("benchmarks", "examples"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    import dropin_bench
+
+    return dropin_bench
+
+
+def test_the_guide_shows_the_examples() -> None:
+    page = (ROOT / "docs/in-other-detectors.md").read_text()
+    text = (ROOT / "examples/drop_in.py").read_text()
+    shown = [
+        ast.get_source_segment(text, node)
+        for node in ast.parse(text).body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+    ]
+    assert len(shown) == 4
+    for code in shown:
+        assert code and f"\n{code}\n" in page, code
+
+
+def test_every_example_gives_the_same_before_and_after(bench) -> None:
+    """With this package in torchvision's place, where that is not installed."""
+    try:
+        peers = [bench.TorchVision(1)]
+    except Exception:
+        peers = [SimpleNamespace(name="torchvision", ops=fastrcnn_engine)]
+    sections = bench.sections(peers, "cpu")
+    assert [len(section.rows) for section in sections] == [2, 2, 2, 2]
+    for section in sections:
+        assert "2 times the same" in section.check()
+    assert len(bench.sections([], "cpu")) == 1  # the loop, which needs torch alone
+
+
+@pytest.mark.parametrize("wrong", [[1.0, 2.1], [1.0], [1.0, 2.000001]])
+def test_another_result_is_not_timed(bench, wrong: list[float]) -> None:
+    results = torch.tensor([1.0, 2.0]), torch.tensor(wrong)
+    rows = [bench.Row(str(i), "whole", lambda r=r: r) for i, r in enumerate(results)]
+    with pytest.raises(SystemExit, match="nothing is timed: 1"):
+        bench.same(rows, exactly=True)
+    if len(wrong) == 2 and wrong[1] == pytest.approx(2, abs=1e-5):
+        assert bench.same(rows, exactly=False)
+
+
+def test_the_benchmark_writes_what_it_timed(tmp_path: Path) -> None:
+    out = tmp_path / "times.json"
+    result = run(sys.executable, ROOT / "benchmarks/dropin_bench.py", "--rounds", "1", "--device",
+                 "cpu", "--out", out)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    written = json.loads(out.read_text())
+    left_out = "torchvision" in written["left_out"]
+    assert len(written["results"]) == (2 if left_out else 8)
+    assert len(written["checks"]) == (1 if left_out else 4)
+    for record in written["results"]:
+        assert record["best_ms"] > 0
