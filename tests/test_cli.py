@@ -612,6 +612,12 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     assert path.read_text() == '{"other": 1}\n'
 
 
+def test_export_without_its_packages_says_which_extra_has_them(trained, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    line = failure(capsys, "export", "--checkpoint", trained)
+    assert "pip install 'fastrcnn_engine[onnx]'" in line
+
+
 def test_export_writes_one_file_and_says_what_it_takes(trained, tmp_path, capsys):
     out = tmp_path / "found.onnx"
     run("export", "--checkpoint", trained, "--out", out, "--score-threshold", "0.2")

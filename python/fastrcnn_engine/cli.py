@@ -397,7 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         message = str(error) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
-            message += "; pip install 'fastrcnn_engine[train]' brings what the commands need"
+            extra = "onnx" if (error.name or "").startswith("onnx") else "train"
+            message += f"; pip install 'fastrcnn_engine[{extra}]' brings what the command needs"
         who = f" (process {rank})" if (rank := os.environ.get("RANK")) else ""  # of torchrun's
         print(f"fastrcnn-engine {name}{who}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)

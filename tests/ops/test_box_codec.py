@@ -188,6 +188,7 @@ BOXES, DELTAS = random_boxes(4, 2), np.zeros((4, 8), np.float32)
         (lambda: fe.clip_boxes_to_image(BOXES, (0, 9)), "size.*positive.*0"),
         (lambda: fe.clip_boxes_to_image(BOXES, (9, -1)), "size.*positive.*-1"),
         (lambda: fe.clip_boxes_to_image(BOXES, (9, NAN)), "size.*nan"),
+        (lambda: fe.clip_boxes_to_image(BOXES, 9), r"size must be \(height, width\), got 9"),
         (lambda: fe.clip_boxes_to_image(BOXES.astype(np.int64), (9, 9)), "boxes must be .*int64"),
     ],
 )  # fmt: skip

@@ -287,6 +287,16 @@ def test_non_finite_loss_stops_and_names_iteration_and_images(voc, tmp_path):
     ids = {r.image_id for r in load_voc(voc.data, "train").records}
     named = str(error.value).split("on images ")[1].split(";")[0].split(", ")
     assert len(named) == 2 and set(named) <= ids
+    assert "; lower learning_rate" in str(error.value)
+    assert "checkpoint.pt was not written to" in str(error.value)
+
+
+def test_non_finite_loss_of_a_network_that_wants_weights_says_so(voc, monkeypatch):
+    small = partial(build_network, "tiny")
+    monkeypatch.setattr(loop, "build_network", lambda name, classes, freeze_to: small(classes))
+    voc = replace(voc, network="vgg16", learning_rate=1e12, iterations=50)
+    with pytest.raises(FloatingPointError, match="; give vgg16 pre-trained weights, lower"):
+        train(voc, progress=False)
 
 
 def test_missing_proposals_name_the_image(voc, tmp_path):

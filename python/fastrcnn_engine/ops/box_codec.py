@@ -117,7 +117,7 @@ def clip_boxes_to_image(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        height, width = size
+        height, width = height_and_width(size, "size")
         return torch_ops.call("clip_boxes", boxes, height, width, inclusive)
     if getattr(boxes, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
@@ -125,6 +125,15 @@ def clip_boxes_to_image(
         if autograd.is_enabled():
             return autograd.ClipFunction.apply(boxes, size, inclusive)
     return clip(boxes, size, inclusive)
+
+
+def height_and_width(size: Any, name: str) -> tuple[Any, Any]:
+    """The two numbers of an image's size; ValueError, naming the argument, for anything else."""
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be (height, width), got {size!r}") from None
+    return height, width
 
 
 def clip(boxes: Any, size: tuple[int, int], inclusive: bool) -> Any:
@@ -136,6 +145,6 @@ def clip(boxes: Any, size: tuple[int, int], inclusive: bool) -> Any:
         raise ValueError(f"boxes must be (..., 4) rows of [x1, y1, x2, y2], got shape {shape}")
     rows = boxes.reshape((math.prod(shape[:-1]), 4))
     out = arrays.empty(rows.shape, rows.dtype, rows)
-    height, width = size
+    height, width = height_and_width(size, "size")
     _core.clip_boxes(rows, float(height), float(width), inclusive, out, arrays.stream)
     return arrays.give(out.reshape(shape))

@@ -13,7 +13,7 @@ from fastrcnn_engine.ops._arrays import (
     is_traced,
     shape_of,
 )
-from fastrcnn_engine.ops.box_codec import MAX_LOG_RATIO
+from fastrcnn_engine.ops.box_codec import MAX_LOG_RATIO, height_and_width
 from fastrcnn_engine.ops.results import Detections, PaddedDetections
 
 
@@ -100,7 +100,7 @@ def _arguments(
     """Looked at, and in the types of the operator's schema (torch_ops.py)."""
     if max_detections < 0:
         raise ValueError(f"max_detections must be >= 0, got {max_detections}")
-    height, width = image_size
+    height, width = height_and_width(image_size, "image_size")
     return (
         boxes, scores, deltas, height, width, float(score_threshold), float(nms_threshold),
         max_detections, inclusive, float(max_log_ratio),

@@ -208,10 +208,13 @@ def _train(
 
     torch.manual_seed(config.seed)
     layers: list[LayerChange] = []
+    advice = "lower learning_rate, or look at these images and their boxes"
     if model is None:
         model = build_network(config.network, dataset.classes, freeze_to=config.freeze_to)
         if config.weights is not None and not config.resume:
             layers = transform_pretrained(model, config.weights, config.weights_style)
+        elif config.init is None and not config.resume and config.network != "tiny":
+            advice = f"give {config.network} pre-trained weights, {advice}"
     elif model.classes != dataset.classes:
         raise ValueError(f"the model knows {model.classes}, the data set has {dataset.classes}")
     if config.init is not None and not config.resume:
@@ -352,8 +355,7 @@ def _train(
                 raise FloatingPointError(
                     f"the loss is {loss_cls + loss_box} in iteration {iteration + 1} "
                     f"(classification {loss_cls}, boxes {loss_box}) on images "
-                    f"{', '.join(batch.image_ids)}; lower learning_rate, or look at these images "
-                    f"and their boxes. The last checkpoint in {config.output} is untouched."
+                    f"{', '.join(batch.image_ids)}; {advice}. {checkpoint} was not written to"
                 )
             amp.step(optimiser)
             watch.mark("optimiser")
