@@ -81,7 +81,8 @@ def load_coco(
     problems: list[str] = []
     images = _images(content["images"], path, folder, problems)
     stated = {entry.get("id") for entry in content["images"] if type(entry.get("id")) is int}
-    label_of = dict.fromkeys(category_of.values())  # None: known, but not asked for
+    # None: known, but not asked for
+    label_of: dict[int, int | None] = dict.fromkeys(category_of.values())
     label_of.update((category_of[name], label) for label, name in enumerate(classes, start=1))
     objects: dict[int, list[tuple[str, int, dict[str, Any]]]] = {i: [] for i in images}
     for number, entry in enumerate(content["annotations"]):
@@ -91,8 +92,8 @@ def load_coco(
             problems.append(f"{where}: dropped, its category_id, {category!r}, is no category")
         elif type(image_id) is not int or image_id not in stated:
             problems.append(f"{where}: dropped, its image_id, {image_id!r}, is no image")
-        elif image_id in images and label_of[category] is not None:
-            objects[image_id].append((where, label_of[category], entry))
+        elif image_id in images and (label := label_of[category]) is not None:
+            objects[image_id].append((where, label, entry))
     records = []
     for number, image_path in images.items():
         with collecting(errors):

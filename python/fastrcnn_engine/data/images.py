@@ -44,18 +44,18 @@ class Preprocessing:
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, got {self.std}")
-        sides = (self.short_side,) if np.isscalar(self.short_side) else tuple(self.short_side)
+        sides = np.atleast_1d(self.short_side).tolist()
         rising = all(a < b for a, b in zip(sides, sides[1:], strict=False))
         if not sides or not rising or not 0 < sides[0] <= sides[-1] <= self.max_side:
             raise ValueError(
                 "short_side must be one or several rising numbers above 0 and not above max_side, "
                 f"got short_side={self.short_side}, max_side={self.max_side}"
             )
-        object.__setattr__(self, "short_side", sides if len(sides) > 1 else sides[0])
+        object.__setattr__(self, "short_side", tuple(sides) if len(sides) > 1 else sides[0])
 
     def levels(self) -> tuple[Preprocessing, ...]:
         """The levels of the image pyramid, smallest first: this with each short side alone."""
-        sides = (self.short_side,) if np.isscalar(self.short_side) else self.short_side
+        sides = self.short_side if isinstance(self.short_side, tuple) else (self.short_side,)
         return tuple(replace(self, short_side=side) for side in sides)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Preprocessing:
 
         Raises ValueError when there are several short sides: ask one of `levels()`.
         """
-        if not np.isscalar(self.short_side):
+        if isinstance(self.short_side, tuple):
             raise ValueError(
                 f"short_side is {self.short_side}: an image has one factor for each of them; "
                 "use one of levels()"
@@ -187,5 +187,6 @@ def flip_boxes(boxes: BoxArray, width: int) -> BoxArray:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be (R, 4), got shape {tuple(boxes.shape)}")
     flipped = boxes[:, [2, 1, 0, 3]]
-    flipped[:, [0, 2]] = width - 1 - flipped[:, [0, 2]]
+    mirrored: Any = width - 1 - flipped[:, [0, 2]]  # Any: of whichever kind `flipped` is
+    flipped[:, [0, 2]] = mirrored
     return flipped

@@ -31,7 +31,7 @@ class ImageRecord:
     boxes: np.ndarray  # (G, 4) float32, x1 y1 x2 y2
     labels: np.ndarray  # (G,) int64, 1..K
     difficult: np.ndarray  # (G,) bool
-    crowd: np.ndarray | None = None  # (G,) bool
+    crowd: np.ndarray = None  # type: ignore[assignment]  # (G,) bool; None becomes all False
 
     def __post_init__(self) -> None:
         if self.crowd is None:
@@ -138,5 +138,5 @@ def record_of(
         np.array(boxes, dtype=np.float32).reshape(-1, 4),
         np.array(labels, dtype=np.int64),
         np.array(difficult, dtype=bool),
-        None if crowd is None else np.array(crowd, dtype=bool),
+        np.array(crowd or [False] * len(boxes), dtype=bool),
     )

@@ -187,11 +187,12 @@ def _image_size(
     image_path: Path, tree: ElementTree.Element, path: Path, problems: list[str]
 ) -> tuple[int, int]:
     width, height = image_size(image_path)
-    stated = tree.findtext("size/width"), tree.findtext("size/height")
-    if None not in stated and tuple(text.strip() for text in stated) != (str(width), str(height)):
+    found = tree.findtext("size/width"), tree.findtext("size/height")
+    stated = [text.strip() for text in found if text is not None]
+    if len(stated) == 2 and stated != [str(width), str(height)]:
         problems.append(
-            f"{path}: states size {stated[0].strip()}x{stated[1].strip()}, the image has "
-            f"{width}x{height}; the image's size is used"
+            f"{path}: states size {stated[0]}x{stated[1]}, the image has {width}x{height}; the "
+            "image's size is used"
         )
     return width, height
 
@@ -201,8 +202,8 @@ def _read_box(
 ) -> Box | None:
     texts = [obj.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        x1, y1, x2, y2 = (float(text) - 1 for text in texts)
-    except (TypeError, ValueError):
+        x1, y1, x2, y2 = (float(text or "") - 1 for text in texts)
+    except ValueError:
         x1 = y1 = x2 = y2 = math.nan
     shown = f"box {' '.join(str(text).strip() for text in texts)} (xmin ymin xmax ymax)"
     return usable_box((x1, y1, x2, y2), width, height, where, shown, problems)

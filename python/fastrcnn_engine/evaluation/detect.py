@@ -98,9 +98,10 @@ def score_proposals(
         return scores, model.unnormalise(deltas)
 
     columns = len(model.classes) + 1
-    return run_proposals(
+    scores, deltas = run_proposals(
         model, image, proposals, outputs, (columns, 4 * columns), deduplicate=deduplicate
     )
+    return scores, deltas
 
 
 @torch.inference_mode()
@@ -180,6 +181,7 @@ def _run_at(
     boxes = np.insert(proposals.astype(np.float64) * scale, 0, 0, axis=1).astype(np.float32)
     rois = torch.from_numpy(boxes).to(device)
     features = model.backbone(tensor[None].to(device))
+    inverse = None
     if deduplicate:
         first, inverse = same_window(
             rois, features.shape[-2:], model.pooled_size, 1.0 / model.stride
@@ -190,7 +192,7 @@ def _run_at(
         for start in range(0, len(rois), ROIS_PER_CHUNK)
     ]
     joined = [torch.cat(parts).cpu().numpy() for parts in zip(*chunks, strict=True)]
-    return [one[inverse] for one in joined] if deduplicate else joined
+    return joined if inverse is None else [one[inverse] for one in joined]
 
 
 def detect_image(

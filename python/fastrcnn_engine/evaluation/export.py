@@ -129,6 +129,7 @@ def export_onnx(
             )  # fmt: skip
     finally:
         exporter.setLevel(level)
+    assert program is not None  # None is what the older exporter returns
     program.model.metadata_props["fastrcnn_engine"] = json.dumps(
         {
             "network": model.name,

@@ -191,7 +191,8 @@ def average_precision(tp: np.ndarray, fp: np.ndarray, npos: int, metric: Metric)
     if metric == "11point":
         # At the first rank that reaches a recall, the envelope is the largest precision from there.
         reached = [np.flatnonzero(10 * tp >= tenth * npos) for tenth in range(11)]
-        return float(np.mean([envelope[ranks[0]] if len(ranks) else 0.0 for ranks in reached]))
+        best = [float(envelope[ranks[0]]) if len(ranks) else 0.0 for ranks in reached]
+        return float(np.mean(best))
     steps = np.diff(tp, prepend=0)
     return float(np.sum(steps * envelope) / npos)
 

@@ -57,8 +57,10 @@ def build_network(
         if freeze_to not in (None, "none"):
             raise ValueError(f"freeze_to is {freeze_to!r}; for tiny it must be none")
         return build_tiny(classes, preprocessing)
-    own = {} if freeze_to is None else {"freeze_to": freeze_to}
-    return PAPER_NETWORKS[name](classes, preprocessing, **own)
+    build = PAPER_NETWORKS[name]
+    if freeze_to is None:
+        return build(classes, preprocessing)
+    return build(classes, preprocessing, freeze_to)
 
 
 __all__ = [

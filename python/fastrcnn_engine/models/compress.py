@@ -89,16 +89,17 @@ def compress(
         raise ValueError("give either ranks or an energy")
     if ranks_of(model):
         raise ValueError(f"the network is compressed already: {described(model)}")
-    if energy is None:
-        ranks = RANKS if ranks is None else ranks
-        for name, rank in ranks.items():
+    chosen: dict[str, int | None] = {**(RANKS if ranks is None else ranks)}  # None: what the energy says
+    if energy is not None:
+        chosen = dict.fromkeys(RANKS)
+    for name, rank in chosen.items():
+        if rank is not None:
             _check_rank(_linear(model, name), name, rank)
     factors, report = {}, []
-    for name in RANKS if energy is not None else ranks:
+    for name, rank in chosen.items():
         layer = _linear(model, name)
-        chosen = {"rank": ranks[name]} if energy is None else {"energy": energy}
         try:
-            first, second, kept = truncated_svd(layer.weight, **chosen)
+            first, second, kept = truncated_svd(layer.weight, rank=rank, energy=energy)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         rank = len(first)
@@ -108,10 +109,11 @@ def compress(
     split_layers(model, {name: len(first) for name, (first, _, _) in factors.items()})
     with torch.no_grad():
         for name, (first, second, bias) in factors.items():
-            model.head.get_submodule(f"{name}_L").weight.copy_(first)
-            model.head.get_submodule(f"{name}_U").weight.copy_(second)
+            lower, upper = _linear(model, f"{name}_L"), _linear(model, f"{name}_U")
+            lower.weight.copy_(first)
+            upper.weight.copy_(second)
             if bias is not None:
-                model.head.get_submodule(f"{name}_U").bias.copy_(bias)
+                upper.bias.copy_(bias)
     return report
 
 
@@ -127,6 +129,7 @@ def split_layers(model: FastRCNN, ranks: Mapping[str, int]) -> None:
         if name not in ranks:
             layers[name] = layer
             continue
+        layer = _linear(model, name)
         kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         rank, bias = ranks[name], layer.bias is not None
         layers[f"{name}_L"] = nn.Linear(layer.in_features, rank, bias=False, **kind)
@@ -154,12 +157,13 @@ def described(model: FastRCNN) -> str:
 
 def _linear(model: FastRCNN, name: str) -> nn.Linear:
     layers = dict(model.head.named_children())
-    if not isinstance(model.head, nn.Sequential) or not isinstance(layers.get(name), nn.Linear):
+    layer = layers.get(name)
+    if not isinstance(model.head, nn.Sequential) or not isinstance(layer, nn.Linear):
         raise ValueError(
             f"the head has no linear layer {name}; it must be a Sequential with fc6 and fc7, and "
             f"has {', '.join(layers) or 'no layers'}"
         )
-    return layers[name]
+    return layer
 
 
 def _check_rank(layer: nn.Linear, name: str, rank: int) -> None:

@@ -20,6 +20,9 @@ class FullyConnectedHead(nn.Sequential):
     order of Caffe and of torchvision's VGG16.
     """
 
+    fc6: nn.Linear
+    fc7: nn.Linear
+
     def __init__(
         self,
         channels: int,

@@ -42,7 +42,7 @@ def build_caffenet(
     def norm() -> nn.LocalResponseNorm:
         return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
 
-    layers = OrderedDict(
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, 96, 11, stride=4, padding=5),
         relu1=relu(),
         pool1=nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
@@ -77,7 +77,7 @@ def build_vgg_cnn_m_1024(
     def norm() -> nn.LocalResponseNorm:
         return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
 
-    layers = OrderedDict(
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, 96, 7, stride=2),
         relu1=relu(),
         norm1=norm(),
@@ -139,7 +139,8 @@ def _detector(
     for layer in layers.values():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     for layer in (head.fc6, head.fc7):
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(layer.bias)

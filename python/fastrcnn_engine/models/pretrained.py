@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -105,7 +105,8 @@ def transform_pretrained(
 
     report = [LayerChange("input", "replaced", "one image -> a batch of images and a list of RoIs")]
     for ours in layers:
-        theirs, layer = names[ours], model.get_submodule(ours)
+        theirs = names[ours]
+        layer: Any = model.get_submodule(ours)  # a Conv2d or a Linear
         if ours == "head.fc6":
             pooling = f"RoI pooling {model.pooled_size}x{model.pooled_size}, 1/{model.stride}"
             report.append(LayerChange(last_pool, "replaced", f"last max-pool -> {pooling}"))
@@ -121,7 +122,7 @@ def transform_pretrained(
         LayerChange(last_layer, "replaced", "last layer and softmax -> the two sibling layers")
     )
     for name, std in (("cls_score", 0.01), ("bbox_pred", 0.001)):
-        shape = "x".join(map(str, model.get_submodule(name).weight.shape))
+        shape = "x".join(map(str, getattr(model, name).weight.shape))
         report.append(LayerChange(name, "new", f"{shape}, Gaussian of std {std}"))
     model.preprocessing = PREPROCESSING[style or own_style]
     return report

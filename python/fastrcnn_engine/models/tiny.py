@@ -111,7 +111,7 @@ def build_tiny(classes: Sequence[str], preprocessing: Preprocessing | None = Non
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return FastRCNN(
-        backbone.to(memory_format=torch.channels_last),
+        backbone.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         stride=8,
         head=head,
         head_features=256,
