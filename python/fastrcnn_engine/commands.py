@@ -82,7 +82,8 @@ class Train(TrainConfig):
     config: str | None = None
     """Where settings come from that are not named here: a preset (bccd-tiny, demo, voc07-L,
     voc07-M, voc07-S) or a YAML file of your own; the config.json of a run is one too."""
-    proposals: Path | None = None
+    # Wider than the field it overrides: the loop is given a config that has its proposals.
+    proposals: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Proposal file (.npz) with every image; None computes one into the folder of the run."""
     output: Annotated[Path, tyro.conf.arg(name="out")] = Path("runs/train")
     """Folder of the run."""
@@ -221,9 +222,10 @@ def train(options: Train, command: str) -> None:
     if config.val_split is not None:
         datasets.append(load_dataset(config.data, config.val_split, datasets[0].classes))
     asked = {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-        for name in ("test_split", "metric", "search", "detection")
-        for value in (getattr(options, name),)
+        "test_split": options.test_split,
+        "metric": options.metric,
+        "search": dataclasses.asdict(options.search),
+        "detection": dataclasses.asdict(options.detection),
     }
     with run.timed("proposals"):
         if config.proposals is None:
@@ -238,11 +240,12 @@ def train(options: Train, command: str) -> None:
 
 def evaluate(options: cli.Eval, command: str) -> None:
     """See cli.Eval."""
-    if (options.run_dir is None) == (options.checkpoint is None):
+    given = options.run_dir or options.checkpoint
+    if given is None or (options.run_dir is not None and options.checkpoint is not None):
         raise ValueError("give either --run or --checkpoint")
     check_settings("area", options.iou_threshold)
     _check_metric(options.metric)
-    checkpoint = _checkpoint_file(options.run_dir or options.checkpoint)
+    checkpoint = _checkpoint_file(given)
     trained = load_checkpoint(checkpoint).get("config", {})
     if options.data is None and "data" not in trained:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
@@ -333,8 +336,8 @@ def compress(options: cli.Compress) -> None:
     content = load_checkpoint(checkpoint)
     model = load_network(checkpoint, device=options.device)
     head = model.head
-    given = {"energy": options.energy} if options.energy is not None else {"ranks": ranks}
-    for layer in compress_head(model, **given):
+    by_energy = options.energy is not None
+    for layer in compress_head(model, None if by_energy else ranks, energy=options.energy):
         console.print(
             f"{layer.name}: {layer.outputs} x {layer.inputs}, rank {layer.rank} keeps "
             f"{100 * layer.energy:.2f} % of the squared singular values"

@@ -100,7 +100,7 @@ def _fields(content: Mapping[Any, Any], fields_of: type, where: str) -> dict[str
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names))}"
             raise ValueError(f"{where}: unknown key {key!r}; {hint}")
         kind = kinds[key]
-        if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {key} must be a section, got {value!r}")
             found[key] = kind(**_fields(value, kind, f"{where}: {key}"))

@@ -189,6 +189,14 @@ def test_kept_checkpoints_are_those_of_their_iterations(voc):
     assert_same_checkpoint(result.checkpoint, voc.output / "checkpoint-7.pt")
 
 
+def test_a_validation_split_without_objects_is_refused_before_the_training(voc):
+    """It has no mAP, and the second None could not be compared with the first."""
+    (voc.data / "ImageSets/Main/bare.txt").write_text("empty\n")
+    with pytest.raises(ValueError, match="val_split is 'bare': none of its 1 images has an object"):
+        train(replace(voc, val_split="bare"), progress=False)
+    assert not (voc.output / "checkpoint.pt").exists()
+
+
 def test_the_best_network_on_a_validation_split_is_kept(voc, tmp_path):
     voc = replace(voc, network="tiny", iterations=9, log_every=4, checkpoint_every=5,
                   val_split="train", val_every=3)  # fmt: skip

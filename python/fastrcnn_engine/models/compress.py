@@ -89,7 +89,8 @@ def compress(
         raise ValueError("give either ranks or an energy")
     if ranks_of(model):
         raise ValueError(f"the network is compressed already: {described(model)}")
-    chosen: dict[str, int | None] = {**(RANKS if ranks is None else ranks)}  # None: what the energy says
+    # A rank that is None is the energy's to say.
+    chosen: dict[str, int | None] = {**(RANKS if ranks is None else ranks)}
     if energy is not None:
         chosen = dict.fromkeys(RANKS)
     for name, rank in chosen.items():

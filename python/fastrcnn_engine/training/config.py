@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 
@@ -146,7 +146,7 @@ class TrainConfig:
     profile: bool = False
     """Measure where the time of an iteration goes."""
 
-    def resolved(self) -> TrainConfig:
+    def resolved(self) -> ResolvedConfig:
         """The same settings with every recipe value filled in, checked.
 
         Raises:
@@ -155,7 +155,7 @@ class TrainConfig:
         if self.network not in RECIPES:
             raise ValueError(f"network is {self.network!r}; known are {', '.join(RECIPES)}")
         recipe = {k: v for k, v in RECIPES[self.network].items() if getattr(self, k) is None}
-        config = dataclasses.replace(self, **recipe)
+        config = cast("ResolvedConfig", dataclasses.replace(self, **recipe))
         if config.learning_rate_steps is None:
             steps = (max(config.iterations * 3 // 4, 1),)
             config = dataclasses.replace(config, learning_rate_steps=steps)
@@ -163,6 +163,8 @@ class TrainConfig:
         return config
 
     def _check(self) -> None:
+        config = cast("ResolvedConfig", self)
+
         def need(good: bool, field: str, rule: str) -> None:
             if not good:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
@@ -172,7 +174,8 @@ class TrainConfig:
             need(getattr(self, field) >= 1, field, "at least 1")
         for field, known in (("on_bad_image", ("stop", "skip")), ("amp", (None, "bf16", "fp16"))):
             need(getattr(self, field) in known, field, f"one of {', '.join(map(str, known))}")
-        Preprocessing(short_side=self.short_side, max_side=self.max_side)  # its rules are these
+        # Their rules are these.
+        Preprocessing(short_side=config.short_side, max_side=config.max_side)
         for field in ("seed", "warmup", "weight_decay", "keep", "cache_megabytes"):
             need(getattr(self, field) >= 0, field, "at least 0")
         if self.network == "tiny":
@@ -196,16 +199,16 @@ class TrainConfig:
                 "tasks is 'boxes', which trains the box regression of a finished detector; init, "
                 "its checkpoint, is missing"
             )
-        need(self.learning_rate > 0, "learning_rate", "positive")
+        need(config.learning_rate > 0, "learning_rate", "positive")
         need(0 < self.learning_rate_drop <= 1, "learning_rate_drop", "in (0, 1]")
-        steps = self.learning_rate_steps
+        steps = config.learning_rate_steps
         rising = all(a < b for a, b in zip((0, *steps), steps, strict=False))
         need(rising, "learning_rate_steps", "positive and rising")
         need(0 <= self.momentum < 1, "momentum", "in [0, 1)")
         need(0 < self.foreground_fraction <= 1, "foreground_fraction", "in (0, 1]")
         need(0 < self.foreground_iou <= 1, "foreground_iou", "in (0, 1]")
         need(
-            0 <= self.background_low < self.foreground_iou,
+            0 <= config.background_low < self.foreground_iou,
             "background_low",
             "at least 0 and below foreground_iou",
         )
@@ -217,9 +220,10 @@ class TrainConfig:
 
     def learning_rate_at(self, iteration: int) -> float:
         """The base learning rate of iteration 0, 1, 2, ... of a resolved config."""
-        drops = sum(iteration >= step for step in self.learning_rate_steps)
-        rate = self.learning_rate * self.learning_rate_drop**drops
-        return rate * min(1.0, (iteration + 1) / (self.warmup + 1))
+        config = cast("ResolvedConfig", self)
+        drops = sum(iteration >= step for step in config.learning_rate_steps)
+        rate = config.learning_rate * config.learning_rate_drop**drops
+        return rate * min(1.0, (iteration + 1) / (config.warmup + 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for checkpoints and logs."""
@@ -230,6 +234,24 @@ class TrainConfig:
             elif isinstance(value, tuple):
                 plain[key] = list(value)
         return plain
+
+
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True)
+    class ResolvedConfig(TrainConfig):
+        """What `resolved` gives: what a recipe has is not None there."""
+
+        iterations: int = 0
+        learning_rate: float = 0.0
+        learning_rate_steps: tuple[int, ...] = ()
+        warmup: int = 0
+        background_low: float = 0.0
+        short_side: int | tuple[int, ...] = 0
+        max_side: int = 0
+
+else:
+    ResolvedConfig = TrainConfig
 
 
 def checked_device(name: str) -> torch.device:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fastrcnn_engine.training.config import checked_device
@@ -72,7 +74,7 @@ class Processes:
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
         """Within it gradients stay with their process, until one more backward pass outside."""
-        return nullcontext() if self.count == 1 else network.no_sync()
+        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
@@ -97,10 +99,10 @@ def join(device: str) -> Iterator[Processes]:
     if target.type == "cuda":
         torch.cuda.set_device(target)
     # A restart may find the addresses of the processes before it in torchrun's store.
-    store, _, _ = next(iter(dist.rendezvous("env://", rank, count, timeout=TIMEOUT)))
+    store, _, _ = next(iter(rendezvous("env://", rank, count, timeout=TIMEOUT)))
     dist.init_process_group(
         "nccl" if target.type == "cuda" else "gloo", timeout=TIMEOUT, rank=rank, world_size=count,
-        store=dist.PrefixStore(f"start-{restarts()}", store),
+        store=PrefixStore(f"start-{restarts()}", store),
     )  # fmt: skip
     try:
         yield Processes(rank, count, target)
@@ -128,8 +130,8 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return _SumOverProcesses.apply(gradient)
+    def backward(ctx: Any, *grad_outputs: Any) -> torch.Tensor:
+        return _SumOverProcesses.apply(*grad_outputs)
 
 
 class _JointBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -154,6 +156,8 @@ class _JointBatchNorm(nn.modules.batchnorm._BatchNorm):
         centred = values - mean.view(shape)
         variance = _SumOverProcesses.apply((centred**2).sum(over)) / count
         if self.track_running_stats:
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 momentum = self.momentum

@@ -34,7 +34,7 @@ class Interrupt:
         self._restore(number)  # torchrun sends SIGTERM on top of a Ctrl-C: that is not a second one
 
     def _restore(self, number: int) -> None:
-        signal.signal(number, self.DEFAULTS[number])
+        signal.signal(number, self.DEFAULTS[signal.Signals(number)])
         self.installed.remove(number)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -101,7 +101,7 @@ class Meter:
     def read(self) -> dict[str, Any]:
         """The means, and the ids of unreadable images that are new, if there are any."""
         seconds = time.perf_counter() - self.started
-        means = {
+        means: dict[str, Any] = {
             "loss": (self.cls + self.box) / self.batches,
             "loss_cls": self.cls / self.batches,
             "loss_box": self.box / self.batches,

@@ -25,7 +25,7 @@ from fastrcnn_engine.training.checkpoint import (
     random_state,
     save_checkpoint,
 )
-from fastrcnn_engine.training.config import TrainConfig, checked_device
+from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig, checked_device
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
 from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.log import Meter, TrainLog
@@ -85,7 +85,7 @@ def multi_task_loss(
     )
 
 
-def build_optimiser(model: FastRCNN, config: TrainConfig) -> torch.optim.SGD:
+def build_optimiser(model: FastRCNN, config: ResolvedConfig) -> torch.optim.SGD:
     """SGD with momentum over everything that is not frozen (paper 2.3).
 
     Weights decay; biases learn at twice the rate and do not decay, as in the author's code (the
@@ -110,7 +110,7 @@ def build_optimiser(model: FastRCNN, config: TrainConfig) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
 
 
-def settled(config: TrainConfig) -> TrainConfig:
+def settled(config: TrainConfig) -> ResolvedConfig:
     """The settings a run will have: recipe values filled in, everything checked but the data.
 
     A run that is resumed keeps the steps of its learning rate unless ``config`` names others: a
@@ -184,7 +184,7 @@ def train(
 
 
 def _train(
-    config: TrainConfig,
+    config: ResolvedConfig,
     model: FastRCNN | None,
     processes: Processes,
     progress: bool,
@@ -274,7 +274,7 @@ def _train(
 
         def save(done: int) -> None:
             states = processes.gathered(random_state(device))
-            if not first:
+            if log_file is None:  # not the first process
                 return
             log_file.sync()
             save_checkpoint(
@@ -315,6 +315,7 @@ def _train(
                 raise KeyboardInterrupt(f"resume goes on from iteration {iteration}")
             rois = sum(counts)
             # Padding and RoIs are those of the whole batch, whoever works on it.
+            assert batch is not None  # what kept it away has been raised
             batch = batch.padded(max(heights), max(widths)).to(device)
             if normalises_rois and rois < 2:
                 raise ValueError(
@@ -373,7 +374,7 @@ def _train(
             tests = validation is not None and (done % config.val_every == 0 or ends)
             if done % config.log_every == 0 or tests or ends:
                 entry = {"iteration": done, **meter.read(), "learning_rate": rate}
-                if tests:
+                if validation is not None and tests:
                     entry["val_mAP"] = value = validation.mean_ap(model)
                     meter.start_clock()
                     if best is None or value > best["mAP"]:
@@ -383,7 +384,7 @@ def _train(
                                 config.output / "best.pt", model, iteration=done, best=best,
                                 config=config.to_dict(), learned_from=learned_from,
                             )  # fmt: skip
-                if first:
+                if log_file is not None:
                     log_file.write(entry)
                     if on_log is not None:
                         on_log(entry)

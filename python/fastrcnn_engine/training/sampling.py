@@ -16,7 +16,7 @@ from fastrcnn_engine.data.images import flip_boxes
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.ops import box_iou
-from fastrcnn_engine.training.config import TrainConfig
+from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig
 
 # A proposal with more than this share of its area in a crowd is not used (py-faster-rcnn,
 # lib/datasets/coco.py).
@@ -100,7 +100,7 @@ def build_entry(
 
 
 def build_roidb(
-    records: list[ImageRecord], proposals: ProposalStore, config: TrainConfig
+    records: list[ImageRecord], proposals: ProposalStore, config: ResolvedConfig
 ) -> tuple[list[RoiEntry], list[str]]:
     """Entries of all images, and the ids of images left out because no RoI of theirs is usable.
 

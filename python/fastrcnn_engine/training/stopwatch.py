@@ -24,7 +24,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device, *, enabled: bool):
         self.device, self.enabled = device, enabled
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.iterations = 0
         self.last = time.perf_counter()
 

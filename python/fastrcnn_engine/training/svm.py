@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,16 +80,17 @@ class LinearSVM:
         # liblinear's own solver of the hinge loss. It visits examples in an order it draws.
         solver = LinearSVC(
             loss="hinge",
-            dual=True,
+            dual=True,  # pyright: ignore[reportArgumentType]  # told from scikit-learn's "auto"
             C=C,
             class_weight={1: POSITIVE_WEIGHT},
-            intercept_scaling=BIAS_FEATURE,
+            intercept_scaling=BIAS_FEATURE,  # pyright: ignore[reportArgumentType]  # likewise, 1
             max_iter=10_000,
             random_state=0,
         )
         labels = np.repeat([1, -1], [len(self.positives), len(self.negatives)])
         solver.fit(np.concatenate([self.positives, self.negatives]), labels)
-        self.weight, self.bias = solver.coef_[0], float(solver.intercept_[0])
+        intercept: Any = solver.intercept_  # an array, once it is fitted
+        self.weight, self.bias = solver.coef_[0], float(intercept[0])
         self.negatives = self.negatives[self.scores(self.negatives) >= self.evict_score]
 
 
@@ -127,7 +129,7 @@ def negatives_of(boxes: np.ndarray, record: ImageRecord, classes: int) -> np.nda
     """
     overlap = np.zeros((len(boxes), classes + 1), np.float32)
     if len(record.boxes):
-        iou = np.asarray(box_iou(np.float32(boxes), record.boxes, inclusive=True))
+        iou = box_iou(boxes.astype(np.float32), record.boxes, inclusive=True)
         rows = np.arange(len(boxes))
         best = iou.argmax(axis=1)
         overlap[rows, record.labels[best]] = iou[rows, best]

@@ -31,6 +31,11 @@ class Validation:
         self.store, self.processes = store, processes
         for record in self.dataset.records:
             store[record.image_id]
+        if not any((~r.difficult & ~r.crowd).any() for r in self.dataset.records):
+            raise ValueError(
+                f"val_split is {split!r}: none of its {len(self.dataset.records)} images has an "
+                "object that a test counts"
+            )
 
     def mean_ap(self, model: FastRCNN) -> float:
         """Mean AP of a network in training, which is in training again afterwards.
@@ -49,4 +54,6 @@ class Validation:
         everything = {}
         for part in self.processes.gathered(found):
             everything |= part
-        return evaluate_voc(self.dataset.records, self.dataset.classes, everything).mean_ap
+        value = evaluate_voc(self.dataset.records, self.dataset.classes, everything).mean_ap
+        assert value is not None  # there are objects
+        return value
