@@ -39,6 +39,7 @@ from fastrcnn_engine.models import compress as compress_head
 from fastrcnn_engine.pipeline import (
     RECALL_THRESHOLDS,
     Run,
+    detect_dataset,
     detect_files,
     evaluate_and_report,
     expand_folders,
@@ -54,6 +55,7 @@ from fastrcnn_engine.report.html import number
 from fastrcnn_engine.report.plots import sizes_svg
 from fastrcnn_engine.training import (
     TrainConfig,
+    TrainResult,
     load_checkpoint,
     load_network,
     save_checkpoint,
@@ -61,7 +63,7 @@ from fastrcnn_engine.training import (
     train_svms,
 )
 from fastrcnn_engine.training import train as run_training
-from fastrcnn_engine.training.distributed import environment
+from fastrcnn_engine.training.distributed import environment, join
 
 CACHE = "proposals.npz"
 # What a demo takes away before it starts again in the folder of an earlier one.
@@ -207,11 +209,8 @@ def train(options: Train, command: str) -> None:
     _check_metric(options.metric)
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
-    if environment()[1] > 1 and config.proposals is None:
-        raise ValueError(
-            "--proposals is missing: several processes need a file that is there already, and "
-            "`fastrcnn-engine proposals` makes it"
-        )
+    if config.proposals is None:
+        _check_alone()
     _check_folder(config)
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
     datasets = [load_dataset(config.data, config.split, config.classes)]
@@ -246,34 +245,40 @@ def evaluate(options: cli.Eval, command: str) -> None:
     trained = load_checkpoint(checkpoint).get("config", {})
     if options.data is None and "data" not in trained:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
-    model = load_network(checkpoint, device=options.device)
-    _resize(model, options)
-    detection = options.detection.settings()
-    data = Path(options.data or trained["data"])
-    dataset = load_dataset(data, options.split, model.classes)
-    home = checkpoint.parent
-    # Ids of two data sets may be the same: proposals of one must never serve for the other.
-    foreign = data.resolve() != Path(trained.get("data", "")).resolve()
-    name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
-    run = Run(
-        title=f"Fast R-CNN on {dataset.root.name}",
-        out=options.out or home / name,
-        command=command,
-        seed=trained.get("seed"),
-        settings={"Training": trained},
-    )
-    with run.timed("proposals"):
-        used = None if foreign else _trained_on(trained)
-        if options.proposals is not None:
-            store = ProposalStore(options.proposals)
-            _check_proposals([dataset], store)
-        elif used is not None and all(r.image_id in used for r in dataset.records):
-            store = used
-        else:
-            cache = (run.out if foreign else home) / CACHE
-            store = search_datasets([dataset], cache, _search_of_training(home, trained))
+    with join(options.device) as processes:
+        model = load_network(checkpoint, device=str(processes.device))
+        _resize(model, options)
+        detection = options.detection.settings()
+        data = Path(options.data or trained["data"])
+        dataset = load_dataset(data, options.split, model.classes)
+        home = checkpoint.parent
+        # Ids of two data sets may be the same: proposals of one must never serve for the other.
+        foreign = data.resolve() != Path(trained.get("data", "")).resolve()
+        name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
+        run = Run(
+            title=f"Fast R-CNN on {dataset.root.name}",
+            out=options.out or home / name,
+            command=command,
+            seed=trained.get("seed"),
+            settings={"Training": trained},
+        )
+        with run.timed("proposals"):
+            used = None if foreign else _trained_on(trained)
+            if options.proposals is not None:
+                store = ProposalStore(options.proposals)
+                _check_proposals([dataset], store)
+            elif used is not None and all(r.image_id in used for r in dataset.records):
+                store = used
+            else:
+                cache = (run.out if foreign else home) / CACHE
+                _check_alone()
+                store = search_datasets([dataset], cache, _search_of_training(home, trained))
+        with run.timed("detection"):
+            found = detect_dataset(model, dataset, store, detection, processes)
+    if found is None:
+        return
     results = evaluate_and_report(
-        run, model, dataset, store,
+        run, model, dataset, store, found,
         detection=detection,
         metric=options.metric,
         iou_threshold=options.iou_threshold,
@@ -426,8 +431,25 @@ def _train_and_test(
         write_json(run.out / "config.json", content)
     with run.timed("training"):
         trained = run_training(config)
-    if not first:
+    if first:
+        _print_training(console, trained)
+    if test_set is None:
         return
+    run.settings["Training"] = settings
+    used = detection.settings()
+    with join(config.device) as processes, run.timed("detection"):
+        found = detect_dataset(trained.model, test_set, store, used, processes)
+    if found is None:
+        return
+    results = evaluate_and_report(
+        run, trained.model, test_set, store, found,
+        detection=used, metric=asked.get("metric", "area"), log=trained.log,
+    )  # fmt: skip
+    _print_result(console, run, *results)
+
+
+def _print_training(console: Console, trained: TrainResult) -> None:
+    """What became of layers and images, where the time went, and the files."""
     for change in trained.layers:
         console.print(f"{change.layer}: {change.action}, {change.detail}", soft_wrap=True)
     _print_notes(console, "boxes or images dropped or clipped", trained.problems)
@@ -447,14 +469,6 @@ def _train_and_test(
             f"{number(trained.best['mAP'])} after iteration {trained.best['iteration']}",
             soft_wrap=True,
         )
-    if test_set is None:
-        return
-    run.settings["Training"] = settings
-    results = evaluate_and_report(
-        run, trained.model, test_set, store,
-        detection=detection.settings(), metric=asked.get("metric", "area"), log=trained.log,
-    )  # fmt: skip
-    _print_result(console, run, *results)
 
 
 def _check_metric(metric: cli.Metric) -> None:
@@ -542,6 +556,15 @@ def _data_of_run(out: Path) -> Path | None:
         raise ValueError(
             f"--out: {path} was not written by this program; give another --out"
         ) from None
+
+
+def _check_alone() -> None:
+    """Of several processes each would search all images and write the same file."""
+    if environment()[1] > 1:
+        raise ValueError(
+            "--proposals is missing: several processes need a file that is there already, and "
+            "`fastrcnn-engine proposals` makes it"
+        )
 
 
 def _check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:

@@ -36,6 +36,7 @@ from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_gri
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import at_score, make_gallery
 from fastrcnn_engine.report.html import Report, write_report
+from fastrcnn_engine.training.distributed import Processes
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
@@ -75,25 +76,41 @@ def search_datasets(
 
 
 def detect_dataset(
-    model: FastRCNN, dataset: Dataset, store: ProposalStore, detection: Mapping[str, Any]
-) -> dict[str, Detections]:
+    model: FastRCNN,
+    dataset: Dataset,
+    store: ProposalStore,
+    detection: Mapping[str, Any],
+    processes: Processes,
+) -> dict[str, Detections] | None:
     """Detections of every image, by image id, under a progress bar.
+
+    Several processes share the images; process 0 has all detections, the others have None. Which
+    they are does not depend on how many processes there are.
 
     detection: "protocol" and the keyword arguments of what it stands for, "today" of detect_image,
         "paper" of detect_set.
     """
     options = dict(detection)
     protocol = options.pop("protocol")
-    images = (
-        (record.image_id, load_image(record.image_path), store[record.image_id])
-        for record in track(dataset.records, "detection")
-    )
+    own = track(
+        processes.share(dataset.records), "detection",
+        total=-(-len(dataset.records) // processes.count), disable=processes.rank > 0,
+    )  # fmt: skip
+    images = ((one.image_id, load_image(one.image_path), store[one.image_id]) for one in own)
     if protocol == "paper":
-        return detect_set(model, images, len(dataset.records), **options)
-    return {
-        image_id: detect_image(model, image, proposals, **options)
-        for image_id, image, proposals in images
-    }
+        found = detect_set(
+            model, images, len(dataset.records), **options, gathered=processes.gathered
+        )
+    else:
+        found = {
+            image_id: detect_image(model, image, proposals, **options)
+            for image_id, image, proposals in images
+        }
+    parts = processes.at_first(found)
+    if parts is None:
+        return None
+    everything = {image_id: one for part in parts for image_id, one in part.items()}
+    return {record.image_id: everything[record.image_id] for record in dataset.records}
 
 
 def evaluate_and_report(
@@ -101,17 +118,19 @@ def evaluate_and_report(
     model: FastRCNN,
     dataset: Dataset,
     store: ProposalStore,
+    found: Mapping[str, Detections],
     *,
     detection: Mapping[str, Any],
     metric: str = "area",
     iou_threshold: float = 0.5,
     log: Path | None = None,
 ) -> tuple[VOCResult, COCOResult | None]:
-    """Detects, evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
+    """Evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
 
     Data from a COCO file gets coco_results.json too, in COCO's own format, other data a folder
     voc_results in VOC's.
 
+    found: as detect_dataset made them by `detection`.
     metric: the headline, "area" or "11point" of VOC or "coco". Counts, curves and pictures are
         those of VOC at `iou_threshold`, whichever it is.
     log: a log.jsonl for the loss curves. Only detections of some confidence are drawn.
@@ -120,8 +139,6 @@ def evaluate_and_report(
     if "score_threshold" in detection and detection["score_threshold"] is None:
         used = SCORE_THRESHOLDS[model.classifier]
         detection = {**detection, "score_threshold": used if np.isfinite(used) else None}
-    with run.timed("detection"):
-        found = detect_dataset(model, dataset, store, detection)
     with run.timed("evaluation and pictures"):
         result = evaluate_voc(
             dataset.records, dataset.classes, found, iou_threshold=iou_threshold,
