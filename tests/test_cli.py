@@ -277,6 +277,27 @@ def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
     assert "recall" in text and "p.npz" in text
 
 
+def test_proposals_are_searched_in_parts_and_joined(drawn, tmp_path, capsys):
+    command = ("proposals", "--data", drawn, "--split", "train", "test", "--short-side", 80,
+               "--out", tmp_path / "boxes.npz")  # fmt: skip
+    run(*command)
+    whole = tmp_path / "whole.npz"
+    (tmp_path / "boxes.npz").rename(whole)
+    for part in ("02/10", "10/10"):
+        run(*command, "--shard", part)
+    assert sorted(path.name for path in tmp_path.glob("boxes.*")) == [
+        "boxes.02-of-10.npz", "boxes.10-of-10.npz",
+    ]  # fmt: skip
+    second = ProposalStore(tmp_path / "boxes.02-of-10.npz")
+    assert list(second) == list(ProposalStore(whole))[1:2]
+    assert len(ProposalStore(tmp_path / "boxes.10-of-10.npz")) == 0  # of six images
+    run(*command)
+    assert (tmp_path / "boxes.npz").read_bytes() == whole.read_bytes()
+    capsys.readouterr()
+    assert "nothing to search" in failure(capsys, *command, "--mat", whole, "--shard", "1/2")
+    assert "shard is '0/2'" in failure(capsys, *command, "--shard", "0/2")
+
+
 def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     def published(name, *images):  # 1-based y1 x1 y2 x2
         cell = np.empty((1, len(images)), object)
@@ -601,9 +622,10 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
 
     parts = []
     for part in ("1/2", "2/2"):
-        run(*command[:2], folder, *command[3:-1], tmp_path / part[0], "--shard", part)
-        text = (tmp_path / part[0] / "detections.jsonl").read_text()
+        run(*command[:-1], tmp_path / "parts", "--shard", part)
+        text = (tmp_path / f"parts/detections.{part[0]}-of-2.jsonl").read_text()
         parts += [json.loads(line) for line in text.splitlines()]
+    assert len(list((tmp_path / "parts").iterdir())) == 2
     assert len(parts) == 8 and {p["image"] for p in parts} == set(named)
     assert "shard is '3/2'" in failure(capsys, *command, "--shard", "3/2")
     assert "only --many" in failure(capsys, "detect", folder, "--shard", "1/2")

@@ -34,18 +34,6 @@ class BulkResult:
     seconds: float
 
 
-def shard_of(images: Sequence[Path], shard: str) -> list[Path]:
-    """Every N-th image from the I-th on, for a shard "I/N", I from 1 to N.
-
-    Raises ValueError for another text.
-    """
-    first, slash, count = shard.partition("/")
-    good = bool(slash) and first.isdecimal() and count.isdecimal()
-    if not good or not 1 <= int(first) <= int(count):
-        raise ValueError(f"shard is {shard!r}; it must be I/N with I from 1 to N, such as 1/4")
-    return list(images[int(first) - 1 :: int(count)])
-
-
 def detect_many(
     model: FastRCNN,
     images: Sequence[Path],

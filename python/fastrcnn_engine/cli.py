@@ -161,6 +161,9 @@ class Proposals:
     """The file to write; None is proposals.npz in the directory of the data."""
     mat: tuple[Path, ...] = ()
     """Published selective-search boxes (.mat), one file for each split; nothing is searched."""
+    shard: str = "1/1"
+    """I/N searches every N-th image from the I-th on, into a file of its own beside that of --out.
+    Without it what such files hold is taken over, and the rest is searched."""
     search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
 
     def run(self, command: str) -> None:
@@ -243,7 +246,8 @@ class Detect:
     many: bool = False
     """A line of JSON for each image in place of pictures."""
     shard: str = "1/1"
-    """With --many: I/N works on every N-th image from the I-th on; give each part an --out."""
+    """With --many: I/N works on every N-th image from the I-th on; its file has I and N in its
+    name."""
 
     def run(self, command: str) -> None:
         from fastrcnn_engine import commands

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.bulk import detect_many, shard_of
+from fastrcnn_engine.bulk import detect_many
 from fastrcnn_engine.config_file import read_settings
 from fastrcnn_engine.data.check import check_dataset
 from fastrcnn_engine.data.demo_set import write_demo_set
@@ -53,6 +53,7 @@ from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import sample_pictures
 from fastrcnn_engine.report.html import number
 from fastrcnn_engine.report.plots import sizes_svg
+from fastrcnn_engine.shards import WHOLE, shard_file, shard_of
 from fastrcnn_engine.training import (
     TrainConfig,
     TrainResult,
@@ -186,19 +187,23 @@ def proposals(options: cli.Proposals) -> None:
     console = Console(highlight=False)
     datasets = [load_dataset(options.data, split) for split in options.split]
     out = options.out or options.data / CACHE
+    if options.mat and options.shard != WHOLE:
+        raise ValueError(f"--shard is {options.shard}, but with --mat there is nothing to search")
     if options.mat:
         store = _published(options.mat, datasets, out)
     else:
-        store = search_datasets(datasets, out, dataclasses.asdict(options.search))
+        search = dataclasses.asdict(options.search)
+        store = search_datasets(datasets, out, search, shard=options.shard)
     recalls = [f"recall at IoU {threshold:g}" for threshold in RECALL_THRESHOLDS]
     table = Table("split", "images", "boxes an image", *recalls)
     for dataset in datasets:
-        facts = proposal_recall(dataset.records, store, RECALL_THRESHOLDS)
+        own = [record for record in dataset.records if record.image_id in store]
+        facts = proposal_recall(own, store, RECALL_THRESHOLDS)
         shares = [number(facts["recall"][threshold]) for threshold in RECALL_THRESHOLDS]
         boxes = f"{facts['mean_boxes']:.0f}"
-        table.add_row(dataset.split, str(len(dataset.records)), boxes, *shares)
+        table.add_row(dataset.split, str(len(own)), boxes, *shares)
     console.print(table)
-    console.print(f"proposals: {out}", soft_wrap=True)
+    console.print(f"proposals: {store.path}", soft_wrap=True)
 
 
 def train(options: Train, command: str) -> None:
@@ -290,7 +295,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
 def detect(options: cli.Detect) -> None:
     """See cli.Detect."""
     console = Console(highlight=False)
-    if options.shard != "1/1" and not options.many:
+    if options.shard != WHOLE and not options.many:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
     images = expand_folders(options.images, lists=options.many)
     images = shard_of(images, options.shard)
@@ -304,7 +309,7 @@ def detect(options: cli.Detect) -> None:
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
-        path = options.out / "detections.jsonl"
+        path = shard_file(options.out / "detections.jsonl", options.shard)
         many = detect_many(model, images, path, search=search, detection=detection)
         speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
         console.print(

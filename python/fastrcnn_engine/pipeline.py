@@ -36,6 +36,7 @@ from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_gri
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import at_score, make_gallery
 from fastrcnn_engine.report.html import Report, write_report
+from fastrcnn_engine.shards import WHOLE, shard_file, shard_files, shard_of
 from fastrcnn_engine.training.distributed import Processes
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
@@ -65,14 +66,18 @@ class Run:
 
 
 def search_datasets(
-    datasets: Sequence[Dataset], path: Path, search: Mapping[str, Any]
+    datasets: Sequence[Dataset], path: Path, search: Mapping[str, Any], *, shard: str = WHOLE
 ) -> ProposalStore:
     """Proposals of all images of the data sets, kept in `path`; those in the file already stay.
 
     search: keyword arguments of compute_proposals.
+    shard: a part of the images, which has a file of its own beside `path`. The whole takes over
+        what is in the files of parts and searches the rest.
     """
     items = {r.image_id: r.image_path for dataset in datasets for r in dataset.records}
-    return compute_proposals(items.items(), path, **search)
+    own = shard_of(list(items.items()), shard)
+    parts = shard_files(path) if shard == WHOLE else []
+    return compute_proposals(own, shard_file(path, shard), parts=parts, **search)
 
 
 def detect_dataset(

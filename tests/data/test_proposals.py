@@ -298,6 +298,38 @@ def test_an_image_that_changed_is_searched_again(tmp_path):
         np.testing.assert_array_equal(store[image_id], selective_search(load_image(path)))
 
 
+def test_files_of_parts_are_taken_over(tmp_path, monkeypatch):
+    items = save_scenes(tmp_path, count=5)
+    search = {"short_side": 60, "progress": False}
+    compute_proposals(items, tmp_path / "whole.npz", **search)
+    parts = [tmp_path / "a.npz", tmp_path / "absent.npz", tmp_path / "b.npz"]
+    compute_proposals(items[::3], parts[0], **search)
+    compute_proposals(items[1::3], parts[2], **search)
+    searched = []
+
+    def counting(image, **options):
+        searched.append(image)
+        return selective_search(image, **options)
+
+    monkeypatch.setattr(proposals, "selective_search", counting)
+    out = tmp_path / "joined.npz"
+    compute_proposals(items, out, parts=parts, **search)
+    assert len(searched) == 1  # the third; nothing tells how the file came about
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    before = out.stat().st_ino
+    compute_proposals(items, out, parts=parts, **search)
+    assert len(searched) == 1 and out.stat().st_ino == before
+    # Parts alone are enough, and an image that has changed since is searched again.
+    compute_proposals(items[::3], tmp_path / "one.npz", parts=parts[:1], **search)
+    assert len(searched) == 1 and set(ProposalStore(tmp_path / "one.npz")) == {"image 0", "image 3"}
+    Image.fromarray(scene(seed=9)[0]).save(items[0][1])
+    compute_proposals(items, tmp_path / "new.npz", parts=parts, **search)
+    assert len(searched) == 3
+    with pytest.raises(ValueError, match=r"a\.npz: holds proposals made with"):
+        compute_proposals(items, tmp_path / "other.npz", parts=parts, short_side=50, progress=False)
+    assert not (tmp_path / "other.npz").exists()
+
+
 def test_proposals_of_other_settings_are_never_mixed(tmp_path):
     items = save_scenes(tmp_path, 2)
     out = tmp_path / "p.npz"

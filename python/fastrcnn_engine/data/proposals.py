@@ -18,7 +18,6 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -307,17 +306,19 @@ def compute_proposals(
     min_size: int = 16,
     workers: int | None = None,
     progress: bool = True,
+    parts: Sequence[Path] = (),
 ) -> ProposalStore:
     """Runs `selective_search` on (image id, image path) pairs, `workers` at once (None: all cores).
 
     Images that are in the file already are kept and not searched again, so an interrupted run goes
     on where it stopped: on Ctrl-C and on errors what is done is written first. An image whose file
     has changed since (by its checksum) is searched again. The file does not depend on `workers`.
+    What is in `parts`, files made with the same settings, goes into the file as if found here.
 
     Threads, not processes: OpenCV lets go of Python's lock while it searches, so they fill the
     cores, and they work from any script and beside any thread pool of torch.
 
-    Raises ValueError when the file was made with other settings or an id comes twice, and what
+    Raises ValueError when a file was made with other settings or an id comes twice, and what
     `load_image` and `selective_search` raise.
     """
     cv2 = _opencv()
@@ -335,23 +336,28 @@ def compute_proposals(
     out_path = Path(out_path)
     fingerprints = {image_id: _fingerprint(path) for image_id, path in paths.items()}
     kept: dict[str, np.ndarray] = {}
-    if out_path.exists():
-        old = ProposalStore(out_path)
-        if old.settings != settings:
-            raise ValueError(
-                f"{out_path}: holds proposals made with {old.settings}, asked for are "
-                f"{settings}; give another file or remove this one"
-            )
-        fingerprints = old.fingerprints | fingerprints
-        kept = {i: old[i] for i in old if fingerprints[i] == old.fingerprints[i]}
+    written = 0  # how many of them are in the file itself
+    for path in (out_path, *parts):
+        if path.exists():
+            old = ProposalStore(path)
+            if old.settings != settings:
+                raise ValueError(
+                    f"{path}: holds proposals made with {old.settings}, asked for are "
+                    f"{settings}; give another file or remove this one"
+                )
+            fingerprints = old.fingerprints | fingerprints
+            kept |= {i: old[i] for i in old if fingerprints[i] == old.fingerprints[i]}
+        written = len(kept) if path == out_path else written
     missing = [image_id for image_id in paths if image_id not in kept]
-    if not missing and out_path.exists():
+    if not missing and len(kept) == written and out_path.exists():
         return ProposalStore(out_path)
 
     def save() -> None:
         found = {i: f.result() for i, f in futures.items() if _succeeded(f)}
-        if found or not out_path.exists():
-            items = chain(kept.items(), found.items())
+        if found or len(kept) > written or not out_path.exists():
+            found = kept | found
+            ids = [i for i in kept if i not in paths] + [i for i in paths if i in found]
+            items = ((i, found[i]) for i in ids)
             write_proposals(out_path, items, settings=settings, fingerprints=fingerprints)
 
     def search(image_id: str) -> np.ndarray:
