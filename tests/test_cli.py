@@ -634,6 +634,84 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     assert path.read_text() == '{"other": 1}\n'
 
 
+def rows_of(folder):
+    """The rows of all parts as the lines of JSON have them, by image."""
+    import pyarrow.dataset
+
+    rows = pyarrow.dataset.dataset(folder).to_table().to_pylist()
+    plain = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    assert len({row["image"] for row in plain}) == len(plain)
+    return sorted(plain, key=lambda row: row["image"])
+
+
+def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
+    trained, drawn, tmp_path, capsys, monkeypatch
+):
+    import pyarrow.parquet
+
+    folder, bad, out = drawn / "JPEGImages", tmp_path / "bad.jpg", tmp_path / "out"
+    bad.write_text("no image")
+    command = ("detect", folder, bad, "--many", "--checkpoint", trained, "--score", 0, "--out", out)
+    run(*command)
+    lines = [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
+    lines.sort(key=lambda line: line["image"])
+    assert len(lines) == 7 and any(line.get("detections") for line in lines)
+
+    parquet = (*command, "--format", "parquet")
+    killed = (
+        "import os, sys; from fastrcnn_engine import bulk, cli; bulk.PART_IMAGES = 2\n"
+        "def dies(*_, calls=[], detect=bulk.detect_image, **options):\n"
+        "    calls.append(1)\n"
+        "    return detect(*_, **options) if len(calls) < 4 else os._exit(9)\n"
+        "bulk.detect_image = dies; cli.main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, *map(str, parquet)])
+    assert done.returncode == 9
+    parts = out / "detections"
+    assert [path.name for path in parts.iterdir()] == ["part-00000.parquet"]
+    (parts / ".part-00001.parquet.tmp").write_text("cut o")
+    before = (parts / "part-00000.parquet").read_bytes()
+    monkeypatch.setattr(bulk, "PART_IMAGES", 2)
+    detect = bulk.detect_image
+
+    def stops(*arguments, calls=[], **options):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return detect(*arguments, **options)
+
+    monkeypatch.setattr(bulk, "detect_image", stops)
+    with pytest.raises(SystemExit) as end:
+        run(*parquet)
+    assert end.value.code == 130
+    assert len(rows_of(parts)) == 5  # what was detected before Ctrl-C is there, part or no part
+    monkeypatch.setattr(bulk, "detect_image", detect)
+    capsys.readouterr()
+    run(*parquet)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "images: 2 done" in text and "5 done before, 1 could not be read" in text
+    assert (parts / "part-00000.parquet").read_bytes() == before
+    assert rows_of(parts) == lines
+    run(*parquet)
+    assert len(list(parts.glob("*.parquet"))) == 4, "nothing was left to write"
+
+    shards = (*command[:-1], tmp_path / "shared", "--format", "parquet", "--shard")
+    monkeypatch.setattr(bulk, "PART_SECONDS", -1)  # each row is late
+    for part in ("1/2", "2/2", "2/2"):
+        run(*shards, part)
+    assert rows_of(tmp_path / "shared" / "detections") == lines
+    names = {path.name for path in (tmp_path / "shared" / "detections").iterdir()}
+    assert len(names) == 7 and {"part-00003.1-of-2.parquet", "part-00002.2-of-2.parquet"} <= names
+
+    (parts / "part-00002.parquet").write_text("other")
+    assert "part-00002.parquet: not a part of detections" in failure(capsys, *parquet)
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), parts / "part-00002.parquet")
+    assert "(columns of another kind); give another" in failure(capsys, *parquet)
+    assert "only --many writes it" in failure(capsys, "detect", bad, "--format", "parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "needs pyarrow: pip install pyarrow" in failure(capsys, *parquet)
+
+
 def test_export_writes_one_file_and_says_what_it_takes(trained, tmp_path, capsys):
     out = tmp_path / "found.onnx"
     run("export", "--checkpoint", trained, "--out", out, "--score-threshold", "0.2")

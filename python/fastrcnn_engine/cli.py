@@ -220,9 +220,9 @@ class Detect:
 
     Proposals are made on the fly, as they were for the training. Writes one picture for each image
     with the boxes drawn in, and detections.json with class, score and box. --many is for very many
-    images: a line of detections.jsonl for each, at once, without pictures. Run it again after an
-    interruption: images that have a line are passed over, and one that cannot be read has a line
-    that says why.
+    images: a line of detections.jsonl for each, at once, or a row in Parquet, without pictures.
+    Run it again after an interruption: images that have a line or row are passed over, and one
+    that cannot be read has one that says why.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -244,7 +244,10 @@ class Detect:
     mode: Mode | None = None
     """Mode of the selective search; None is that of the training."""
     many: bool = False
-    """A line of JSON for each image in place of pictures."""
+    """A line of JSON, or a row, for each image in place of pictures."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """With --many: jsonl is a file, detections.jsonl; parquet a folder, detections, with a file for
+    every 4096 images or ten minutes, which is what a kill costs at most. Needs pyarrow."""
     shard: str = "1/1"
     """With --many: I/N works on every N-th image from the I-th on; its file has I and N in its
     name."""

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.bulk import detect_many
+from fastrcnn_engine.bulk import JsonLines, ParquetParts, detect_many
 from fastrcnn_engine.config_file import read_settings
 from fastrcnn_engine.data.check import check_dataset
 from fastrcnn_engine.data.demo_set import write_demo_set
@@ -297,6 +297,8 @@ def detect(options: cli.Detect) -> None:
     console = Console(highlight=False)
     if options.shard != WHOLE and not options.many:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
+    if options.format != "jsonl" and not options.many:
+        raise ValueError(f"--format is {options.format}, but only --many writes it")
     images = expand_folders(options.images, lists=options.many)
     images = shard_of(images, options.shard)
     checkpoint = _checkpoint_file(options.checkpoint)
@@ -309,12 +311,15 @@ def detect(options: cli.Detect) -> None:
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
-        path = shard_file(options.out / "detections.jsonl", options.shard)
-        many = detect_many(model, images, path, search=search, detection=detection)
+        if options.format == "parquet":
+            rows = ParquetParts(options.out / "detections", options.shard)
+        else:
+            rows = JsonLines(shard_file(options.out / "detections.jsonl", options.shard))
+        many = detect_many(model, images, rows, search=search, detection=detection)
         speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
         console.print(
             f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
-            f"not be read; lines: {path}",
+            f"not be read; results: {many.path}",
             soft_wrap=True,
         )
         return
