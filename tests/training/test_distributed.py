@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +174,39 @@ def test_a_killed_process_ends_the_job_and_a_restart_resumes(voc, tmp_path):
     assert done.returncode != 0
     # The other one may have been ended by torchrun before it could say so.
     assert load_checkpoint(tmp_path / "dead" / "checkpoint.pt")["iteration"] == 3
+
+
+def test_ctrl_c_stops_all_processes_and_saves(voc):
+    """torchrun hands the signal on; the checkpoint can only come from it."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "-m", "fastrcnn_engine", "train", "--data", voc.data, "--proposals", voc.proposals,
+        "--split", "train", "--network", "tiny", "--iterations", "100000", "--short-side", "72",
+        "--max-side", "96", "--log-every", "1", "--checkpoint-every", "100000",
+        "--out", voc.output,
+    ]  # fmt: skip
+    log = voc.output / "log.jsonl"
+    with subprocess.Popen(
+        [*map(str, command)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # As from a terminal: in the background Ctrl-C may be ignored, also by children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as run:  # fmt: skip
+        try:
+            end = time.monotonic() + 90
+            while not (log.is_file() and log.stat().st_size):
+                assert run.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+            run.send_signal(signal.SIGINT)
+            printed = run.communicate(timeout=60)[1]  # ends when no process is left to print
+        finally:
+            run.kill()
+    assert run.returncode not in (0, None)
+    done = load_checkpoint(voc.output / "checkpoint.pt")["iteration"]
+    assert lines_of(log)[-1]["iteration"] == done >= 1
+    told = f"fastrcnn-engine train: stopped; --resume goes on from iteration {done}"
+    assert printed.count(told) == 1, printed
+    assert "exitcode: -9" not in printed and "forcefully" not in printed
 
 
 def test_a_share_is_every_so_many_items_and_waits_are_the_same_for_all(monkeypatch):
