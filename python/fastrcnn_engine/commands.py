@@ -218,7 +218,8 @@ def train(options: Train, command: str) -> None:
         _check_alone()
     _check_folder(config)
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
-    datasets = [load_dataset(config.data, config.split, config.classes)]
+    skips = config.on_bad_image == "skip"
+    datasets = [load_dataset(config.data, config.split, config.classes, stated_sizes=skips)]
     if options.test_split is not None:
         datasets.append(load_dataset(config.data, options.test_split, datasets[0].classes))
     test_set = datasets[1] if len(datasets) > 1 else None

@@ -141,11 +141,12 @@ def test_a_missing_image_stops_the_run_where_it_can_go_on(voc, tmp_path):
     assert lines_of(whole.log) == lines_of(resumed.log)
 
 
-def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path):
+@pytest.mark.parametrize("header", [True, False])
+def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path, header):
     voc = replace(voc, iterations=9, log_every=2, checkpoint_every=5, cache_megabytes=0)
     good = run(replace(voc, output=tmp_path / "good"))
     path = voc.data / "JPEGImages" / "third.png"
-    path.write_bytes(path.read_bytes()[:5000])  # its header says which size it has
+    path.write_bytes(path.read_bytes()[:5000] if header else b"")  # the header tells the size
     with pytest.raises(ValueError, match="third.png"):
         run(voc)
     skip = replace(voc, on_bad_image="skip")
@@ -161,6 +162,10 @@ def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path):
     assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
     assert lines_of(whole.log) == lines_of(resumed.log)
     assert resumed.bad_images == whole.bad_images
+    assert [problem for problem in whole.problems if "third.png: not readable" in problem] == (
+        [] if header else whole.problems
+    )
+    assert header or whole.problems[0].endswith("the stated size, 96x72, is used")
     for path in (voc.data / "JPEGImages").iterdir():
         path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="none of the 4 images can be read"):

@@ -198,7 +198,8 @@ def _train(
             f"{processes.count * config.accumulate}"
         )
     checkpoint, log = config.output / "checkpoint.pt", config.output / "log.jsonl"
-    dataset = load_dataset(config.data, config.split, config.classes)
+    skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
+    dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     store = ProposalStore(config.proposals)
     entries, unusable = build_roidb(dataset.records, store, config)
     learned_from = data_fingerprint(dataset.records, store)
