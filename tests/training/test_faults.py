@@ -172,6 +172,54 @@ def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path, header)
         run(replace(skip, output=tmp_path / "none"))
 
 
+def scalars(folder):
+    """name -> [(iteration, value)] of the only event file in a folder, as TensorBoard reads it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (path,) = folder.iterdir()
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_shows_the_log_also_after_a_kill(voc, tmp_path):
+    voc = replace(voc, iterations=8, log_every=1, checkpoint_every=3, val_split="train",
+                  val_every=4)  # fmt: skip
+
+    def stop():
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(replace(voc, tensorboard=True), on_log=at(5, stop))
+    shown = scalars(voc.output / "tensorboard")
+    assert [step for step, _ in shown["loss"]] == [1, 2, 3, 4, 5]
+    result = run(replace(voc, resume=True, tensorboard=True))
+    shown = scalars(voc.output / "tensorboard")
+    lines = [json.loads(line) for line in result.log.read_text().splitlines()]
+    assert shown.keys() == set().union(*lines) - {"iteration"}
+    for name, values in shown.items():
+        expected = [(line["iteration"], line[name]) for line in lines if name in line]
+        assert [step for step, _ in values] == [step for step, _ in expected]
+        # TensorBoard keeps float32.
+        assert [v for _, v in values] == pytest.approx([v for _, v in expected], rel=1e-6)
+    plain = run(replace(voc, output=tmp_path / "plain"))
+    assert not (tmp_path / "plain" / "tensorboard").exists()
+    assert_same_checkpoint(plain.checkpoint, result.checkpoint, "/config/tensorboard")
+    # A new run shows itself alone.
+    run(replace(voc, iterations=2, val_split=None, tensorboard=True))
+    assert [step for step, _ in scalars(voc.output / "tensorboard")["loss"]] == [1, 2]
+
+
+def test_a_missing_tensorboard_is_told_before_the_training(voc, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        run(replace(voc, tensorboard=True), on_log=lambda _: pytest.fail("trained"))
+    assert not voc.output.exists()
+
+
 def test_sigterm_is_a_ctrl_c(voc):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     kill = at(4, lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -145,6 +145,9 @@ class TrainConfig:
     """Threads that decode and scale the images of coming batches."""
     profile: bool = False
     """Measure where the time of an iteration goes."""
+    tensorboard: bool = False
+    """Write the numbers of log.jsonl for TensorBoard too, into the folder tensorboard beside it.
+    Needs the package of that name."""
 
     def resolved(self) -> TrainConfig:
         """The same settings with every recipe value filled in, checked.
