@@ -319,9 +319,12 @@ def test_files_of_parts_are_taken_over(tmp_path, monkeypatch):
     before = out.stat().st_ino
     compute_proposals(items, out, parts=parts, **search)
     assert len(searched) == 1 and out.stat().st_ino == before
-    # Parts alone are enough, and an image that has changed since is searched again.
+    # Parts alone are enough, for a new file and for what one lacks.
     compute_proposals(items[::3], tmp_path / "one.npz", parts=parts[:1], **search)
-    assert len(searched) == 1 and set(ProposalStore(tmp_path / "one.npz")) == {"image 0", "image 3"}
+    assert set(ProposalStore(tmp_path / "one.npz")) == {"image 0", "image 3"}
+    compute_proposals([items[0], items[4]], tmp_path / "one.npz", parts=parts, **search)
+    assert len(searched) == 1 and len(ProposalStore(tmp_path / "one.npz")) == 4
+    # An image that has changed since is searched again.
     Image.fromarray(scene(seed=9)[0]).save(items[0][1])
     compute_proposals(items, tmp_path / "new.npz", parts=parts, **search)
     assert len(searched) == 3
