@@ -3,19 +3,20 @@
     python benchmarks/loader_bench.py        # a minute or two; keep the machine quiet
 
 Trains `tiny` on JPEG files of 640 x 480, none of them kept in memory (`--cache-megabytes 0`), as
-`fastrcnn-engine train --loader-threads N --profile` does. Before that, batches alone: how many more
-two threads make than one. Near 2 means that decoding and scaling let go of Python's lock, so that
-threads are as good as processes; near 1 would mean that they do not.
+`fastrcnn-engine train --loader-threads N --profile` does. Before that, batches alone, by one
+thread, two threads and two processes in turns. Where two threads make as many as two processes,
+which here need not even hand their batches over, Python's lock is not in the way.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -84,20 +85,49 @@ def write_images(root: Path, count: int) -> TrainConfig:
     )  # fmt: skip
 
 
-def batches_a_second(config: TrainConfig, threads: int, count: int) -> float:
-    """Batches alone, nothing learns from them."""
-    config = config.resolved()
-    dataset = load_dataset(config.data, config.split)
-    entries, _ = build_roidb(dataset.records, ProposalStore(config.proposals), config)
-    model = build_network(config.network, dataset.classes)
-    prepare = partial(
-        make_batch, entries=entries, cache=ImageCache(0), model=model, config=config
-    )
-    prepare(0)
-    with ThreadPoolExecutor(threads) as pool:
-        start = time.perf_counter()
-        list(pool.map(prepare, range(1, count + 1)))
-        return count / (time.perf_counter() - start)
+class Maker:
+    """Makes batches that nothing learns from. One for each process; a pool's threads share it."""
+
+    made: Maker
+
+    def __init__(self, config: TrainConfig):
+        torch.set_num_threads(1)  # what is compared is one thread or process of the loader and two
+        config = config.resolved()
+        dataset = load_dataset(config.data, config.split)
+        entries, _ = build_roidb(dataset.records, ProposalStore(config.proposals), config)
+        model = build_network(config.network, dataset.classes)
+        self.prepare = partial(
+            make_batch, entries=entries, cache=ImageCache(0), model=model, config=config
+        )
+        self.prepare(0)
+        Maker.made = self
+
+
+def make(iteration: int) -> None:
+    Maker.made.prepare(iteration)
+
+
+def batches_a_second(config: TrainConfig, count: int, rounds: int = 3) -> dict[str, float]:
+    """By the kind of pool; they take turns, so that all meet the same machine."""
+    Maker(config)
+    pools: dict[str, Executor] = {
+        "one thread": ThreadPoolExecutor(1),
+        "two threads": ThreadPoolExecutor(2),
+        "two processes": ProcessPoolExecutor(
+            2, multiprocessing.get_context("spawn"), initializer=Maker, initargs=(config,)
+        ),
+    }
+    seconds = dict.fromkeys(pools, 0.0)
+    for pool in pools.values():
+        list(pool.map(make, range(count)))  # both processes have started
+    for _ in range(rounds):
+        for name, pool in pools.items():
+            start = time.perf_counter()
+            list(pool.map(make, range(count)))
+            seconds[name] += time.perf_counter() - start
+    for pool in pools.values():
+        pool.shutdown()
+    return {name: rounds * count / spent for name, spent in seconds.items()}
 
 
 def main() -> None:
@@ -115,10 +145,10 @@ def main() -> None:
         print(f"{options.images} images of {WIDTH} x {HEIGHT}, {size / 1000:.0f} kB each; "
               f"{torch.get_num_threads()} torch threads")  # fmt: skip
         torch_threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # what is compared is one thread of the loader and two
-        one, two = (batches_a_second(config, n, options.iterations) for n in (1, 2))
+        made = batches_a_second(config, options.iterations)
         torch.set_num_threads(torch_threads)
-        print(f"batches alone: {one:.1f} a second by one thread, {two:.1f} by two: {two / one:.2f}")
+        each = ", ".join(f"{one:.1f} by {name}" for name, one in made.items())
+        print(f"batches a second, alone: {each}")
         print("loader threads   waiting for data     an iteration   share")
         for threads in LOADER_THREADS:
             run = TrainConfig(**{
