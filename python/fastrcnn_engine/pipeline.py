@@ -34,7 +34,7 @@ from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report.compare import RunFiles
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
-from fastrcnn_engine.report.gallery import at_score, make_gallery
+from fastrcnn_engine.report.gallery import drawn_at, make_gallery
 from fastrcnn_engine.report.html import Report, write_report
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
@@ -116,7 +116,6 @@ def evaluate_and_report(
         those of VOC at `iou_threshold`, whichever it is.
     log: a log.jsonl for the loss curves. Only detections of some confidence are drawn.
     """
-    drawn_score = CONFIDENT_SCORES[model.classifier]
     if "score_threshold" in detection and detection["score_threshold"] is None:
         used = SCORE_THRESHOLDS[model.classifier]
         detection = {**detection, "score_threshold": used if np.isfinite(used) else None}
@@ -129,16 +128,19 @@ def evaluate_and_report(
         )  # fmt: skip
         coco = evaluate_coco(dataset, found) if metric == "coco" else None
         recall = proposal_recall(dataset.records, store, RECALL_THRESHOLDS)
-        gallery = make_gallery(
-            dataset.records, dataset.classes, found, score=drawn_score, iou_threshold=iou_threshold
-        )
+        drawn = drawn_at(
+            dataset.records, dataset.classes, found,
+            score=CONFIDENT_SCORES[model.classifier], iou_threshold=iou_threshold,
+        )  # fmt: skip
+        gallery = make_gallery(dataset.records, dataset.classes, drawn)
+        mistakes = find_mistakes(dataset.records, dataset.classes, drawn.detections, drawn.result)
         run.out.mkdir(parents=True, exist_ok=True)
-        kept = {image_id: at_score(one, drawn_score) for image_id, one in found.items()}
-        mistakes = find_mistakes(dataset.records, dataset.classes, kept, gallery.result)
         # A sheet with all classes in their colours, for a README or a slide.
         sheet = [record for record in dataset.records if len(record.boxes)][:9]
         if sheet:
-            pictures = [draw_detections(r.image_path, kept[r.image_id], dataset) for r in sheet]
+            pictures = [
+                draw_detections(r.image_path, drawn.detections[r.image_id], dataset) for r in sheet
+            ]
             Image.fromarray(picture_grid(pictures)).save(run.out / "detections.jpg", quality=90)
     run.settings["Proposals"] = {
         **(store.settings or {"file": str(store.path)}),
@@ -162,7 +164,7 @@ def evaluate_and_report(
         run.out / "metrics.json",
         {
             **_metrics(result, coco),
-            "mistakes": {"score": drawn_score, **mistakes.to_dict()},
+            "mistakes": {"score": drawn.score, **mistakes.to_dict()},
             "proposals": recall,
             "seconds": {**run.seconds, "total": sum(run.seconds.values())},
             "seed": run.seed,
@@ -182,6 +184,7 @@ def evaluate_and_report(
             title=run.title,
             result=result,
             coco=coco,
+            drawn=drawn,
             gallery=gallery,
             mistakes=mistakes,
             facts={

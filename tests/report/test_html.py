@@ -14,8 +14,9 @@ from PIL import Image
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.mistakes import find_mistakes
 from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report import html
-from fastrcnn_engine.report.gallery import at_score, make_gallery
+from fastrcnn_engine.report.gallery import drawn_at, make_gallery
 from fastrcnn_engine.report.html import Report, render_report, write_report
 
 CLASSES = ["cat", "<dog> & co", "ghost"]
@@ -38,10 +39,11 @@ def scene(tmp_path_factory):
         )
 
     def found(boxes, scores, labels):
-        return SimpleNamespace(
+        return Detections(
             boxes=np.array(boxes, np.float32).reshape(-1, 4),
             scores=np.array(scores, np.float32),
             labels=np.array(labels, np.int64),
+            rows=np.arange(len(labels)),
         )
 
     records = [
@@ -60,13 +62,13 @@ def scene(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(scene):
     records, detections = scene
-    gallery = make_gallery(records, CLASSES, detections)
-    kept = {image_id: at_score(one, gallery.score) for image_id, one in detections.items()}
+    drawn = drawn_at(records, CLASSES, detections)
     return Report(
         title="A <title> & more",
         result=evaluate_voc(records, CLASSES, detections),
-        gallery=gallery,
-        mistakes=find_mistakes(records, CLASSES, kept, gallery.result),
+        drawn=drawn,
+        gallery=make_gallery(records, CLASSES, drawn),
+        mistakes=find_mistakes(records, CLASSES, drawn.detections, drawn.result),
         facts={"data": "drawn"},
         seconds={"training": 125.0, "detection": 3.2},
         log=[
@@ -82,20 +84,17 @@ def report(scene):
 
 
 def test_gallery_ranks_images_and_counts_what_is_drawn(scene):
-    gallery = make_gallery(*_with_classes(scene), score=0.5)
+    records, detections = scene
+    gallery = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.5))
     assert [one.image_id for one in gallery.best] == ["good", "empty"]
     assert [one.image_id for one in gallery.worst] == ["bad"]
     bad = gallery.worst[0]
     # The right detection has a score of 0.2 and is not shown, so its object counts as missed.
     assert (bad.right, bad.wrong, bad.missed) == (0, 1, 1)
     assert bad.picture.shape == (427, 640, 3)
-    low = make_gallery(*_with_classes(scene), score=0.1)
+    low = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.1))
     shown = {one.image_id: one for one in low.best + low.worst}["bad"]
     assert (shown.right, shown.wrong, shown.missed) == (1, 1, 0)
-
-
-def _with_classes(scene):
-    return scene[0], CLASSES, scene[1]
 
 
 class Page(HTMLParser):
@@ -189,7 +188,9 @@ def test_mistakes_are_told_by_kind_and_by_class(report, monkeypatch):
 def test_a_set_without_objects_can_be_reported(scene):
     records, detections = [scene[0][2]], {"empty": scene[1]["empty"]}
     result = evaluate_voc(records, CLASSES, detections)
-    text = render_report(Report("empty", result, make_gallery(records, CLASSES, detections)))
+    drawn = drawn_at(records, CLASSES, detections)
+    gallery = make_gallery(records, CLASSES, drawn)
+    text = render_report(Report("empty", result, drawn, gallery))
     assert "n/a" in Page(text).text
 
 

@@ -18,7 +18,7 @@ from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.mistakes import KINDS, Mistakes
 from fastrcnn_engine.evaluation.voc import ClassResult, VOCResult
 from fastrcnn_engine.report.draw import class_colour
-from fastrcnn_engine.report.gallery import Gallery, Shown
+from fastrcnn_engine.report.gallery import Drawn, Gallery, Shown
 from fastrcnn_engine.report.plots import curves_svg, precision_recall_svg
 from fastrcnn_engine.report.style import CSS
 
@@ -31,8 +31,9 @@ _AP_NAMES = {"area": "AP, area", "11point": "AP, 11 points"}
 class Report:
     """Everything a report shows. Empty fields leave their section out.
 
+    drawn: the detections that pictures, precision, recall and mistakes are about.
     coco: if COCO's is the metric, its numbers; counts, curves and pictures are those of `result`.
-    mistakes: of the detections that are drawn.
+    mistakes: of the drawn detections.
     facts: small print under the title, name -> value, such as the data set and the network.
     seconds: stage -> wall-clock seconds, in the order of the run.
     log: rows of the training log with iteration, loss, loss_cls, loss_box.
@@ -43,6 +44,7 @@ class Report:
 
     title: str
     result: VOCResult
+    drawn: Drawn
     gallery: Gallery
     coco: COCOResult | None = None
     mistakes: Mistakes | None = None
@@ -69,12 +71,12 @@ def render_report(report: Report) -> str:
     sections = [
         _headline(report),
         _notes(report.notes),
-        _class_table(report.result, report.gallery, report.coco),
+        _class_table(report.result, report.drawn, report.coco),
         _coco_numbers(report.coco),
-        _precision_recall(report.result, report.gallery.score),
-        _mistakes(report.mistakes, report.gallery),
+        _precision_recall(report.result, report.drawn.score),
+        _mistakes(report.mistakes, report.drawn),
         _training(report.log),
-        _pictures(report.gallery),
+        _pictures(report.gallery, report.drawn.score),
         _timing(report.seconds),
         _settings(report.settings),
         _reproduce(report.command, report.versions),
@@ -99,13 +101,13 @@ def _headline(report: Report) -> str:
         for name, value in report.facts.items()
     )
     objects = sum(c.npos for c in result.per_class)
-    counted = report.gallery.result.per_class
+    counted = report.drawn.result.per_class
     right, wrong = sum(c.tp for c in counted), sum(c.fp for c in counted)
     cards = [
         (f"{result.images}", "test images"),
         (f"{objects}", "objects to find"),
-        (_percent(_ratio(right, objects)), f"recall at score {report.gallery.score:g}"),
-        (_percent(_ratio(right, right + wrong)), f"precision at score {report.gallery.score:g}"),
+        (_percent(_ratio(right, objects)), f"recall at score {report.drawn.score:g}"),
+        (_percent(_ratio(right, right + wrong)), f"precision at score {report.drawn.score:g}"),
     ]
     for threshold, recall in report.proposal_recall.items():
         cards.append((_percent(recall), f"of the objects proposed, IoU {threshold:g}"))
@@ -141,13 +143,13 @@ def _notes(notes: Sequence[str]) -> str:
     )
 
 
-def _class_table(result: VOCResult, gallery: Gallery, coco: COCOResult | None) -> str:
+def _class_table(result: VOCResult, drawn: Drawn, coco: COCOResult | None) -> str:
     columns = _averages(result, coco)
     per_class = zip(*(values for _, values, _ in columns), strict=True)
     rows = "".join(
         _class_row(label, one, at, averages)
         for label, (one, at, averages) in enumerate(
-            zip(result.per_class, gallery.result.per_class, per_class, strict=True), start=1
+            zip(result.per_class, drawn.result.per_class, per_class, strict=True), start=1
         )
     )
     mean, *others = (number(mean) for _, _, mean in columns)
@@ -168,7 +170,7 @@ def _class_table(result: VOCResult, gallery: Gallery, coco: COCOResult | None) -
 <tfoot><tr><td>mean</td><td class="bar"></td><td><b>{mean}</b></td>{foot}</tr>
 </tfoot></table></div>
 <p class="hint">Detections counts all of them, however low their score. Precision and recall are
-those at a score of {gallery.score:g} and above, the ones drawn in the pictures. “n/a”: no test
+those at a score of {drawn.score:g} and above, the ones drawn in the pictures. “n/a”: no test
 image holds an object of the class, so it does not enter the mean. Difficult objects do not
 count.</p>
 </section>"""
@@ -231,7 +233,7 @@ the AP by area.</p>
 </section>"""
 
 
-def _mistakes(mistakes: Mistakes | None, gallery: Gallery) -> str:
+def _mistakes(mistakes: Mistakes | None, drawn: Drawn) -> str:
     if mistakes is None:
         return ""
     kinds = "".join(
@@ -239,7 +241,7 @@ def _mistakes(mistakes: Mistakes | None, gallery: Gallery) -> str:
         f"{_cells(one.tp, *counts, missed)}</tr>"
         for label, (name, one, counts, missed) in enumerate(
             zip(
-                mistakes.classes, gallery.result.per_class, mistakes.kinds.tolist(),
+                mistakes.classes, drawn.result.per_class, mistakes.kinds.tolist(),
                 mistakes.missed.tolist(), strict=True,
             ),
             start=1,
@@ -263,7 +265,7 @@ found already. Columns: what they were called.</p>"""
 <h2>Mistakes</h2>
 <div class="scroll"><table class="classes">
 <thead><tr><th>class</th>{heads}</tr></thead><tbody>{kinds}</tbody></table></div>
-<p class="hint">Detections with a score of at least {gallery.score:g}. A duplicate lies on an object
+<p class="hint">Detections with a score of at least {drawn.score:g}. A duplicate lies on an object
 that is found already; localisation: overlaps an object of its class, but too little; other class:
 overlaps one of another class; background: neither (Hoiem et al., 2012).</p>
 {confusion}
@@ -292,7 +294,7 @@ def _training(log: Sequence[Mapping[str, Any]]) -> str:
 </section>"""
 
 
-def _pictures(gallery: Gallery) -> str:
+def _pictures(gallery: Gallery, score: float) -> str:
     def figures(shown: Sequence[Shown]) -> str:
         return "".join(
             f"<figure>{_jpeg(one.picture, one.image_id)}<figcaption><b>{escape(one.image_id)}</b>"
@@ -307,7 +309,7 @@ def _pictures(gallery: Gallery) -> str:
 <h2>Pictures</h2>
 <ul class="legend"><li><i class="right"></i>right</li><li><i class="wrong"></i>wrong</li>
 <li><i class="missed"></i>missed</li><li><i class="truth"></i>ground truth</li></ul>
-<p class="hint">Detections with a score of at least {gallery.score:g}. Test images are ranked by the
+<p class="hint">Detections with a score of at least {score:g}. Test images are ranked by the
 share that is right of all boxes and objects.</p>
 <h3>Best</h3>
 <div class="grid pictures">{figures(gallery.best)}</div>
