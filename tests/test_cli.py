@@ -20,7 +20,7 @@ from fastrcnn_engine import bulk, cli, commands
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.proposals import ProposalStore, compute_proposals
 from fastrcnn_engine.evaluation.coco import NUMBERS
-from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.models import ranks_of
 from fastrcnn_engine.pipeline import read_log
@@ -716,6 +716,41 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
     assert "exists already" in failure(capsys, "svm", "--checkpoint", trained, "--out", out)
     again = failure(capsys, "svm", "--checkpoint", out, "--out", tmp_path / "again")
     assert "scores by SVMs already" in again
+
+
+@pytest.mark.parametrize("kind", ["softmax", "svm"])
+def test_the_report_shows_mistakes_and_what_was_pooled(
+    trained, drawn, tmp_path, monkeypatch, kind
+):
+    """By either classifier, with an image pyramid, and the same in every run."""
+    checkpoint = trained / "checkpoint.pt"
+    if kind == "svm":
+        run("svm", "--checkpoint", trained, "--out", tmp_path / "svm")
+        checkpoint = tmp_path / "svm" / "checkpoint.pt"
+    # Nothing is certain after four iterations.
+    monkeypatch.setitem(CONFIDENT_SCORES, kind, -9.0)
+    pages = []
+    for name in ("one", "two"):
+        run("eval", "--checkpoint", checkpoint, "--data", drawn, "--split",
+            "test", "--out", tmp_path / name, "--proposals", trained / "proposals.npz",
+            "--short-side", 240, 480, "--max-side", 700)  # fmt: skip
+        page = (tmp_path / name / "report.html").read_text()
+        pages.append([part for part in page.split("<section>") if "<figure" in part])
+    assert pages[0] == pages[1]
+    wrong, pooled = (
+        next(part for part in pages[0] if f"<h2>{heading}" in part)
+        for heading in ("False positives by falling score", "What RoI pooling took")
+    )
+    total = sum(
+        sum(one.values())
+        for one in metrics_of(tmp_path / "one")["mistakes"]["false_positives"].values()
+    )
+    assert total > 24 and 24 <= wrong.count("<figure") <= 24 + 3 * 6
+    scores = [float(score) for score in re.findall(r"<b>\w+ (-?[\d.]+)</b>", wrong)]
+    assert scores == sorted(scores, reverse=True) and len(scores) == wrong.count("<figure")
+    assert 4 <= pooled.count("<figure") <= 12
+    assert pooled.count(" maxima") > pooled.count("<figure")
+    assert set(re.findall(r"short side (\d+)", pooled)) <= {"240", "480"}
 
 
 def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):

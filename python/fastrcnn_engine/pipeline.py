@@ -26,16 +26,19 @@ from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES
 from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
-from fastrcnn_engine.evaluation.mistakes import find_mistakes
+from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
+from fastrcnn_engine.evaluation.pooled import where_pooled
 from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
 from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report.compare import RunFiles
+from fastrcnn_engine.report.cuts import cut_missed, cut_wrong
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
-from fastrcnn_engine.report.gallery import drawn_at, make_gallery
+from fastrcnn_engine.report.gallery import Drawn, drawn_at, make_gallery
 from fastrcnn_engine.report.html import Report, write_report
+from fastrcnn_engine.report.pooled import Looked, look, to_look_into
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
@@ -134,6 +137,8 @@ def evaluate_and_report(
         )  # fmt: skip
         gallery = make_gallery(dataset.records, dataset.classes, drawn)
         mistakes = find_mistakes(dataset.records, dataset.classes, drawn.detections, drawn.result)
+        wrong = cut_wrong(dataset.records, dataset.classes, drawn, mistakes)
+        missed = cut_missed(dataset.records, dataset.classes, drawn, mistakes)
         run.out.mkdir(parents=True, exist_ok=True)
         # A sheet with all classes in their colours, for a README or a slide.
         sheet = [record for record in dataset.records if len(record.boxes)][:9]
@@ -142,6 +147,8 @@ def evaluate_and_report(
                 draw_detections(r.image_path, drawn.detections[r.image_id], dataset) for r in sheet
             ]
             Image.fromarray(picture_grid(pictures)).save(run.out / "detections.jpg", quality=90)
+    with run.timed("looking into RoI pooling"):
+        looked = look_into_pooling(model, dataset, store, drawn, mistakes)
     run.settings["Proposals"] = {
         **(store.settings or {"file": str(store.path)}),
         "boxes per image": round(recall["mean_boxes"], 1),
@@ -187,6 +194,9 @@ def evaluate_and_report(
             drawn=drawn,
             gallery=gallery,
             mistakes=mistakes,
+            wrong=wrong,
+            missed=missed,
+            looked=looked,
             facts={
                 "data": f"{dataset.root.name}, {dataset.split}",
                 "network": described(model),
@@ -202,6 +212,29 @@ def evaluate_and_report(
         ),
     )
     return result, coco
+
+
+def look_into_pooling(
+    model: FastRCNN, dataset: Dataset, store: ProposalStore, drawn: Drawn, mistakes: Mistakes
+) -> list[Looked]:
+    """What RoI pooling took from the photos for a few detections, see report.pooled.to_look_into.
+
+    Each of their images goes through the backbone once more.
+    """
+    chosen = to_look_into(dataset.records, drawn, mistakes)
+    paths = {record.image_id: record.image_path for record in dataset.records}
+    looked: dict[tuple[str, int], Looked] = {}
+    for image_id in dict.fromkeys(image_id for image_id, _, _ in chosen):
+        image = load_image(paths[image_id])
+        own = [(row, verdict) for one, row, verdict in chosen if one == image_id]
+        rois = store[image_id][drawn.detections[image_id].rows[[row for row, _ in own]]]
+        for (row, verdict), roi, pooled in zip(
+            own, rois.tolist(), where_pooled(model, image, rois), strict=True
+        ):
+            looked[image_id, row] = look(
+                image, image_id, row, verdict, drawn, dataset.classes, roi, pooled
+            )
+    return [looked[image_id, row] for image_id, row, _ in chosen]
 
 
 def _metrics(result: VOCResult, coco: COCOResult | None) -> dict[str, Any]:
