@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -9,22 +10,34 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 
 from data.coco_files import coco_copy
-from fastrcnn_engine import bulk, cli, commands
+from data.edge_models import write_edge_model
+from fastrcnn_engine import bulk, cli, commands, pipeline
 from fastrcnn_engine.data.demo_set import write_demo_set
-from fastrcnn_engine.data.proposals import ProposalStore, compute_proposals
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.proposals import (
+    ProposalStore,
+    Search,
+    compute_proposals,
+    edge_boxes,
+    write_proposals,
+)
+from fastrcnn_engine.data.proposals.search import METHODS
+from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.models import ranks_of
 from fastrcnn_engine.pipeline import read_log
-from fastrcnn_engine.training import load_network
+from fastrcnn_engine.training import load_checkpoint, load_network
 
 
 def run(*arguments) -> None:
@@ -145,8 +158,11 @@ def test_defaults_are_those_of_the_functions():
         }
 
     search, detection = cli.Search(), cli.Detection()
-    for name in ("mode", "short_side", "min_size", "workers"):
-        assert getattr(search, name) == defaults(compute_proposals)[name]
+    assert search.workers == defaults(compute_proposals)["workers"]
+    fields = dataclasses.asdict(search)
+    del fields["workers"]
+    assert fields == dataclasses.asdict(Search())
+    assert get_args(cli.Method) == METHODS and get_args(cli.Mode) == MODES
     for name in ("score_threshold", "nms_threshold", "max_detections", "box_regression"):
         assert getattr(detection, name) == defaults(detect_image)[name]
     for name in ("nms_threshold", "box_regression"):
@@ -275,6 +291,34 @@ def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
     assert store.settings["short_side"] == 80
     text = capsys.readouterr().out
     assert "recall" in text and "p.npz" in text
+
+
+def test_methods_and_numbers_of_proposals_are_options(drawn, tmp_path, capsys):
+    def made(*options):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+        run("proposals", "--data", drawn, "--split", "test", "--out", out, *options)
+        assert "recall at IoU" in capsys.readouterr().out
+        return ProposalStore(out)
+
+    grid = made("--method", "grid", "--max-boxes", 50)
+    assert grid.settings["method"] == "grid" and len(grid["test_0000"]) == 50
+    other = made("--method", "grid", "--max-boxes", 50, "--seed", 4)
+    assert grid["test_0000"].tolist() != other["test_0000"].tolist()
+    image = load_image(drawn / "JPEGImages/test_0000.jpg")
+    ranked = made("--method", "edge-boxes", "--max-boxes", 30)
+    np.testing.assert_array_equal(ranked["test_0000"], edge_boxes(image)[:30])
+    model = write_edge_model(tmp_path / "model.yml")
+    trained = made("--method", "edge-boxes", "--max-boxes", 30, "--edge-model", model)
+    np.testing.assert_array_equal(trained["test_0000"], edge_boxes(image, model=model)[:30])
+
+    asked = ("proposals", "--data", drawn, "--split", "test")
+    assert "the method is grid" in failure(
+        capsys, *asked, "--method", "grid", "--edge-model", "m.yml"
+    )
+    assert "max_boxes must be above 0" in failure(capsys, *asked, "--max-boxes", 0)
+    line = failure(capsys, *asked, "--out", tmp_path / "no.npz", "--method", "edge-boxes",
+                   "--edge-model", "absent.yml")  # fmt: skip
+    assert "absent.yml: no such model" in line
 
 
 def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
@@ -556,6 +600,71 @@ def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
         run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0")
         assert all(path.read_bytes() == content for path, content in before.items())
         assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
+
+
+@pytest.fixture
+def retrained(trained, tmp_path):
+    """A copy of the run whose proposals are made anew; returns the function that makes them."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("eval-*", "proposals.npz"))
+    content = load_checkpoint(folder / "checkpoint.pt")
+    content["config"]["proposals"] = str(folder / "proposals.npz")
+    torch.save(content, folder / "checkpoint.pt")
+
+    def made(settings):
+        path = folder / "proposals.npz"
+        path.unlink(missing_ok=True)
+        write_proposals(path, [("train_0000", np.float32([[0, 0, 9, 9]]))], settings=settings)
+        return folder
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "search",
+    [Search(mode="fast", short_side=80), Search("grid", max_boxes=9, seed=5),
+     Search("edge-boxes", short_side=90, max_boxes=11)],
+    ids=lambda search: search.method,
+)  # fmt: skip
+def test_proposals_on_the_fly_are_made_as_those_of_the_training(
+    search, retrained, drawn, tmp_path, monkeypatch
+):
+    folder = retrained(search.to_dict())
+    image = drawn / "JPEGImages/test_0000.jpg"
+    expected = search.boxes(load_image(image), "test_0000")
+    used = []
+
+    def noted(model, pixels, proposals, **options):
+        used.append(proposals)
+        return detect_image(model, pixels, proposals, **options)
+
+    for place in (bulk, pipeline):
+        monkeypatch.setattr(place, "detect_image", noted)
+    for many in ((), ("--many",)):
+        run("detect", image, "--checkpoint", folder, "--out", tmp_path / "found", *many)
+    run("eval", "--run", folder, "--split", "test")
+    assert len(used) == 4  # two images of eval
+    for proposals in used[:3]:
+        np.testing.assert_array_equal(proposals, expected)
+    store = ProposalStore(folder / "proposals.npz")
+    assert store.settings == search.to_dict() and "train_0000" in store and "test_0001" in store
+
+
+def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path, capsys):
+    image = drawn / "JPEGImages/test_0000.jpg"
+    asked = ("detect", image, "--out", tmp_path / "found", "--checkpoint")
+    run(*asked, retrained({"method": "read", "files": ["a.mat"]}))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "does not say how to make more of its kind; images are searched by selective-s" in text
+    assert "does not say" not in text.replace("does not say", "", 1)
+    run(*asked, retrained(None))  # a file of somebody's own, or of an old version
+    assert "does not say" not in capsys.readouterr().out
+    line = failure(capsys, *asked, retrained(Search("grid").to_dict()), "--mode", "fast")
+    assert "--mode is fast, but the proposals of the training are of grid" in line
+    settings = Search("edge-boxes").to_dict() | {"edge_model": str(tmp_path / "absent.yml")}
+    for many in ((), ("--many",)):
+        line = failure(capsys, *asked, retrained(settings), *many)
+        assert "absent.yml: no such model" in line
 
 
 def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(

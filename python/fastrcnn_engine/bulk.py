@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.proposals import progress_bar, selective_search
+from fastrcnn_engine.data.progress import progress_bar
+from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import detection_rows
@@ -51,7 +52,7 @@ def detect_many(
     images: Sequence[Path],
     path: Path,
     *,
-    search: Mapping[str, Any],
+    search: Search,
     detection: Mapping[str, Any],
     workers: int | None = None,
     progress: bool = True,
@@ -66,7 +67,7 @@ def detect_many(
     threads wait for each other by spinning and would share the cores with them badly.
 
     Args:
-        search: keyword arguments of selective_search.
+        search: how proposals are made; an image goes by its name without folder and suffix there.
         detection: keyword arguments of detect_image.
 
     Raises OSError when the file cannot be written; what it holds then stays.
@@ -78,7 +79,7 @@ def detect_many(
 
     def prepare(image: Path) -> Prepared:
         pixels = load_image(image)
-        return pixels, selective_search(pixels, **search)
+        return pixels, search.boxes(pixels, image.stem)
 
     unreadable = 0
     with progress_bar(progress) as bar, open(path, "a", encoding="utf-8") as file:

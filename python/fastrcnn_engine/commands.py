@@ -25,6 +25,7 @@ from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
+    Search,
     proposal_recall,
     read_voc_mat,
     write_proposals,
@@ -205,6 +206,8 @@ def train(options: Train, command: str) -> None:
     # A mistake there is found before the training, not after it.
     options.detection.settings()
     _check_metric(options.metric)
+    search = dataclasses.asdict(options.search)
+    Search(**{name: value for name, value in search.items() if name != "workers"})
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
     if environment()[1] > 1 and config.proposals is None:
@@ -228,7 +231,7 @@ def train(options: Train, command: str) -> None:
     with run.timed("proposals"):
         if config.proposals is None:
             cache = config.output / CACHE
-            store = search_datasets(datasets, cache, dataclasses.asdict(options.search))
+            store = search_datasets(datasets, cache, search)
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)
@@ -238,6 +241,7 @@ def train(options: Train, command: str) -> None:
 
 def evaluate(options: cli.Eval, command: str) -> None:
     """See cli.Eval."""
+    console = Console(highlight=False)
     if (options.run_dir is None) == (options.checkpoint is None):
         raise ValueError("give either --run or --checkpoint")
     check_settings("area", options.iou_threshold)
@@ -271,7 +275,8 @@ def evaluate(options: cli.Eval, command: str) -> None:
             store = used
         else:
             cache = (run.out if foreign else home) / CACHE
-            store = search_datasets([dataset], cache, _search_of_training(home, trained))
+            search = _search_of_training(home, trained, console)
+            store = search_datasets([dataset], cache, dataclasses.asdict(search))
     results = evaluate_and_report(
         run, model, dataset, store,
         detection=detection,
@@ -279,7 +284,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
         iou_threshold=options.iou_threshold,
         log=home / "log.jsonl",
     )  # fmt: skip
-    _print_result(Console(highlight=False), run, *results)
+    _print_result(console, run, *results)
 
 
 def detect(options: cli.Detect) -> None:
@@ -293,9 +298,14 @@ def detect(options: cli.Detect) -> None:
     trained = load_checkpoint(checkpoint).get("config", {})
     model = load_network(checkpoint, device=options.device)
     _resize(model, options)
-    search = _search_of_training(checkpoint.parent, trained)
+    search = _search_of_training(checkpoint.parent, trained, console)
     if options.mode is not None:
-        search["mode"] = options.mode
+        if search.method != "selective-search":
+            raise ValueError(
+                f"--mode is {options.mode}, but the proposals of the training are of "
+                f"{search.method}, which has no modes"
+            )
+        search = dataclasses.replace(search, mode=options.mode)
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
@@ -592,15 +602,28 @@ def _trained_on(trained: dict[str, Any]) -> ProposalStore | None:
     return ProposalStore(path) if path is not None and Path(path).is_file() else None
 
 
-def _search_of_training(home: Path, trained: dict[str, Any]) -> dict[str, Any]:
-    """How the proposals of the training were made, as their file tells; else the defaults."""
+def _search_of_training(home: Path, trained: dict[str, Any], console: Console) -> Search:
+    """How the proposals of the training were made, as their file tells; else the defaults.
+
+    Raises FileNotFoundError for a model of edge boxes that is not there any more.
+    """
     own = ProposalStore(home / CACHE) if (home / CACHE).is_file() else None
+    silent = None
     for store in (own, _trained_on(trained)):
-        if store is not None and store.settings is not None:
-            return {k: store.settings[k] for k in ("mode", "short_side", "min_size")}
-    defaults = dataclasses.asdict(cli.Search())
-    del defaults["workers"]
-    return defaults
+        if store is None or store.settings is None:
+            continue
+        search = Search.from_dict(store.settings)
+        if search is not None:
+            search.to_dict()  # the model is there
+            return search
+        silent = store
+    if silent is not None:
+        console.print(
+            f"proposals: {silent.path} does not say how to make more of its kind; images are "
+            f"searched by {Search().method}",
+            soft_wrap=True,
+        )
+    return Search()
 
 
 def _print_result(

@@ -18,9 +18,9 @@ from rich.progress import track
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
+    Search,
     compute_proposals,
     proposal_recall,
-    selective_search,
 )
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES
@@ -288,10 +288,11 @@ def detect_files(
     images: Sequence[Path],
     out: Path,
     *,
-    search: Mapping[str, Any],
+    search: Search,
     detection: Mapping[str, Any],
 ) -> list[tuple[Path, Path, Detections]]:
-    """Detects on image files, with proposals made on the fly.
+    """Detects on image files, with proposals made on the fly; an image goes by its name without
+    folder and suffix there.
 
     Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
     which may be the folder of the images: none of them is written over. Returns (image, drawn
@@ -307,7 +308,7 @@ def detect_files(
     taken = {path.resolve() for path in images}
     for path in track(images, "detection"):
         image = load_image(path)
-        found = detect_image(model, image, selective_search(image, **search), **detection)
+        found = detect_image(model, image, search.boxes(image, path.stem), **detection)
         drawn = _free_name(out, path.stem, taken)
         taken.add(drawn.resolve())
         picture = draw_marks(image, detection_marks(found, model.classes))

@@ -13,17 +13,17 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from fastrcnn_engine.data import proposals
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import (
-    MODES,
     ProposalStore,
     compute_proposals,
     proposal_recall,
     read_voc_mat,
+    search,
     selective_search,
     write_proposals,
 )
+from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.data.records import ImageRecord
 
 from .voc_files import VOC_DEMO
@@ -276,7 +276,7 @@ def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):
         searched.append(image)
         return selective_search(image, **options)
 
-    monkeypatch.setattr(proposals, "selective_search", counted)
+    monkeypatch.setattr(search, "selective_search", counted)
     store = compute_proposals(items[:3], out, progress=False)
     assert len(searched) == 1
     assert sorted(store) == [f"image {i}" for i in range(4)]  # none is lost
@@ -328,11 +328,11 @@ def test_an_error_names_the_image_and_keeps_what_is_done(tmp_path):
 INTERRUPTED = """
 import itertools, os, signal, sys
 from pathlib import Path
-from fastrcnn_engine.data import proposals
+from fastrcnn_engine.data.proposals import compute_proposals, search
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 numbers = itertools.count(1)  # two searches run at once: each has a number of its own
-selective_search = proposals.selective_search
+selective_search = search.selective_search
 
 def search_then_interrupt(image, **options):
     number = next(numbers)
@@ -341,10 +341,10 @@ def search_then_interrupt(image, **options):
         os.kill(os.getpid(), signal.SIGINT)
     return boxes
 
-proposals.selective_search = search_then_interrupt
+search.selective_search = search_then_interrupt
 folder = Path(sys.argv[1])
 items = [(str(i), folder / f"{i % 6}.png") for i in range(1000)]
-proposals.compute_proposals(items, folder / "p.npz", workers=2)
+compute_proposals(items, folder / "p.npz", workers=2)
 """
 
 
@@ -376,7 +376,7 @@ def test_ctrl_c_while_searches_are_queued_keeps_what_is_done(tmp_path, monkeypat
 
     queued = []
     save_scenes(tmp_path)
-    monkeypatch.setattr("fastrcnn_engine.data.proposals.ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr("fastrcnn_engine.data.proposals.compute.ThreadPoolExecutor", Interrupted)
     items = [(str(i), tmp_path / f"{i}.png") for i in range(3)]
     with pytest.raises(KeyboardInterrupt):
         compute_proposals(items, tmp_path / "p.npz", workers=1, progress=False)
