@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -332,8 +333,8 @@ def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     one, two, out = [[1, 2, 11, 22]], [[3, 4, 5, 6], [5, 6, 7, 8]], tmp_path / "p.npz"
     test = published("test.mat", one, two)
     train = published("train.mat", two, one, two, one)
-    both = ("proposals", "--data", drawn, "--split", "train", "test", "--out", out, "--mat")
-    assert "1 files for 2 splits" in failure(capsys, *both, test)
+    both = ("proposals", "--data", drawn, "--split", "train", "test", "--out", out, "--read")
+    assert "1 files without names of images for 2 splits" in failure(capsys, *both, test)
     line = failure(capsys, *both, test, train)
     assert "test.mat is about 2 images, train has 4" in line
     line = failure(capsys, *both, train, published("far.mat", one, [[1, 1, 241, 320]]))
@@ -342,7 +343,48 @@ def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     store = ProposalStore(out)
     assert len(store) == 6 and store["train_0001"].tolist() == [[1, 0, 21, 10]]
     assert store["test_0001"].tolist() == [[3, 2, 5, 4], [5, 4, 7, 6]]
+    assert store.settings == {"method": "read", "files": ["train.mat", "test.mat"]}
     assert "exists already" in failure(capsys, *both, train, test)
+
+
+def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
+    """As in figure 3 of the paper: the boxes of a search, and dense ones beside them."""
+    boxes = np.float32([[0, 0, 60, 60], [20, 10, 120, 90], [5, 5, 300, 200]])
+    content = {
+        "ids": ["test_0000", "test_0001", "elsewhere"],
+        "boxes": [boxes] * 3,
+        "objectness_logits": [np.float32([0, 2, 1])] * 3,
+        "bbox_mode": 0,
+    }
+    pickled, dense = tmp_path / "box_proposals.pkl", tmp_path / "dense.npz"
+    pickled.write_bytes(pickle.dumps(content))
+    asked = ("proposals", "--data", drawn, "--split", "test")
+    run(*asked, "--method", "grid", "--max-boxes", 20, "--out", dense)
+    run(*asked, "--read", pickled, dense, "--out", tmp_path / "both.npz")
+    text = capsys.readouterr().out
+    assert "1 images in the files that none of the splits has" in text
+    assert "box_proposals.pkl: elsewhere" in text and "recall at IoU" in text
+    found = ProposalStore(tmp_path / "both.npz")["test_0000"]
+    assert len(found) == 23 and found[0].tolist() == [20, 10, 119, 89]
+    np.testing.assert_array_equal(found[3:], ProposalStore(dense)["test_0000"])
+    # What is read again keeps its order.
+    run(*asked, "--read", pickled, "--max-boxes", 2, "--out", tmp_path / "best.npz")
+    best = ProposalStore(tmp_path / "best.npz")
+    assert best.settings["ranked"] is True and best.settings["max_boxes"] == 2
+    assert best["test_0001"].tolist() == [[20, 10, 119, 89], [5, 5, 299, 199]]
+    run(*asked, "--read", tmp_path / "best.npz", "--max-boxes", 1, "--out", tmp_path / "one.npz")
+    one = ProposalStore(tmp_path / "one.npz")["test_0001"]
+    assert one.tolist() == [[20, 10, 119, 89]]
+
+    hostile = tmp_path / "hostile.pkl"
+    hostile.write_bytes(b"cos\nsystem\n(Vtrue\ntR.")
+    line = failure(capsys, *asked, "--read", hostile, "--out", tmp_path / "no.npz")
+    assert "hostile.pkl" in line and "os.system" in line
+    content["ids"][1] = "another"
+    pickled.write_bytes(pickle.dumps(content))
+    line = failure(capsys, *asked, "--read", pickled, "--out", tmp_path / "no.npz")
+    assert "--read: no proposals for image 'test_0001'" in line
+    assert not (tmp_path / "no.npz").exists()
 
 
 def test_train_writes_a_run_and_its_test(trained):

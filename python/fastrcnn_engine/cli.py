@@ -157,7 +157,7 @@ class CheckData:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Compute the region proposals of a split, on all cores.
+    """Compute the region proposals of a split, on all cores, or read those of others.
 
     Fast R-CNN takes its proposals from outside; each image is searched once, here. The file is an
     uncompressed .npz with one float32 array (P, 4) for each image id: x1, y1, x2, y2 in pixels of
@@ -173,8 +173,10 @@ class Proposals:
     """One or more splits, e.g. --split train test."""
     out: Path | None = None
     """The file to write; None is proposals.npz in the directory of the data."""
-    mat: tuple[Path, ...] = ()
-    """Published selective-search boxes (.mat), one file for each split; nothing is searched."""
+    read: tuple[Path, ...] = ()
+    """Files of proposals to put together in place of a search: published selective search (.mat),
+    pickles of detectron2 and mmdetection, our own .npz. Files without ids follow the order of
+    --split, one for each. With scores --max-boxes keeps the best, of several files it draws."""
     search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
 
     def run(self, command: str) -> None:

@@ -26,8 +26,9 @@ from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     Search,
+    merge_proposals,
     proposal_recall,
-    read_voc_mat,
+    read_proposals,
     write_proposals,
 )
 from fastrcnn_engine.data.records import Dataset
@@ -185,8 +186,8 @@ def proposals(options: cli.Proposals) -> None:
     console = Console(highlight=False)
     datasets = [load_dataset(options.data, split) for split in options.split]
     out = options.out or options.data / CACHE
-    if options.mat:
-        store = _published(options.mat, datasets, out)
+    if options.read:
+        store = _read_and_merged(options, datasets, out, console)
     else:
         store = search_datasets(datasets, out, dataclasses.asdict(options.search))
     recalls = [f"recall at IoU {threshold:g}" for threshold in RECALL_THRESHOLDS]
@@ -487,28 +488,28 @@ def _of_the_training(content: dict[str, Any]) -> dict[str, Any]:
     return {key: content[key] for key in kept if key in content}
 
 
-def _published(files: tuple[Path, ...], datasets: list[Dataset], out: Path) -> ProposalStore:
-    """Published boxes as a proposal file; they come without ids, in the order of the split."""
+def _read_and_merged(
+    options: cli.Proposals, datasets: list[Dataset], out: Path, console: Console
+) -> ProposalStore:
+    """The boxes of the files of --read as a proposal file."""
     if out.exists():
         raise ValueError(f"--out: {out} exists already; give another file")
-    if len(files) != len(datasets):
-        raise ValueError(f"--mat: {len(files)} files for {len(datasets)} splits; give one for each")
-    items = {}
-    for path, dataset in zip(files, datasets, strict=True):
-        boxes = read_voc_mat(path, layout="set")
-        if len(boxes) != len(dataset.records):
-            raise ValueError(
-                f"--mat: {path} is about {len(boxes)} images, {dataset.split} has "
-                f"{len(dataset.records)}; give the file of that split"
-            )
-        for record, own in zip(dataset.records, boxes, strict=True):
-            if (own[:, 2:] >= (record.width, record.height)).any():
-                raise ValueError(
-                    f"--mat: {path} has boxes outside of image {record.image_id}; it is not the "
-                    f"file of {dataset.split}"
-                )
-            items[record.image_id] = own
-    write_proposals(out, items.items())
+    search = Search(max_boxes=options.search.max_boxes, seed=options.search.seed)  # checks them
+    try:
+        merged = merge_proposals(
+            [read_proposals(path) for path in options.read], datasets,
+            max_boxes=search.max_boxes, seed=search.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"--read: {error}") from None
+    settings: dict[str, Any] = {"method": "read", "files": [path.name for path in options.read]}
+    if merged.ranked:
+        settings["ranked"] = True
+    if search.max_boxes is not None:
+        settings |= {"max_boxes": search.max_boxes, "seed": search.seed}
+    write_proposals(out, merged.boxes.items(), settings=settings)
+    names = [f"{path.name}: {name}" for path, name in merged.unknown]
+    _print_notes(console, "images in the files that none of the splits has, left out", names)
     return ProposalStore(out)
 
 

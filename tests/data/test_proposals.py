@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
-import scipy.io
 from PIL import Image
 
 from fastrcnn_engine.data.images import load_image
@@ -18,19 +17,12 @@ from fastrcnn_engine.data.proposals import (
     ProposalStore,
     compute_proposals,
     proposal_recall,
-    read_voc_mat,
     search,
     selective_search,
     write_proposals,
 )
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.data.records import ImageRecord
-
-from .voc_files import VOC_DEMO
-
-needs_voc_demo = pytest.mark.skipif(
-    not VOC_DEMO.is_dir(), reason="the VOC photos are not on this machine"
-)
 
 
 def scene(height=90, width=120, seed=0):
@@ -403,69 +395,6 @@ def test_the_search_lets_other_threads_run():
     stop.set()
     thread.join()
     assert during > 20 * seconds  # some 900 a second; none at all while the lock is held
-
-
-# ------------------------------------------------------------------------------ published proposals
-
-
-def test_set_files_are_one_based_and_row_first(tmp_path):
-    cell = np.empty((1, 3), object)
-    cell[0, 0] = np.array([[1, 2, 11, 22], [5, 6, 7, 8]], np.uint16)  # y1 x1 y2 x2
-    cell[0, 1] = np.zeros((0, 0))
-    cell[0, 2] = np.array([[1.0, 1.0, 375.0, 500.0]])
-    scipy.io.savemat(
-        tmp_path / "set.mat", {"boxes": cell, "images": np.array(["a", "b", "c"], object)}
-    )
-    first, second, third = read_voc_mat(tmp_path / "set.mat", "set")
-    assert first.dtype == np.float32 and first.tolist() == [[1, 0, 21, 10], [5, 4, 7, 6]]
-    assert second.shape == (0, 4) and second.dtype == np.float32
-    assert third.tolist() == [[0, 0, 499, 374]]
-
-
-def test_image_files_are_zero_based_and_column_first(tmp_path):
-    scipy.io.savemat(tmp_path / "image.mat", {"boxes": np.array([[0, 1, 20, 10]], np.uint16)})
-    (boxes,) = read_voc_mat(tmp_path / "image.mat", "image")
-    assert boxes.dtype == np.float32 and boxes.tolist() == [[0, 1, 20, 10]]
-
-
-def test_mat_files_of_another_kind_are_named(tmp_path):
-    scipy.io.savemat(tmp_path / "image.mat", {"boxes": np.array([[0, 1, 20, 10]], np.uint16)})
-    with pytest.raises(ValueError, match=r"image\.mat.*'set'.*one array"):
-        read_voc_mat(tmp_path / "image.mat", "set")
-    cell = np.empty((1, 2), object)
-    cell[0, 0] = cell[0, 1] = np.array([[0, 1, 20, 10]], np.uint16)  # zero-based in a set file
-    scipy.io.savemat(tmp_path / "set.mat", {"boxes": cell})
-    with pytest.raises(ValueError, match=r"set\.mat.*'image'.*a cell"):
-        read_voc_mat(tmp_path / "set.mat", "image")
-    with pytest.raises(ValueError, match=r"set\.mat, image 1: boxes with .* below 0"):
-        read_voc_mat(tmp_path / "set.mat", "set")
-    scipy.io.savemat(tmp_path / "other.mat", {"crates": np.zeros((3, 5))})
-    with pytest.raises(ValueError, match=r"other\.mat: has no variable `boxes`.*crates"):
-        read_voc_mat(tmp_path / "other.mat", "image")
-    scipy.io.savemat(tmp_path / "five.mat", {"boxes": np.zeros((3, 5))})
-    with pytest.raises(ValueError, match=r"five\.mat.*\(3, 5\)"):
-        read_voc_mat(tmp_path / "five.mat", "image")
-    (tmp_path / "text.mat").write_text("hello " * 40)
-    with pytest.raises(ValueError, match=r"text\.mat: not readable"):
-        read_voc_mat(tmp_path / "text.mat", "set")
-    with pytest.raises(FileNotFoundError, match=r"none\.mat"):
-        read_voc_mat(tmp_path / "none.mat", "set")
-    with pytest.raises(ValueError, match="layout"):
-        read_voc_mat(tmp_path / "set.mat", "voc")
-
-
-@needs_voc_demo
-@pytest.mark.parametrize("name, count", [("000004", 2888), ("001551", 2057)])
-def test_original_boxes_of_two_photos_lie_inside_and_are_found_again(name, count):
-    (boxes,) = read_voc_mat(VOC_DEMO / f"{name}_boxes.mat", "image")
-    assert boxes.shape == (count, 4)
-    image = load_image(VOC_DEMO / f"{name}.jpg")
-    height, width = image.shape[:2]
-    assert boxes.min() >= 0 and boxes[:, 2].max() == width - 1 and boxes[:, 3].max() == height - 1
-    # Two programs, on other sizes of the image: most boxes agree, and not by chance.
-    ours = selective_search(image, short_side=160)
-    assert np.mean(best_iou(boxes, ours) >= 0.5) > 0.7
-    assert np.mean(best_iou(boxes[:, [1, 0, 3, 2]], ours) >= 0.5) < 0.5
 
 
 # ------------------------------------------------------------------------------------------- recall
