@@ -58,7 +58,7 @@ class Search:
     """Boxes narrower or lower than this are left out, in pixels of the original image."""
     edge_model: Path | None = None
     """Of edge boxes: the file of a structured edge detector in OpenCV's format (model.yml.gz). None
-    takes plain gradients, which rank the boxes worse."""
+    takes plain gradients, whose order of the boxes is worth little (docs/training.md)."""
     max_boxes: int | None = None
     """The most of an image: the best of edge boxes, of the others as many drawn, by the id of the
     image and the seed alone. Those of a smaller number are among those of a larger. None: all."""

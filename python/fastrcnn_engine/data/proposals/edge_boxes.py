@@ -32,8 +32,7 @@ def edge_boxes(
 
     `model` is the file of a structured edge detector (Dollar and Zitnick, ICCV 2013), OpenCV's
     model.yml.gz or one in its format, as in the paper. None takes plain gradients in its place:
-    they tell the outline of an object from its texture less well, so what such a detector ranks
-    first is better.
+    their boxes cover the objects, but the order is worth little (figures in docs/training.md).
 
     `short_side` and `min_size` are those of `selective_search`. No box comes twice, and the same
     image gives the same array. An image of one colour has no edges and no boxes.
