@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.proposals import progress_bar, selective_search
+from fastrcnn_engine.data.progress import progress_bar
+from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import detection_rows
@@ -146,7 +147,7 @@ def detect_many(
     images: Sequence[Path],
     rows: JsonLines | ParquetParts,
     *,
-    search: Mapping[str, Any],
+    search: Search,
     detection: Mapping[str, Any],
     workers: int | None = None,
     progress: bool = True,
@@ -159,7 +160,7 @@ def detect_many(
     spinning and would share the cores with them badly.
 
     Args:
-        search: keyword arguments of selective_search.
+        search: how proposals are made; an image goes by its name without folder and suffix there.
         detection: keyword arguments of detect_image.
 
     Raises OSError when a row cannot be written; what was written stays.
@@ -169,7 +170,7 @@ def detect_many(
 
     def prepare(image: Path) -> Prepared:
         pixels = load_image(image)
-        return pixels, selective_search(pixels, **search)
+        return pixels, search.boxes(pixels, image.stem)
 
     unreadable = 0
     with progress_bar(progress) as bar, rows:

@@ -25,8 +25,10 @@ from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
+    Search,
+    merge_proposals,
     proposal_recall,
-    read_voc_mat,
+    read_proposals,
     write_proposals,
 )
 from fastrcnn_engine.data.records import Dataset
@@ -187,10 +189,10 @@ def proposals(options: cli.Proposals) -> None:
     console = Console(highlight=False)
     datasets = [load_dataset(options.data, split) for split in options.split]
     out = options.out or options.data / CACHE
-    if options.mat and options.shard != WHOLE:
-        raise ValueError(f"--shard is {options.shard}, but with --mat there is nothing to search")
-    if options.mat:
-        store = _published(options.mat, datasets, out)
+    if options.read and options.shard != WHOLE:
+        raise ValueError(f"--shard is {options.shard}, but with --read there is nothing to search")
+    if options.read:
+        store = _read_and_merged(options, datasets, out, console)
     else:
         search = dataclasses.asdict(options.search)
         store = search_datasets(datasets, out, search, shard=options.shard)
@@ -212,6 +214,8 @@ def train(options: Train, command: str) -> None:
     # A mistake there is found before the training, not after it.
     options.detection.settings()
     _check_metric(options.metric)
+    search = dataclasses.asdict(options.search)
+    Search(**{name: value for name, value in search.items() if name != "workers"})
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
     if config.proposals is None:
@@ -233,7 +237,7 @@ def train(options: Train, command: str) -> None:
     with run.timed("proposals"):
         if config.proposals is None:
             cache = config.output / CACHE
-            store = search_datasets(datasets, cache, dataclasses.asdict(options.search))
+            store = search_datasets(datasets, cache, search)
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)
@@ -243,6 +247,7 @@ def train(options: Train, command: str) -> None:
 
 def evaluate(options: cli.Eval, command: str) -> None:
     """See cli.Eval."""
+    console = Console(highlight=False)
     if (options.run_dir is None) == (options.checkpoint is None):
         raise ValueError("give either --run or --checkpoint")
     check_settings("area", options.iou_threshold)
@@ -278,7 +283,8 @@ def evaluate(options: cli.Eval, command: str) -> None:
             else:
                 cache = (run.out if foreign else home) / CACHE
                 _check_alone()
-                store = search_datasets([dataset], cache, _search_of_training(home, trained))
+                search = _search_of_training(home, trained, console)
+                store = search_datasets([dataset], cache, dataclasses.asdict(search))
         with run.timed("detection"):
             found = detect_dataset(model, dataset, store, detection, processes)
     if found is None:
@@ -290,7 +296,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
         iou_threshold=options.iou_threshold,
         log=home / "log.jsonl",
     )  # fmt: skip
-    _print_result(Console(highlight=False), run, *results)
+    _print_result(console, run, *results)
 
 
 def detect(options: cli.Detect) -> None:
@@ -306,9 +312,14 @@ def detect(options: cli.Detect) -> None:
     trained = load_checkpoint(checkpoint).get("config", {})
     model = load_network(checkpoint, device=options.device)
     _resize(model, options)
-    search = _search_of_training(checkpoint.parent, trained)
+    search = _search_of_training(checkpoint.parent, trained, console)
     if options.mode is not None:
-        search["mode"] = options.mode
+        if search.method != "selective-search":
+            raise ValueError(
+                f"--mode is {options.mode}, but the proposals of the training are of "
+                f"{search.method}, which has no modes"
+            )
+        search = dataclasses.replace(search, mode=options.mode)
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
@@ -502,28 +513,28 @@ def _of_the_training(content: dict[str, Any]) -> dict[str, Any]:
     return {key: content[key] for key in kept if key in content}
 
 
-def _published(files: tuple[Path, ...], datasets: list[Dataset], out: Path) -> ProposalStore:
-    """Published boxes as a proposal file; they come without ids, in the order of the split."""
+def _read_and_merged(
+    options: cli.Proposals, datasets: list[Dataset], out: Path, console: Console
+) -> ProposalStore:
+    """The boxes of the files of --read as a proposal file."""
     if out.exists():
         raise ValueError(f"--out: {out} exists already; give another file")
-    if len(files) != len(datasets):
-        raise ValueError(f"--mat: {len(files)} files for {len(datasets)} splits; give one for each")
-    items = {}
-    for path, dataset in zip(files, datasets, strict=True):
-        boxes = read_voc_mat(path, layout="set")
-        if len(boxes) != len(dataset.records):
-            raise ValueError(
-                f"--mat: {path} is about {len(boxes)} images, {dataset.split} has "
-                f"{len(dataset.records)}; give the file of that split"
-            )
-        for record, own in zip(dataset.records, boxes, strict=True):
-            if (own[:, 2:] >= (record.width, record.height)).any():
-                raise ValueError(
-                    f"--mat: {path} has boxes outside of image {record.image_id}; it is not the "
-                    f"file of {dataset.split}"
-                )
-            items[record.image_id] = own
-    write_proposals(out, items.items())
+    search = Search(max_boxes=options.search.max_boxes, seed=options.search.seed)  # checks them
+    try:
+        merged = merge_proposals(
+            [read_proposals(path) for path in options.read], datasets,
+            max_boxes=search.max_boxes, seed=search.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"--read: {error}") from None
+    settings: dict[str, Any] = {"method": "read", "files": [path.name for path in options.read]}
+    if merged.ranked:
+        settings["ranked"] = True
+    if search.max_boxes is not None:
+        settings |= {"max_boxes": search.max_boxes, "seed": search.seed}
+    write_proposals(out, merged.boxes.items(), settings=settings)
+    names = [f"{path.name}: {name}" for path, name in merged.unknown]
+    _print_notes(console, "images in the files that none of the splits has, left out", names)
     return ProposalStore(out)
 
 
@@ -626,15 +637,28 @@ def _trained_on(trained: dict[str, Any]) -> ProposalStore | None:
     return ProposalStore(path) if path is not None and Path(path).is_file() else None
 
 
-def _search_of_training(home: Path, trained: dict[str, Any]) -> dict[str, Any]:
-    """How the proposals of the training were made, as their file tells; else the defaults."""
+def _search_of_training(home: Path, trained: dict[str, Any], console: Console) -> Search:
+    """How the proposals of the training were made, as their file tells; else the defaults.
+
+    Raises FileNotFoundError for a model of edge boxes that is not there any more.
+    """
     own = ProposalStore(home / CACHE) if (home / CACHE).is_file() else None
+    silent = None
     for store in (own, _trained_on(trained)):
-        if store is not None and store.settings is not None:
-            return {k: store.settings[k] for k in ("mode", "short_side", "min_size")}
-    defaults = dataclasses.asdict(cli.Search())
-    del defaults["workers"]
-    return defaults
+        if store is None or store.settings is None:
+            continue
+        search = Search.from_dict(store.settings)
+        if search is not None:
+            search.to_dict()  # the model is there
+            return search
+        silent = store
+    if silent is not None:
+        console.print(
+            f"proposals: {silent.path} does not say how to make more of its kind; images are "
+            f"searched by {Search().method}",
+            soft_wrap=True,
+        )
+    return Search()
 
 
 def _print_result(
