@@ -36,7 +36,8 @@ from rich.table import Table
 import harness
 from ablations_plot import against, draw, points
 from fastrcnn_engine import box_iou
-from fastrcnn_engine.data.proposals import ProposalStore, write_proposals
+from fastrcnn_engine.data.proposals import ProposalStore, dense_boxes, write_proposals
+from fastrcnn_engine.data.proposals.dense_boxes import ASPECTS, SIDES
 from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation import detect
@@ -63,9 +64,6 @@ SCALES = (0.8, 1.0, 1.4)
 # one scale of 600. Images here are smaller, and so is that area: the same share of the scale.
 TARGET_SHARE = 224 / 600
 COUNTS = (25, 50, 100, 200, 400, 800)  # boxes of selective search, drawn from some 1600
-# Dense boxes: widths and heights that shrink by the step, a quarter of their side apart.
-DENSE_SIDES = tuple(0.64 / 1.5**i for i in range(5))  # of the image's short side
-DENSE_ASPECTS = (0.5, 1.0, 2.0)
 TIMED_IMAGES, TIMED_ROUNDS = 5, 9
 
 
@@ -381,7 +379,7 @@ class AblationScene(Scene):
         if kind == "search":
             return self.store
         path = self.work / f"proposals-{kind}.npz"
-        made_of = {"kind": kind, "sides": DENSE_SIDES, "aspects": DENSE_ASPECTS, "seed": self.seed}
+        made_of = {"kind": kind, "sides": SIDES, "aspects": ASPECTS, "seed": self.seed}
         settings = plain({**made_of, "images": len(self.records), "search": self.store.settings})
         if not path.exists() or ProposalStore(path).settings != settings:
             items = [(r.image_id, self.boxes_of(kind, n, r)) for n, r in enumerate(self.records)]
@@ -404,26 +402,6 @@ class AblationScene(Scene):
             best = np.asarray(box_iou(search, dense, inclusive=True)).argmax(axis=1)
             return dense[np.unique(best)]
         return dense if kind == "dense" else np.concatenate([search, dense])
-
-
-def dense_boxes(width: int, height: int) -> np.ndarray:
-    """Boxes of all sizes and places in an image, (P, 4) float32; some 5000 in a drawn one.
-
-    Areas and aspects are DENSE_SIDES and DENSE_ASPECTS; neighbours lie a quarter of the width
-    or height apart, and all are whole and within the image.
-    """
-    found = []
-    for side in DENSE_SIDES:
-        for aspect in DENSE_ASPECTS:
-            size = side * min(width, height) * np.array([aspect**-0.5, aspect**0.5])
-            room = np.array([width, height]) - size
-            if (room < 0).any():
-                continue
-            counts = np.ceil(4 * room / size).astype(int) + 1
-            xs, ys = (np.linspace(0, r, n) for r, n in zip(room, counts, strict=True))
-            corners = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
-            found.append(np.concatenate([corners, corners + size - 1], axis=1))
-    return np.concatenate(found).round().astype(np.float32)
 
 
 def quality(records: Sequence[ImageRecord], boxes: ProposalStore) -> dict[str, float]:

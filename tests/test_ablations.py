@@ -133,25 +133,6 @@ def test_an_unknown_cell_is_named(all_cells, capsys):
     assert "no cell tabel5; there are fc6, stage16" in capsys.readouterr().err
 
 
-def test_dense_boxes_cover_the_image():
-    from ablations import DENSE_ASPECTS, DENSE_SIDES, dense_boxes
-
-    boxes = dense_boxes(320, 240)
-    assert 3000 < len(boxes) < 8000 and len(np.unique(boxes, axis=0)) == len(boxes)
-    assert (boxes[:, :2] == 0).all(axis=1).sum() == len(DENSE_SIDES) * len(DENSE_ASPECTS)
-    assert boxes[:, 2:].max(axis=0).tolist() == [319, 239] and boxes.min() == 0
-    # Wherever an object of such a size lies, some box overlaps it by half at least.
-    from fastrcnn_engine import box_iou
-
-    rng = np.random.default_rng(0)
-    size = rng.uniform(24, 150, (500, 2))
-    size[:, 1] = size[:, 0] * rng.uniform(0.5, 2, 500)
-    corner = rng.uniform(0, 1, (500, 2)) * (np.array([320, 240]) - size).clip(0)
-    objects = np.concatenate([corner, (corner + size).clip(0, [319, 239])], axis=1)
-    best = np.asarray(box_iou(objects.astype(np.float32), boxes, inclusive=True)).max(axis=1)
-    assert (best >= 0.5).mean() > 0.98
-
-
 def test_average_recall_is_the_mean_over_thresholds():
     from ablations import quality
     from fastrcnn_engine.data.records import ImageRecord

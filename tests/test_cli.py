@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 
 from data.coco_files import coco_copy
-from fastrcnn_engine import bulk, cli, commands
+from data.edge_models import write_edge_model
+from fastrcnn_engine import bulk, cli, commands, pipeline
 from fastrcnn_engine.data.demo_set import write_demo_set
-from fastrcnn_engine.data.proposals import ProposalStore, compute_proposals
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.proposals import (
+    ProposalStore,
+    Search,
+    compute_proposals,
+    edge_boxes,
+    write_proposals,
+)
+from fastrcnn_engine.data.proposals.search import METHODS
+from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.coco import NUMBERS
-from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.models import ranks_of
 from fastrcnn_engine.pipeline import read_log
-from fastrcnn_engine.training import load_network
+from fastrcnn_engine.training import load_checkpoint, load_network
 
 
 def run(*arguments) -> None:
@@ -145,8 +159,11 @@ def test_defaults_are_those_of_the_functions():
         }
 
     search, detection = cli.Search(), cli.Detection()
-    for name in ("mode", "short_side", "min_size", "workers"):
-        assert getattr(search, name) == defaults(compute_proposals)[name]
+    assert search.workers == defaults(compute_proposals)["workers"]
+    fields = dataclasses.asdict(search)
+    del fields["workers"]
+    assert fields == dataclasses.asdict(Search())
+    assert get_args(cli.Method) == METHODS and get_args(cli.Mode) == MODES
     for name in ("score_threshold", "nms_threshold", "max_detections", "box_regression"):
         assert getattr(detection, name) == defaults(detect_image)[name]
     for name in ("nms_threshold", "box_regression"):
@@ -277,6 +294,55 @@ def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
     assert "recall" in text and "p.npz" in text
 
 
+def test_proposals_are_searched_in_parts_and_joined(drawn, tmp_path, capsys):
+    command = ("proposals", "--data", drawn, "--split", "train", "test", "--short-side", 80,
+               "--out", tmp_path / "boxes.npz")  # fmt: skip
+    run(*command)
+    whole = tmp_path / "whole.npz"
+    (tmp_path / "boxes.npz").rename(whole)
+    for part in ("02/10", "10/10"):
+        run(*command, "--shard", part)
+    assert sorted(path.name for path in tmp_path.glob("boxes.*")) == [
+        "boxes.02-of-10.npz", "boxes.10-of-10.npz",
+    ]  # fmt: skip
+    second = ProposalStore(tmp_path / "boxes.02-of-10.npz")
+    assert list(second) == list(ProposalStore(whole))[1:2]
+    assert len(ProposalStore(tmp_path / "boxes.10-of-10.npz")) == 0  # of six images
+    run(*command)
+    assert (tmp_path / "boxes.npz").read_bytes() == whole.read_bytes()
+    capsys.readouterr()
+    assert "nothing to search" in failure(capsys, *command, "--read", whole, "--shard", "1/2")
+    assert "shard is '0/2'" in failure(capsys, *command, "--shard", "0/2")
+
+
+def test_methods_and_numbers_of_proposals_are_options(drawn, tmp_path, capsys):
+    def made(*options):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+        run("proposals", "--data", drawn, "--split", "test", "--out", out, *options)
+        assert "recall at IoU" in capsys.readouterr().out
+        return ProposalStore(out)
+
+    grid = made("--method", "grid", "--max-boxes", 50)
+    assert grid.settings["method"] == "grid" and len(grid["test_0000"]) == 50
+    other = made("--method", "grid", "--max-boxes", 50, "--seed", 4)
+    assert grid["test_0000"].tolist() != other["test_0000"].tolist()
+    image = load_image(drawn / "JPEGImages/test_0000.jpg")
+    ranked = made("--method", "edge-boxes", "--max-boxes", 30)
+    np.testing.assert_array_equal(ranked["test_0000"], edge_boxes(image)[:30])
+    model = write_edge_model(tmp_path / "model.yml")
+    trained = made("--method", "edge-boxes", "--max-boxes", 30, "--edge-model", model)
+    np.testing.assert_array_equal(trained["test_0000"], edge_boxes(image, model=model)[:30])
+
+    asked = ("proposals", "--data", drawn, "--split", "test")
+    assert "the method is grid" in failure(
+        capsys, *asked, "--method", "grid", "--edge-model", "m.yml"
+    )
+    assert "max_boxes must be above 0" in failure(capsys, *asked, "--max-boxes", 0)
+    line = failure(capsys, *asked, "--out", tmp_path / "no.npz", "--method", "edge-boxes",
+                   "--edge-model", "absent.yml")  # fmt: skip
+    assert "absent.yml: no such model" in line
+
+
 def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     def published(name, *images):  # 1-based y1 x1 y2 x2
         cell = np.empty((1, len(images)), object)
@@ -288,8 +354,8 @@ def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     one, two, out = [[1, 2, 11, 22]], [[3, 4, 5, 6], [5, 6, 7, 8]], tmp_path / "p.npz"
     test = published("test.mat", one, two)
     train = published("train.mat", two, one, two, one)
-    both = ("proposals", "--data", drawn, "--split", "train", "test", "--out", out, "--mat")
-    assert "1 files for 2 splits" in failure(capsys, *both, test)
+    both = ("proposals", "--data", drawn, "--split", "train", "test", "--out", out, "--read")
+    assert "1 files without names of images for 2 splits" in failure(capsys, *both, test)
     line = failure(capsys, *both, test, train)
     assert "test.mat is about 2 images, train has 4" in line
     line = failure(capsys, *both, train, published("far.mat", one, [[1, 1, 241, 320]]))
@@ -298,7 +364,48 @@ def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     store = ProposalStore(out)
     assert len(store) == 6 and store["train_0001"].tolist() == [[1, 0, 21, 10]]
     assert store["test_0001"].tolist() == [[3, 2, 5, 4], [5, 4, 7, 6]]
+    assert store.settings == {"method": "read", "files": ["train.mat", "test.mat"]}
     assert "exists already" in failure(capsys, *both, train, test)
+
+
+def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
+    """As in figure 3 of the paper: the boxes of a search, and dense ones beside them."""
+    boxes = np.float32([[0, 0, 60, 60], [20, 10, 120, 90], [5, 5, 300, 200]])
+    content = {
+        "ids": ["test_0000", "test_0001", "elsewhere"],
+        "boxes": [boxes] * 3,
+        "objectness_logits": [np.float32([0, 2, 1])] * 3,
+        "bbox_mode": 0,
+    }
+    pickled, dense = tmp_path / "box_proposals.pkl", tmp_path / "dense.npz"
+    pickled.write_bytes(pickle.dumps(content))
+    asked = ("proposals", "--data", drawn, "--split", "test")
+    run(*asked, "--method", "grid", "--max-boxes", 20, "--out", dense)
+    run(*asked, "--read", pickled, dense, "--out", tmp_path / "both.npz")
+    text = capsys.readouterr().out
+    assert "1 images in the files that none of the splits has" in text
+    assert "box_proposals.pkl: elsewhere" in text and "recall at IoU" in text
+    found = ProposalStore(tmp_path / "both.npz")["test_0000"]
+    assert len(found) == 23 and found[0].tolist() == [20, 10, 119, 89]
+    np.testing.assert_array_equal(found[3:], ProposalStore(dense)["test_0000"])
+    # What is read again keeps its order.
+    run(*asked, "--read", pickled, "--max-boxes", 2, "--out", tmp_path / "best.npz")
+    best = ProposalStore(tmp_path / "best.npz")
+    assert best.settings["ranked"] is True and best.settings["max_boxes"] == 2
+    assert best["test_0001"].tolist() == [[20, 10, 119, 89], [5, 5, 299, 199]]
+    run(*asked, "--read", tmp_path / "best.npz", "--max-boxes", 1, "--out", tmp_path / "one.npz")
+    one = ProposalStore(tmp_path / "one.npz")["test_0001"]
+    assert one.tolist() == [[20, 10, 119, 89]]
+
+    hostile = tmp_path / "hostile.pkl"
+    hostile.write_bytes(b"cos\nsystem\n(Vtrue\ntR.")
+    line = failure(capsys, *asked, "--read", hostile, "--out", tmp_path / "no.npz")
+    assert "hostile.pkl" in line and "os.system" in line
+    content["ids"][1] = "another"
+    pickled.write_bytes(pickle.dumps(content))
+    line = failure(capsys, *asked, "--read", pickled, "--out", tmp_path / "no.npz")
+    assert "--read: no proposals for image 'test_0001'" in line
+    assert not (tmp_path / "no.npz").exists()
 
 
 def test_train_writes_a_run_and_its_test(trained):
@@ -558,6 +665,71 @@ def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
         assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
 
 
+@pytest.fixture
+def retrained(trained, tmp_path):
+    """A copy of the run whose proposals are made anew; returns the function that makes them."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("eval-*", "proposals.npz"))
+    content = load_checkpoint(folder / "checkpoint.pt")
+    content["config"]["proposals"] = str(folder / "proposals.npz")
+    torch.save(content, folder / "checkpoint.pt")
+
+    def made(settings):
+        path = folder / "proposals.npz"
+        path.unlink(missing_ok=True)
+        write_proposals(path, [("train_0000", np.float32([[0, 0, 9, 9]]))], settings=settings)
+        return folder
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "search",
+    [Search(mode="fast", short_side=80), Search("grid", max_boxes=9, seed=5),
+     Search("edge-boxes", short_side=90, max_boxes=11)],
+    ids=lambda search: search.method,
+)  # fmt: skip
+def test_proposals_on_the_fly_are_made_as_those_of_the_training(
+    search, retrained, drawn, tmp_path, monkeypatch
+):
+    folder = retrained(search.to_dict())
+    image = drawn / "JPEGImages/test_0000.jpg"
+    expected = search.boxes(load_image(image), "test_0000")
+    used = []
+
+    def noted(model, pixels, proposals, **options):
+        used.append(proposals)
+        return detect_image(model, pixels, proposals, **options)
+
+    for place in (bulk, pipeline):
+        monkeypatch.setattr(place, "detect_image", noted)
+    for many in ((), ("--many",)):
+        run("detect", image, "--checkpoint", folder, "--out", tmp_path / "found", *many)
+    run("eval", "--run", folder, "--split", "test")
+    assert len(used) == 4  # two images of eval
+    for proposals in used[:3]:
+        np.testing.assert_array_equal(proposals, expected)
+    store = ProposalStore(folder / "proposals.npz")
+    assert store.settings == search.to_dict() and "train_0000" in store and "test_0001" in store
+
+
+def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path, capsys):
+    image = drawn / "JPEGImages/test_0000.jpg"
+    asked = ("detect", image, "--out", tmp_path / "found", "--checkpoint")
+    run(*asked, retrained({"method": "read", "files": ["a.mat"]}))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "does not say how to make more of its kind; images are searched by selective-s" in text
+    assert "does not say" not in text.replace("does not say", "", 1)
+    run(*asked, retrained(None))  # a file of somebody's own, or of an old version
+    assert "does not say" not in capsys.readouterr().out
+    line = failure(capsys, *asked, retrained(Search("grid").to_dict()), "--mode", "fast")
+    assert "--mode is fast, but the proposals of the training are of grid" in line
+    settings = Search("edge-boxes").to_dict() | {"edge_model": str(tmp_path / "absent.yml")}
+    for many in ((), ("--many",)):
+        line = failure(capsys, *asked, retrained(settings), *many)
+        assert "absent.yml: no such model" in line
+
+
 def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     trained, drawn, tmp_path, capsys, monkeypatch
 ):
@@ -601,15 +773,94 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
 
     parts = []
     for part in ("1/2", "2/2"):
-        run(*command[:2], folder, *command[3:-1], tmp_path / part[0], "--shard", part)
-        text = (tmp_path / part[0] / "detections.jsonl").read_text()
+        run(*command[:-1], tmp_path / "parts", "--shard", part)
+        text = (tmp_path / f"parts/detections.{part[0]}-of-2.jsonl").read_text()
         parts += [json.loads(line) for line in text.splitlines()]
+    assert len(list((tmp_path / "parts").iterdir())) == 2
     assert len(parts) == 8 and {p["image"] for p in parts} == set(named)
     assert "shard is '3/2'" in failure(capsys, *command, "--shard", "3/2")
     assert "only --many" in failure(capsys, "detect", folder, "--shard", "1/2")
     path.write_text('{"other": 1}\n')
     assert "line 1: not a line of detections" in failure(capsys, *command)
     assert path.read_text() == '{"other": 1}\n'
+
+
+def rows_of(folder):
+    """The rows of all parts as the lines of JSON have them, by image."""
+    import pyarrow.dataset
+
+    rows = pyarrow.dataset.dataset(folder).to_table().to_pylist()
+    plain = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    assert len({row["image"] for row in plain}) == len(plain)
+    return sorted(plain, key=lambda row: row["image"])
+
+
+def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
+    trained, drawn, tmp_path, capsys, monkeypatch
+):
+    import pyarrow.parquet
+
+    folder, bad, out = drawn / "JPEGImages", tmp_path / "bad.jpg", tmp_path / "out"
+    bad.write_text("no image")
+    command = ("detect", folder, bad, "--many", "--checkpoint", trained, "--score", 0, "--out", out)
+    run(*command)
+    lines = [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
+    lines.sort(key=lambda line: line["image"])
+    assert len(lines) == 7 and any(line.get("detections") for line in lines)
+
+    parquet = (*command, "--format", "parquet")
+    killed = (
+        "import os, sys; from fastrcnn_engine import bulk, cli; bulk.PART_IMAGES = 2\n"
+        "def dies(*_, calls=[], detect=bulk.detect_image, **options):\n"
+        "    calls.append(1)\n"
+        "    return detect(*_, **options) if len(calls) < 4 else os._exit(9)\n"
+        "bulk.detect_image = dies; cli.main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, *map(str, parquet)])
+    assert done.returncode == 9
+    parts = out / "detections"
+    assert [path.name for path in parts.iterdir()] == ["part-00000.parquet"]
+    (parts / ".part-00001.parquet.tmp").write_text("cut o")
+    before = (parts / "part-00000.parquet").read_bytes()
+    monkeypatch.setattr(bulk, "PART_IMAGES", 2)
+    detect = bulk.detect_image
+
+    def stops(*arguments, calls=[], **options):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return detect(*arguments, **options)
+
+    monkeypatch.setattr(bulk, "detect_image", stops)
+    with pytest.raises(SystemExit) as end:
+        run(*parquet)
+    assert end.value.code == 130
+    assert len(rows_of(parts)) == 5  # what was detected before Ctrl-C is there, part or no part
+    monkeypatch.setattr(bulk, "detect_image", detect)
+    capsys.readouterr()
+    run(*parquet)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "images: 2 done" in text and "5 done before, 1 could not be read" in text
+    assert (parts / "part-00000.parquet").read_bytes() == before
+    assert rows_of(parts) == lines
+    run(*parquet)
+    assert len(list(parts.glob("*.parquet"))) == 4, "nothing was left to write"
+
+    shards = (*command[:-1], tmp_path / "shared", "--format", "parquet", "--shard")
+    monkeypatch.setattr(bulk, "PART_SECONDS", -1)  # each row is late
+    for part in ("1/2", "2/2", "2/2"):
+        run(*shards, part)
+    assert rows_of(tmp_path / "shared" / "detections") == lines
+    names = {path.name for path in (tmp_path / "shared" / "detections").iterdir()}
+    assert len(names) == 7 and {"part-00003.1-of-2.parquet", "part-00002.2-of-2.parquet"} <= names
+
+    (parts / "part-00002.parquet").write_text("other")
+    assert "part-00002.parquet: not a part of detections" in failure(capsys, *parquet)
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), parts / "part-00002.parquet")
+    assert "(columns of another kind); give another" in failure(capsys, *parquet)
+    assert "only --many writes it" in failure(capsys, "detect", bad, "--format", "parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "needs pyarrow: pip install pyarrow" in failure(capsys, *parquet)
 
 
 def test_export_without_its_packages_says_which_extra_has_them(trained, capsys, monkeypatch):
@@ -722,6 +973,41 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
     assert "exists already" in failure(capsys, "svm", "--checkpoint", trained, "--out", out)
     again = failure(capsys, "svm", "--checkpoint", out, "--out", tmp_path / "again")
     assert "scores by SVMs already" in again
+
+
+@pytest.mark.parametrize("kind", ["softmax", "svm"])
+def test_the_report_shows_mistakes_and_what_was_pooled(
+    trained, drawn, tmp_path, monkeypatch, kind
+):
+    """By either classifier, with an image pyramid, and the same in every run."""
+    checkpoint = trained / "checkpoint.pt"
+    if kind == "svm":
+        run("svm", "--checkpoint", trained, "--out", tmp_path / "svm")
+        checkpoint = tmp_path / "svm" / "checkpoint.pt"
+    # Nothing is certain after four iterations.
+    monkeypatch.setitem(CONFIDENT_SCORES, kind, -9.0)
+    pages = []
+    for name in ("one", "two"):
+        run("eval", "--checkpoint", checkpoint, "--data", drawn, "--split",
+            "test", "--out", tmp_path / name, "--proposals", trained / "proposals.npz",
+            "--short-side", 240, 480, "--max-side", 700)  # fmt: skip
+        page = (tmp_path / name / "report.html").read_text()
+        pages.append([part for part in page.split("<section>") if "<figure" in part])
+    assert pages[0] == pages[1]
+    wrong, pooled = (
+        next(part for part in pages[0] if f"<h2>{heading}" in part)
+        for heading in ("False positives by falling score", "What RoI pooling took")
+    )
+    total = sum(
+        sum(one.values())
+        for one in metrics_of(tmp_path / "one")["mistakes"]["false_positives"].values()
+    )
+    assert total > 24 and 24 <= wrong.count("<figure") <= 24 + 3 * 6
+    scores = [float(score) for score in re.findall(r"<b>\w+ (-?[\d.]+)</b>", wrong)]
+    assert scores == sorted(scores, reverse=True) and len(scores) == wrong.count("<figure")
+    assert 4 <= pooled.count("<figure") <= 12
+    assert pooled.count(" maxima") > pooled.count("<figure")
+    assert set(re.findall(r"short side (\d+)", pooled)) <= {"240", "480"}
 
 
 def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):

@@ -1,9 +1,14 @@
-"""Detection on very many images: a line for each, at once, so that a stopped run goes on."""
+"""Detection on very many images: a row for each, kept so that a stopped run goes on.
+
+A row is {"image": path, "detections": [{"class", "score", "box"}, ...]}, box inclusive pixels
+x1, y1, x2, y2, or {"image": path, "error": why} for a file that is missing or no image.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,92 +20,178 @@ from typing import Any
 import numpy as np
 
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.proposals import progress_bar, selective_search
+from fastrcnn_engine.data.progress import progress_bar
+from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import detection_rows
+from fastrcnn_engine.shards import WHOLE, shard_file
 
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
+# A part of Parquet is written after so many images, or seconds: a kill costs no more than these.
+PART_IMAGES = 4096
+PART_SECONDS = 600
+
+
+class JsonLines:
+    """A file with a line of JSON for each row, on the disk at once. `known` are its images.
+
+    A last line that was cut off is taken away. Raises ValueError for a file of other content,
+    before anything is written to it, and OSError when it cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.known = _whole_lines(path)
+        self.file = open(path, "a", encoding="utf-8")
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
+
+class ParquetParts:
+    """A folder of Parquet files with some thousand rows each. `known` are the images in them.
+
+    A row is that of an image: `image` (string), `error` (string, or null) and `detections`, a list
+    of structs of `class` (string), `score` (float) and `box` (list of four floats), null beside an
+    error. A file is written whole or not at all; leaving the block writes what is left, after an
+    error or Ctrl-C too. The parts of a job (`shard`) have files of their own in one folder.
+
+    Raises ImportError without pyarrow, ValueError for a file of other content.
+    """
+
+    def __init__(self, path: Path, shard: str = WHOLE):
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ImportError("the format parquet needs pyarrow: pip install pyarrow") from error
+        self.path, self.shard, self.arrow = path, shard, pyarrow
+        box = pyarrow.list_(pyarrow.float32())
+        found = [("class", pyarrow.string()), ("score", pyarrow.float32()), ("box", box)]
+        self.schema = pyarrow.schema([
+            ("image", pyarrow.string()), ("error", pyarrow.string()),
+            ("detections", pyarrow.list_(pyarrow.struct(found))),
+        ])  # fmt: skip
+        path.mkdir(parents=True, exist_ok=True)
+        own = sorted(path.glob(self._part("?????").name))
+        self.known = {image for part in own for image in self._images(part)}
+        self.next = int(own[-1].name[5:10]) + 1 if own else 0
+        self._start()
+
+    def _part(self, number: str) -> Path:
+        return shard_file(self.path / f"part-{number}.parquet", self.shard)
+
+    def _images(self, part: Path) -> set[str]:
+        try:
+            file = self.arrow.parquet.ParquetFile(part)
+            if file.schema_arrow != self.schema:
+                raise ValueError("columns of another kind")
+            return set(file.read(["image"])["image"].to_pylist())
+        except ValueError as error:  # pyarrow's own is one
+            raise ValueError(
+                f"{part}: not a part of detections ({error}); give another folder"
+            ) from None
+
+    def _start(self) -> None:
+        self.rows: list[Any] = []  # a batch each: much smaller than Python's own objects
+        self.started = time.monotonic()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(self.arrow.RecordBatch.from_pylist([row], self.schema))
+        late = time.monotonic() - self.started > PART_SECONDS
+        if late or len(self.rows) >= PART_IMAGES:
+            self._write()
+
+    def _write(self) -> None:
+        part = self._part(f"{self.next:05}")
+        unfinished = part.with_name(f".{part.name}.tmp")  # readers of a folder pass over a dot
+        with open(unfinished, "wb") as file:
+            table = self.arrow.Table.from_batches(self.rows).combine_chunks()
+            self.arrow.parquet.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, part)
+        self.next += 1
+        self._start()
+
+    def __enter__(self) -> ParquetParts:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.rows:
+            self._write()
 
 
 @dataclass(frozen=True)
 class BulkResult:
-    """What a run did: the file, and numbers of images."""
+    """What a run did: the file or folder, and numbers of images."""
 
     path: Path
     done: int  # by this run
-    before: int  # found in the file
-    unreadable: int  # of `done`, those whose line tells an error
+    before: int  # found there
+    unreadable: int  # of `done`, those whose row tells an error
     seconds: float
-
-
-def shard_of(images: Sequence[Path], shard: str) -> list[Path]:
-    """Every N-th image from the I-th on, for a shard "I/N", I from 1 to N.
-
-    Raises ValueError for another text.
-    """
-    first, slash, count = shard.partition("/")
-    good = bool(slash) and first.isdecimal() and count.isdecimal()
-    if not good or not 1 <= int(first) <= int(count):
-        raise ValueError(f"shard is {shard!r}; it must be I/N with I from 1 to N, such as 1/4")
-    return list(images[int(first) - 1 :: int(count)])
 
 
 def detect_many(
     model: FastRCNN,
     images: Sequence[Path],
-    path: Path,
+    rows: JsonLines | ParquetParts,
     *,
-    search: Mapping[str, Any],
+    search: Search,
     detection: Mapping[str, Any],
     workers: int | None = None,
     progress: bool = True,
 ) -> BulkResult:
-    """Detects on each image and adds a line of JSON to `path`, in the order of the images.
+    """Detects on each image and adds a row, in the order of the images; closes `rows`.
 
-    A line is {"image": path, "detections": [{"class", "score", "box"}, ...]}, box inclusive pixels
-    x1, y1, x2, y2, or {"image": path, "error": why} for a file that is missing or no image: nothing
-    stops the run. Images that have a line already are passed over, a last line that was cut off is
-    made anew. Only some images are in memory at a time: `workers` threads (None: all cores) decode
-    and search, ahead of the network where that is on a GPU, else by turns with it, as torch's
-    threads wait for each other by spinning and would share the cores with them badly.
+    No image stops the run; those that have a row already are passed over. Only some images are in
+    memory at a time: `workers` threads (None: all cores) decode and search, ahead of the network
+    where that is on a GPU, else by turns with it, as torch's threads wait for each other by
+    spinning and would share the cores with them badly.
 
     Args:
-        search: keyword arguments of selective_search.
+        search: how proposals are made; an image goes by its name without folder and suffix there.
         detection: keyword arguments of detect_image.
 
-    Raises OSError when the file cannot be written; what it holds then stays.
+    Raises OSError when a row cannot be written; what was written stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = _whole_lines(path)
     images = list(dict.fromkeys(images))
-    left = [image for image in images if str(image) not in known]
+    left = [image for image in images if str(image) not in rows.known]
 
     def prepare(image: Path) -> Prepared:
         pixels = load_image(image)
-        return pixels, selective_search(pixels, **search)
+        return pixels, search.boxes(pixels, image.stem)
 
     unreadable = 0
-    with progress_bar(progress) as bar, open(path, "a", encoding="utf-8") as file:
+    with progress_bar(progress) as bar, rows:
         task = bar.add_task("detection", total=len(images), completed=len(images) - len(left))
         by_turns = next(model.parameters()).device.type == "cpu"
         for image, prepared in _ahead(
             prepare, left, workers or os.cpu_count() or 1, by_turns=by_turns
         ):
-            line: dict[str, Any] = {"image": str(image)}
+            row: dict[str, Any] = {"image": str(image)}
             try:
                 pixels, proposals = prepared.result()
             except (OSError, ValueError) as error:
-                line["error"] = str(error)
+                row["error"] = str(error)
                 unreadable += 1
             else:
                 found = detect_image(model, pixels, proposals, **detection)
-                line["detections"] = detection_rows(found, model.classes)
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+                row["detections"] = detection_rows(found, model.classes)
+            rows.add(row)
             bar.advance(task)
         seconds = bar.tasks[task].elapsed or 0.0
-    return BulkResult(path, len(left), len(images) - len(left), unreadable, seconds)
+    return BulkResult(rows.path, len(left), len(images) - len(left), unreadable, seconds)
 
 
 def _ahead(

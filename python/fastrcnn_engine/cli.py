@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+Method = Literal["selective-search", "edge-boxes", "grid"]
 Mode = Literal["fast", "quality", "fine"]
 Metric = Literal["area", "11point", "coco"]
 
@@ -42,14 +43,27 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Search:
-    """Selective search (Uijlings et al., IJCV 2013), by OpenCV's contrib modules."""
+    """Region proposals, by OpenCV's contrib modules."""
 
+    method: Method = "selective-search"
+    """selective-search (Uijlings et al., IJCV 2013), edge-boxes (Zitnick and Dollar, ECCV 2014) or
+    grid: dense boxes of 5 sizes and 3 shapes, whatever is in the image (paper, section 5.6)."""
     mode: Mode = "fine"
-    """fast (as in the paper) and quality are OpenCV's settings; fine finds small objects better."""
+    """Of selective search: fast (as in the paper) and quality are OpenCV's settings; fine finds
+    small objects better."""
     short_side: int | None = 200
-    """Larger images are shrunk to this short side for the search; None: as they are, slowly."""
+    """Larger images are shrunk to this short side for the search; None: as they are, slowly. Of no
+    account for a grid."""
     min_size: int = 16
     """Boxes narrower or lower than this are left out, in pixels of the original image."""
+    edge_model: Path | None = None
+    """Of edge boxes: the file of a structured edge detector in OpenCV's format (model.yml.gz). None
+    takes plain gradients, whose order of the boxes is worth little (docs/training.md)."""
+    max_boxes: int | None = None
+    """The most of an image: the best of edge boxes, of the others as many drawn, by the id of the
+    image and the seed alone. Those of a smaller number are among those of a larger. None: all."""
+    seed: int = 3
+    """Of the draw of --max-boxes."""
     workers: int | None = None
     """Images searched at once; None is one for each core."""
 
@@ -143,7 +157,7 @@ class CheckData:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Compute the region proposals of a split by selective search, on all cores.
+    """Compute the region proposals of a split, on all cores, or read those of others.
 
     Fast R-CNN takes its proposals from outside; each image is searched once, here. The file is an
     uncompressed .npz with one float32 array (P, 4) for each image id: x1, y1, x2, y2 in pixels of
@@ -159,8 +173,13 @@ class Proposals:
     """One or more splits, e.g. --split train test."""
     out: Path | None = None
     """The file to write; None is proposals.npz in the directory of the data."""
-    mat: tuple[Path, ...] = ()
-    """Published selective-search boxes (.mat), one file for each split; nothing is searched."""
+    read: tuple[Path, ...] = ()
+    """Files of proposals to put together in place of a search: published selective search (.mat),
+    pickles of detectron2 and mmdetection, our own .npz. Files without ids follow the order of
+    --split, one for each. With scores --max-boxes keeps the best, of several files it draws."""
+    shard: str = "1/1"
+    """I/N searches every N-th image from the I-th on, into a file of its own beside that of --out.
+    Without it what such files hold is taken over, and the rest is searched."""
     search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
 
     def run(self, command: str) -> None:
@@ -217,9 +236,9 @@ class Detect:
 
     Proposals are made on the fly, as they were for the training. Writes one picture for each image
     with the boxes drawn in, and detections.json with class, score and box. --many is for very many
-    images: a line of detections.jsonl for each, at once, without pictures. Run it again after an
-    interruption: images that have a line are passed over, and one that cannot be read has a line
-    that says why.
+    images: a line of detections.jsonl for each, at once, or a row in Parquet, without pictures.
+    Run it again after an interruption: images that have a line or row are passed over, and one
+    that cannot be read has one that says why.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -239,11 +258,15 @@ class Detect:
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:1."""
     mode: Mode | None = None
-    """Mode of the selective search; None is that of the training."""
+    """Mode of the selective search; None is that of the training. Other methods have none."""
     many: bool = False
-    """A line of JSON for each image in place of pictures."""
+    """A line of JSON, or a row, for each image in place of pictures."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """With --many: jsonl is a file, detections.jsonl; parquet a folder, detections, with a file for
+    every 4096 images or ten minutes, which is what a kill costs at most. Needs pyarrow."""
     shard: str = "1/1"
-    """With --many: I/N works on every N-th image from the I-th on; give each part an --out."""
+    """With --many: I/N works on every N-th image from the I-th on; its file has I and N in its
+    name."""
 
     def run(self, command: str) -> None:
         from fastrcnn_engine import commands

@@ -18,15 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.bulk import detect_many, shard_of
+from fastrcnn_engine.bulk import JsonLines, ParquetParts, detect_many
 from fastrcnn_engine.config_file import read_settings
 from fastrcnn_engine.data.check import check_dataset
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
+    Search,
+    merge_proposals,
     proposal_recall,
-    read_voc_mat,
+    read_proposals,
     write_proposals,
 )
 from fastrcnn_engine.data.records import Dataset
@@ -39,6 +41,7 @@ from fastrcnn_engine.models import compress as compress_head
 from fastrcnn_engine.pipeline import (
     RECALL_THRESHOLDS,
     Run,
+    detect_dataset,
     detect_files,
     evaluate_and_report,
     expand_folders,
@@ -52,8 +55,10 @@ from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import sample_pictures
 from fastrcnn_engine.report.html import number
 from fastrcnn_engine.report.plots import sizes_svg
+from fastrcnn_engine.shards import WHOLE, shard_file, shard_of
 from fastrcnn_engine.training import (
     TrainConfig,
+    TrainResult,
     load_checkpoint,
     load_network,
     save_checkpoint,
@@ -61,7 +66,7 @@ from fastrcnn_engine.training import (
     train_svms,
 )
 from fastrcnn_engine.training import train as run_training
-from fastrcnn_engine.training.distributed import environment
+from fastrcnn_engine.training.distributed import environment, join
 
 CACHE = "proposals.npz"
 # What a demo takes away before it starts again in the folder of an earlier one.
@@ -185,19 +190,23 @@ def proposals(options: cli.Proposals) -> None:
     console = Console(highlight=False)
     datasets = [load_dataset(options.data, split) for split in options.split]
     out = options.out or options.data / CACHE
-    if options.mat:
-        store = _published(options.mat, datasets, out)
+    if options.read and options.shard != WHOLE:
+        raise ValueError(f"--shard is {options.shard}, but with --read there is nothing to search")
+    if options.read:
+        store = _read_and_merged(options, datasets, out, console)
     else:
-        store = search_datasets(datasets, out, dataclasses.asdict(options.search))
+        search = dataclasses.asdict(options.search)
+        store = search_datasets(datasets, out, search, shard=options.shard)
     recalls = [f"recall at IoU {threshold:g}" for threshold in RECALL_THRESHOLDS]
     table = Table("split", "images", "boxes an image", *recalls)
     for dataset in datasets:
-        facts = proposal_recall(dataset.records, store, RECALL_THRESHOLDS)
+        own = [record for record in dataset.records if record.image_id in store]
+        facts = proposal_recall(own, store, RECALL_THRESHOLDS)
         shares = [number(facts["recall"][threshold]) for threshold in RECALL_THRESHOLDS]
         boxes = f"{facts['mean_boxes']:.0f}"
-        table.add_row(dataset.split, str(len(dataset.records)), boxes, *shares)
+        table.add_row(dataset.split, str(len(own)), boxes, *shares)
     console.print(table)
-    console.print(f"proposals: {out}", soft_wrap=True)
+    console.print(f"proposals: {store.path}", soft_wrap=True)
 
 
 def train(options: Train, command: str) -> None:
@@ -206,16 +215,16 @@ def train(options: Train, command: str) -> None:
     # A mistake there is found before the training, not after it.
     options.detection.settings()
     _check_metric(options.metric)
+    search = dataclasses.asdict(options.search)
+    Search(**{name: value for name, value in search.items() if name != "workers"})
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
-    if environment()[1] > 1 and config.proposals is None:
-        raise ValueError(
-            "--proposals is missing: several processes need a file that is there already, and "
-            "`fastrcnn-engine proposals` makes it"
-        )
+    if config.proposals is None:
+        _check_alone()
     _check_folder(config)
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
-    datasets = [load_dataset(config.data, config.split, config.classes)]
+    skips = config.on_bad_image == "skip"
+    datasets = [load_dataset(config.data, config.split, config.classes, stated_sizes=skips)]
     if options.test_split is not None:
         datasets.append(load_dataset(config.data, options.test_split, datasets[0].classes))
     test_set = datasets[1] if len(datasets) > 1 else None
@@ -230,7 +239,7 @@ def train(options: Train, command: str) -> None:
     with run.timed("proposals"):
         if config.proposals is None:
             cache = config.output / CACHE
-            store = search_datasets(datasets, cache, dataclasses.asdict(options.search))
+            store = search_datasets(datasets, cache, search)
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)
@@ -240,6 +249,7 @@ def train(options: Train, command: str) -> None:
 
 def evaluate(options: cli.Eval, command: str) -> None:
     """See cli.Eval."""
+    console = Console(highlight=False)
     given = options.run_dir or options.checkpoint
     if given is None or (options.run_dir is not None and options.checkpoint is not None):
         raise ValueError("give either --run or --checkpoint")
@@ -249,65 +259,82 @@ def evaluate(options: cli.Eval, command: str) -> None:
     trained = load_checkpoint(checkpoint).get("config", {})
     if options.data is None and "data" not in trained:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
-    model = load_network(checkpoint, device=options.device)
-    _resize(model, options)
-    detection = options.detection.settings()
-    data = Path(options.data or trained["data"])
-    dataset = load_dataset(data, options.split, model.classes)
-    home = checkpoint.parent
-    # Ids of two data sets may be the same: proposals of one must never serve for the other.
-    foreign = data.resolve() != Path(trained.get("data", "")).resolve()
-    name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
-    run = Run(
-        title=f"Fast R-CNN on {dataset.root.name}",
-        out=options.out or home / name,
-        command=command,
-        seed=trained.get("seed"),
-        settings={"Training": trained},
-    )
-    with run.timed("proposals"):
-        used = None if foreign else _trained_on(trained)
-        if options.proposals is not None:
-            store = ProposalStore(options.proposals)
-            _check_proposals([dataset], store)
-        elif used is not None and all(r.image_id in used for r in dataset.records):
-            store = used
-        else:
-            cache = (run.out if foreign else home) / CACHE
-            store = search_datasets([dataset], cache, _search_of_training(home, trained))
+    with join(options.device) as processes:
+        model = load_network(checkpoint, device=str(processes.device))
+        _resize(model, options)
+        detection = options.detection.settings()
+        data = Path(options.data or trained["data"])
+        dataset = load_dataset(data, options.split, model.classes)
+        home = checkpoint.parent
+        # Ids of two data sets may be the same: proposals of one must never serve for the other.
+        foreign = data.resolve() != Path(trained.get("data", "")).resolve()
+        name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
+        run = Run(
+            title=f"Fast R-CNN on {dataset.root.name}",
+            out=options.out or home / name,
+            command=command,
+            seed=trained.get("seed"),
+            settings={"Training": trained},
+        )
+        with run.timed("proposals"):
+            used = None if foreign else _trained_on(trained)
+            if options.proposals is not None:
+                store = ProposalStore(options.proposals)
+                _check_proposals([dataset], store)
+            elif used is not None and all(r.image_id in used for r in dataset.records):
+                store = used
+            else:
+                cache = (run.out if foreign else home) / CACHE
+                _check_alone()
+                search = _search_of_training(home, trained, console)
+                store = search_datasets([dataset], cache, dataclasses.asdict(search))
+        with run.timed("detection"):
+            found = detect_dataset(model, dataset, store, detection, processes)
+    if found is None:
+        return
     results = evaluate_and_report(
-        run, model, dataset, store,
+        run, model, dataset, store, found,
         detection=detection,
         metric=options.metric,
         iou_threshold=options.iou_threshold,
         log=home / "log.jsonl",
     )  # fmt: skip
-    _print_result(Console(highlight=False), run, *results)
+    _print_result(console, run, *results)
 
 
 def detect(options: cli.Detect) -> None:
     """See cli.Detect."""
     console = Console(highlight=False)
-    if options.shard != "1/1" and not options.many:
+    if options.shard != WHOLE and not options.many:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
+    if options.format != "jsonl" and not options.many:
+        raise ValueError(f"--format is {options.format}, but only --many writes it")
     images = expand_folders(options.images, lists=options.many)
     images = shard_of(images, options.shard)
     checkpoint = _checkpoint_file(options.checkpoint)
     trained = load_checkpoint(checkpoint).get("config", {})
     model = load_network(checkpoint, device=options.device)
     _resize(model, options)
-    search = _search_of_training(checkpoint.parent, trained)
+    search = _search_of_training(checkpoint.parent, trained, console)
     if options.mode is not None:
-        search["mode"] = options.mode
+        if search.method != "selective-search":
+            raise ValueError(
+                f"--mode is {options.mode}, but the proposals of the training are of "
+                f"{search.method}, which has no modes"
+            )
+        search = dataclasses.replace(search, mode=options.mode)
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
-        path = options.out / "detections.jsonl"
-        many = detect_many(model, images, path, search=search, detection=detection)
+        if options.format == "parquet":
+            rows = ParquetParts(options.out / "detections", options.shard)
+        else:
+            rows = JsonLines(shard_file(options.out / "detections.jsonl", options.shard))
+        many = detect_many(model, images, rows, search=search, detection=detection)
         speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
         console.print(
             f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
-            f"not be read; lines: {path}",
+            f"not be read; results: {many.path}",
             soft_wrap=True,
         )
         return
@@ -429,8 +456,25 @@ def _train_and_test(
         write_json(run.out / "config.json", content)
     with run.timed("training"):
         trained = run_training(config)
-    if not first:
+    if first:
+        _print_training(console, trained)
+    if test_set is None:
         return
+    run.settings["Training"] = settings
+    used = detection.settings()
+    with join(config.device) as processes, run.timed("detection"):
+        found = detect_dataset(trained.model, test_set, store, used, processes)
+    if found is None:
+        return
+    results = evaluate_and_report(
+        run, trained.model, test_set, store, found,
+        detection=used, metric=asked.get("metric", "area"), log=trained.log,
+    )  # fmt: skip
+    _print_result(console, run, *results)
+
+
+def _print_training(console: Console, trained: TrainResult) -> None:
+    """What became of layers and images, where the time went, and the files."""
     for change in trained.layers:
         console.print(f"{change.layer}: {change.action}, {change.detail}", soft_wrap=True)
     _print_notes(console, "boxes or images dropped or clipped", trained.problems)
@@ -450,14 +494,6 @@ def _train_and_test(
             f"{number(trained.best['mAP'])} after iteration {trained.best['iteration']}",
             soft_wrap=True,
         )
-    if test_set is None:
-        return
-    run.settings["Training"] = settings
-    results = evaluate_and_report(
-        run, trained.model, test_set, store,
-        detection=detection.settings(), metric=asked.get("metric", "area"), log=trained.log,
-    )  # fmt: skip
-    _print_result(console, run, *results)
 
 
 def _check_metric(metric: cli.Metric) -> None:
@@ -480,28 +516,28 @@ def _of_the_training(content: dict[str, Any]) -> dict[str, Any]:
     return {key: content[key] for key in kept if key in content}
 
 
-def _published(files: tuple[Path, ...], datasets: list[Dataset], out: Path) -> ProposalStore:
-    """Published boxes as a proposal file; they come without ids, in the order of the split."""
+def _read_and_merged(
+    options: cli.Proposals, datasets: list[Dataset], out: Path, console: Console
+) -> ProposalStore:
+    """The boxes of the files of --read as a proposal file."""
     if out.exists():
         raise ValueError(f"--out: {out} exists already; give another file")
-    if len(files) != len(datasets):
-        raise ValueError(f"--mat: {len(files)} files for {len(datasets)} splits; give one for each")
-    items = {}
-    for path, dataset in zip(files, datasets, strict=True):
-        boxes = read_voc_mat(path, layout="set")
-        if len(boxes) != len(dataset.records):
-            raise ValueError(
-                f"--mat: {path} is about {len(boxes)} images, {dataset.split} has "
-                f"{len(dataset.records)}; give the file of that split"
-            )
-        for record, own in zip(dataset.records, boxes, strict=True):
-            if (own[:, 2:] >= (record.width, record.height)).any():
-                raise ValueError(
-                    f"--mat: {path} has boxes outside of image {record.image_id}; it is not the "
-                    f"file of {dataset.split}"
-                )
-            items[record.image_id] = own
-    write_proposals(out, items.items())
+    search = Search(max_boxes=options.search.max_boxes, seed=options.search.seed)  # checks them
+    try:
+        merged = merge_proposals(
+            [read_proposals(path) for path in options.read], datasets,
+            max_boxes=search.max_boxes, seed=search.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"--read: {error}") from None
+    settings: dict[str, Any] = {"method": "read", "files": [path.name for path in options.read]}
+    if merged.ranked:
+        settings["ranked"] = True
+    if search.max_boxes is not None:
+        settings |= {"max_boxes": search.max_boxes, "seed": search.seed}
+    write_proposals(out, merged.boxes.items(), settings=settings)
+    names = [f"{path.name}: {name}" for path, name in merged.unknown]
+    _print_notes(console, "images in the files that none of the splits has, left out", names)
     return ProposalStore(out)
 
 
@@ -545,6 +581,15 @@ def _data_of_run(out: Path) -> Path | None:
         raise ValueError(
             f"--out: {path} was not written by this program; give another --out"
         ) from None
+
+
+def _check_alone() -> None:
+    """Of several processes each would search all images and write the same file."""
+    if environment()[1] > 1:
+        raise ValueError(
+            "--proposals is missing: several processes need a file that is there already, and "
+            "`fastrcnn-engine proposals` makes it"
+        )
 
 
 def _check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
@@ -595,15 +640,28 @@ def _trained_on(trained: dict[str, Any]) -> ProposalStore | None:
     return ProposalStore(path) if path is not None and Path(path).is_file() else None
 
 
-def _search_of_training(home: Path, trained: dict[str, Any]) -> dict[str, Any]:
-    """How the proposals of the training were made, as their file tells; else the defaults."""
+def _search_of_training(home: Path, trained: dict[str, Any], console: Console) -> Search:
+    """How the proposals of the training were made, as their file tells; else the defaults.
+
+    Raises FileNotFoundError for a model of edge boxes that is not there any more.
+    """
     own = ProposalStore(home / CACHE) if (home / CACHE).is_file() else None
+    silent = None
     for store in (own, _trained_on(trained)):
-        if store is not None and store.settings is not None:
-            return {k: store.settings[k] for k in ("mode", "short_side", "min_size")}
-    defaults = dataclasses.asdict(cli.Search())
-    del defaults["workers"]
-    return defaults
+        if store is None or store.settings is None:
+            continue
+        search = Search.from_dict(store.settings)
+        if search is not None:
+            search.to_dict()  # the model is there
+            return search
+        silent = store
+    if silent is not None:
+        console.print(
+            f"proposals: {silent.path} does not say how to make more of its kind; images are "
+            f"searched by {Search().method}",
+            soft_wrap=True,
+        )
+    return Search()
 
 
 def _print_result(

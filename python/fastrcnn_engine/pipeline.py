@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -18,24 +18,29 @@ from rich.progress import track
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
+    Search,
     compute_proposals,
     proposal_recall,
-    selective_search,
 )
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES
 from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
-from fastrcnn_engine.evaluation.mistakes import find_mistakes
+from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
-from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
+from fastrcnn_engine.evaluation.pooled import where_pooled
+from fastrcnn_engine.evaluation.voc import Metric, VOCResult, evaluate_voc
 from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report.compare import RunFiles
+from fastrcnn_engine.report.cuts import cut_missed, cut_wrong
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
-from fastrcnn_engine.report.gallery import at_score, make_gallery
+from fastrcnn_engine.report.gallery import Drawn, drawn_at, make_gallery
 from fastrcnn_engine.report.html import Report, write_report
+from fastrcnn_engine.report.pooled import Looked, look, to_look_into
+from fastrcnn_engine.shards import WHOLE, shard_file, shard_files, shard_of
+from fastrcnn_engine.training.distributed import Processes
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
@@ -64,36 +69,56 @@ class Run:
 
 
 def search_datasets(
-    datasets: Sequence[Dataset], path: Path, search: Mapping[str, Any]
+    datasets: Sequence[Dataset], path: Path, search: Mapping[str, Any], *, shard: str = WHOLE
 ) -> ProposalStore:
     """Proposals of all images of the data sets, kept in `path`; those in the file already stay.
 
     search: keyword arguments of compute_proposals.
+    shard: a part of the images, which has a file of its own beside `path`. The whole takes over
+        what is in the files of parts and searches the rest.
     """
     items = {r.image_id: r.image_path for dataset in datasets for r in dataset.records}
-    return compute_proposals(items.items(), path, **search)
+    own = shard_of(list(items.items()), shard)
+    parts = shard_files(path) if shard == WHOLE else []
+    return compute_proposals(own, shard_file(path, shard), parts=parts, **search)
 
 
 def detect_dataset(
-    model: FastRCNN, dataset: Dataset, store: ProposalStore, detection: Mapping[str, Any]
-) -> dict[str, Detections]:
+    model: FastRCNN,
+    dataset: Dataset,
+    store: ProposalStore,
+    detection: Mapping[str, Any],
+    processes: Processes,
+) -> dict[str, Detections] | None:
     """Detections of every image, by image id, under a progress bar.
+
+    Several processes share the images; process 0 has all detections, the others have None. Which
+    they are does not depend on how many processes there are.
 
     detection: "protocol" and the keyword arguments of what it stands for, "today" of detect_image,
         "paper" of detect_set.
     """
     options = dict(detection)
     protocol = options.pop("protocol")
-    images = (
-        (record.image_id, load_image(record.image_path), store[record.image_id])
-        for record in track(dataset.records, "detection")
-    )
+    own = track(
+        processes.share(dataset.records), "detection",
+        total=-(-len(dataset.records) // processes.count), disable=processes.rank > 0,
+    )  # fmt: skip
+    images = ((one.image_id, load_image(one.image_path), store[one.image_id]) for one in own)
     if protocol == "paper":
-        return detect_set(model, images, len(dataset.records), **options)
-    return {
-        image_id: detect_image(model, image, proposals, **options)
-        for image_id, image, proposals in images
-    }
+        found = detect_set(
+            model, images, len(dataset.records), **options, gathered=processes.gathered
+        )
+    else:
+        found = {
+            image_id: detect_image(model, image, proposals, **options)
+            for image_id, image, proposals in images
+        }
+    parts = processes.at_first(found)
+    if parts is None:
+        return None
+    everything = {image_id: one for part in parts for image_id, one in part.items()}
+    return {record.image_id: everything[record.image_id] for record in dataset.records}
 
 
 def evaluate_and_report(
@@ -101,27 +126,26 @@ def evaluate_and_report(
     model: FastRCNN,
     dataset: Dataset,
     store: ProposalStore,
+    found: Mapping[str, Detections],
     *,
     detection: Mapping[str, Any],
-    metric: str = "area",
+    metric: Metric | Literal["coco"] = "area",
     iou_threshold: float = 0.5,
     log: Path | None = None,
 ) -> tuple[VOCResult, COCOResult | None]:
-    """Detects, evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
+    """Evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
 
     Data from a COCO file gets coco_results.json too, in COCO's own format, other data a folder
     voc_results in VOC's.
 
+    found: as detect_dataset made them by `detection`.
     metric: the headline, "area" or "11point" of VOC or "coco". Counts, curves and pictures are
         those of VOC at `iou_threshold`, whichever it is.
     log: a log.jsonl for the loss curves. Only detections of some confidence are drawn.
     """
-    drawn_score = CONFIDENT_SCORES[model.classifier]
     if "score_threshold" in detection and detection["score_threshold"] is None:
         used = SCORE_THRESHOLDS[model.classifier]
         detection = {**detection, "score_threshold": used if np.isfinite(used) else None}
-    with run.timed("detection"):
-        found = detect_dataset(model, dataset, store, detection)
     with run.timed("evaluation and pictures"):
         result = evaluate_voc(
             dataset.records, dataset.classes, found, iou_threshold=iou_threshold,
@@ -129,17 +153,24 @@ def evaluate_and_report(
         )  # fmt: skip
         coco = evaluate_coco(dataset, found) if metric == "coco" else None
         recall = proposal_recall(dataset.records, store, RECALL_THRESHOLDS)
-        gallery = make_gallery(
-            dataset.records, dataset.classes, found, score=drawn_score, iou_threshold=iou_threshold
-        )
+        drawn = drawn_at(
+            dataset.records, dataset.classes, found,
+            score=CONFIDENT_SCORES[model.classifier], iou_threshold=iou_threshold,
+        )  # fmt: skip
+        gallery = make_gallery(dataset.records, dataset.classes, drawn)
+        mistakes = find_mistakes(dataset.records, dataset.classes, drawn.detections, drawn.result)
+        wrong = cut_wrong(dataset.records, dataset.classes, drawn, mistakes)
+        missed = cut_missed(dataset.records, dataset.classes, drawn, mistakes)
         run.out.mkdir(parents=True, exist_ok=True)
-        kept = {image_id: at_score(one, drawn_score) for image_id, one in found.items()}
-        mistakes = find_mistakes(dataset.records, dataset.classes, kept, gallery.result)
         # A sheet with all classes in their colours, for a README or a slide.
         sheet = [record for record in dataset.records if len(record.boxes)][:9]
         if sheet:
-            pictures = [draw_detections(r.image_path, kept[r.image_id], dataset) for r in sheet]
+            pictures = [
+                draw_detections(r.image_path, drawn.detections[r.image_id], dataset) for r in sheet
+            ]
             Image.fromarray(picture_grid(pictures)).save(run.out / "detections.jpg", quality=90)
+    with run.timed("looking into RoI pooling"):
+        looked = look_into_pooling(model, dataset, store, drawn, mistakes)
     run.settings["Proposals"] = {
         **(store.settings or {"file": str(store.path)}),
         "boxes per image": round(recall["mean_boxes"], 1),
@@ -162,7 +193,7 @@ def evaluate_and_report(
         run.out / "metrics.json",
         {
             **_metrics(result, coco),
-            "mistakes": {"score": drawn_score, **mistakes.to_dict()},
+            "mistakes": {"score": drawn.score, **mistakes.to_dict()},
             "proposals": recall,
             "seconds": {**run.seconds, "total": sum(run.seconds.values())},
             "seed": run.seed,
@@ -182,8 +213,12 @@ def evaluate_and_report(
             title=run.title,
             result=result,
             coco=coco,
+            drawn=drawn,
             gallery=gallery,
             mistakes=mistakes,
+            wrong=wrong,
+            missed=missed,
+            looked=looked,
             facts={
                 "data": f"{dataset.root.name}, {dataset.split}",
                 "network": described(model),
@@ -199,6 +234,29 @@ def evaluate_and_report(
         ),
     )
     return result, coco
+
+
+def look_into_pooling(
+    model: FastRCNN, dataset: Dataset, store: ProposalStore, drawn: Drawn, mistakes: Mistakes
+) -> list[Looked]:
+    """What RoI pooling took from the photos for a few detections, see report.pooled.to_look_into.
+
+    Each of their images goes through the backbone once more.
+    """
+    chosen = to_look_into(dataset.records, drawn, mistakes)
+    paths = {record.image_id: record.image_path for record in dataset.records}
+    looked: dict[tuple[str, int], Looked] = {}
+    for image_id in dict.fromkeys(image_id for image_id, _, _ in chosen):
+        image = load_image(paths[image_id])
+        own = [(row, verdict) for one, row, verdict in chosen if one == image_id]
+        rois = store[image_id][drawn.detections[image_id].rows[[row for row, _ in own]]]
+        for (row, verdict), roi, pooled in zip(
+            own, rois.tolist(), where_pooled(model, image, rois), strict=True
+        ):
+            looked[image_id, row] = look(
+                image, image_id, row, verdict, drawn, dataset.classes, roi, pooled
+            )
+    return [looked[image_id, row] for image_id, row, _ in chosen]
 
 
 def _metrics(result: VOCResult, coco: COCOResult | None) -> dict[str, Any]:
@@ -252,10 +310,11 @@ def detect_files(
     images: Sequence[Path],
     out: Path,
     *,
-    search: Mapping[str, Any],
+    search: Search,
     detection: Mapping[str, Any],
 ) -> list[tuple[Path, Path, Detections]]:
-    """Detects on image files, with proposals made on the fly.
+    """Detects on image files, with proposals made on the fly; an image goes by its name without
+    folder and suffix there.
 
     Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
     which may be the folder of the images: none of them is written over. Returns (image, drawn
@@ -271,7 +330,7 @@ def detect_files(
     taken = {path.resolve() for path in images}
     for path in track(images, "detection"):
         image = load_image(path)
-        found = detect_image(model, image, selective_search(image, **search), **detection)
+        found = detect_image(model, image, search.boxes(image, path.stem), **detection)
         drawn = _free_name(out, path.stem, taken)
         taken.add(drawn.resolve())
         picture = draw_marks(image, detection_marks(found, model.classes))

@@ -67,6 +67,22 @@ def test_given_classes_choose_categories_and_the_order_of_the_labels(tmp_path):
             load_coco(tmp_path, "val", bad)
 
 
+def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path):
+    write(tmp_path, [annotation(11, 70, 9, [1, 2, 60, 22])])
+    whole = load_dataset(tmp_path, "val")
+    (tmp_path / "val" / "a.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.jpg: not readable as an image"):
+        load_dataset(tmp_path, "val")
+    dataset = load_dataset(tmp_path, "val", stated_sizes=True)
+    assert (dataset.records[0].width, dataset.records[0].height) == (40, 30)
+    assert dataset.records[0].boxes.tolist() == whole.records[0].boxes.tolist()
+    told = [line for line in dataset.problems if line not in whole.problems]
+    assert len(told) == 1 and "a.jpg: not readable" in told[0] and "40x30, is used" in told[0]
+    (tmp_path / "val" / "sub" / "b.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"b\.png: not readable as an image"):  # states no size
+        load_dataset(tmp_path, "val", stated_sizes=True)
+
+
 def test_boxes_survive_the_way_to_pixels_and_back(tmp_path):
     random = np.random.default_rng(0)
     whole = random.integers(0, 12, (50, 4)) + [0, 0, 2, 2]

@@ -10,27 +10,19 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
-import scipy.io
 from PIL import Image
 
-from fastrcnn_engine.data import proposals
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import (
-    MODES,
     ProposalStore,
     compute_proposals,
     proposal_recall,
-    read_voc_mat,
+    search,
     selective_search,
     write_proposals,
 )
+from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.data.records import ImageRecord
-
-from .voc_files import VOC_DEMO
-
-needs_voc_demo = pytest.mark.skipif(
-    not VOC_DEMO.is_dir(), reason="the VOC photos are not on this machine"
-)
 
 
 def scene(height=90, width=120, seed=0):
@@ -276,7 +268,7 @@ def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):
         searched.append(image)
         return selective_search(image, **options)
 
-    monkeypatch.setattr(proposals, "selective_search", counted)
+    monkeypatch.setattr(search, "selective_search", counted)
     store = compute_proposals(items[:3], out, progress=False)
     assert len(searched) == 1
     assert sorted(store) == [f"image {i}" for i in range(4)]  # none is lost
@@ -296,6 +288,41 @@ def test_an_image_that_changed_is_searched_again(tmp_path):
     assert len(store) == 3
     for image_id, path in items:
         np.testing.assert_array_equal(store[image_id], selective_search(load_image(path)))
+
+
+def test_files_of_parts_are_taken_over(tmp_path, monkeypatch):
+    items = save_scenes(tmp_path, count=5)
+    how = {"short_side": 60, "progress": False}
+    compute_proposals(items, tmp_path / "whole.npz", **how)
+    parts = [tmp_path / "a.npz", tmp_path / "absent.npz", tmp_path / "b.npz"]
+    compute_proposals(items[::3], parts[0], **how)
+    compute_proposals(items[1::3], parts[2], **how)
+    searched = []
+
+    def counting(image, **options):
+        searched.append(image)
+        return selective_search(image, **options)
+
+    monkeypatch.setattr(search, "selective_search", counting)
+    out = tmp_path / "joined.npz"
+    compute_proposals(items, out, parts=parts, **how)
+    assert len(searched) == 1  # the third; nothing tells how the file came about
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    before = out.stat().st_ino
+    compute_proposals(items, out, parts=parts, **how)
+    assert len(searched) == 1 and out.stat().st_ino == before
+    # Parts alone are enough, for a new file and for what one lacks.
+    compute_proposals(items[::3], tmp_path / "one.npz", parts=parts[:1], **how)
+    assert set(ProposalStore(tmp_path / "one.npz")) == {"image 0", "image 3"}
+    compute_proposals([items[0], items[4]], tmp_path / "one.npz", parts=parts, **how)
+    assert len(searched) == 1 and len(ProposalStore(tmp_path / "one.npz")) == 4
+    # An image that has changed since is searched again.
+    Image.fromarray(scene(seed=9)[0]).save(items[0][1])
+    compute_proposals(items, tmp_path / "new.npz", parts=parts, **how)
+    assert len(searched) == 3
+    with pytest.raises(ValueError, match=r"a\.npz: holds proposals made with"):
+        compute_proposals(items, tmp_path / "other.npz", parts=parts, short_side=50, progress=False)
+    assert not (tmp_path / "other.npz").exists()
 
 
 def test_proposals_of_other_settings_are_never_mixed(tmp_path):
@@ -328,11 +355,11 @@ def test_an_error_names_the_image_and_keeps_what_is_done(tmp_path):
 INTERRUPTED = """
 import itertools, os, signal, sys
 from pathlib import Path
-from fastrcnn_engine.data import proposals
+from fastrcnn_engine.data.proposals import compute_proposals, search
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 numbers = itertools.count(1)  # two searches run at once: each has a number of its own
-selective_search = proposals.selective_search
+selective_search = search.selective_search
 
 def search_then_interrupt(image, **options):
     number = next(numbers)
@@ -341,10 +368,10 @@ def search_then_interrupt(image, **options):
         os.kill(os.getpid(), signal.SIGINT)
     return boxes
 
-proposals.selective_search = search_then_interrupt
+search.selective_search = search_then_interrupt
 folder = Path(sys.argv[1])
 items = [(str(i), folder / f"{i % 6}.png") for i in range(1000)]
-proposals.compute_proposals(items, folder / "p.npz", workers=2)
+compute_proposals(items, folder / "p.npz", workers=2)
 """
 
 
@@ -376,7 +403,7 @@ def test_ctrl_c_while_searches_are_queued_keeps_what_is_done(tmp_path, monkeypat
 
     queued = []
     save_scenes(tmp_path)
-    monkeypatch.setattr("fastrcnn_engine.data.proposals.ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr("fastrcnn_engine.data.proposals.compute.ThreadPoolExecutor", Interrupted)
     items = [(str(i), tmp_path / f"{i}.png") for i in range(3)]
     with pytest.raises(KeyboardInterrupt):
         compute_proposals(items, tmp_path / "p.npz", workers=1, progress=False)
@@ -403,69 +430,6 @@ def test_the_search_lets_other_threads_run():
     stop.set()
     thread.join()
     assert during > 20 * seconds  # some 900 a second; none at all while the lock is held
-
-
-# ------------------------------------------------------------------------------ published proposals
-
-
-def test_set_files_are_one_based_and_row_first(tmp_path):
-    cell = np.empty((1, 3), object)
-    cell[0, 0] = np.array([[1, 2, 11, 22], [5, 6, 7, 8]], np.uint16)  # y1 x1 y2 x2
-    cell[0, 1] = np.zeros((0, 0))
-    cell[0, 2] = np.array([[1.0, 1.0, 375.0, 500.0]])
-    scipy.io.savemat(
-        tmp_path / "set.mat", {"boxes": cell, "images": np.array(["a", "b", "c"], object)}
-    )
-    first, second, third = read_voc_mat(tmp_path / "set.mat", "set")
-    assert first.dtype == np.float32 and first.tolist() == [[1, 0, 21, 10], [5, 4, 7, 6]]
-    assert second.shape == (0, 4) and second.dtype == np.float32
-    assert third.tolist() == [[0, 0, 499, 374]]
-
-
-def test_image_files_are_zero_based_and_column_first(tmp_path):
-    scipy.io.savemat(tmp_path / "image.mat", {"boxes": np.array([[0, 1, 20, 10]], np.uint16)})
-    (boxes,) = read_voc_mat(tmp_path / "image.mat", "image")
-    assert boxes.dtype == np.float32 and boxes.tolist() == [[0, 1, 20, 10]]
-
-
-def test_mat_files_of_another_kind_are_named(tmp_path):
-    scipy.io.savemat(tmp_path / "image.mat", {"boxes": np.array([[0, 1, 20, 10]], np.uint16)})
-    with pytest.raises(ValueError, match=r"image\.mat.*'set'.*one array"):
-        read_voc_mat(tmp_path / "image.mat", "set")
-    cell = np.empty((1, 2), object)
-    cell[0, 0] = cell[0, 1] = np.array([[0, 1, 20, 10]], np.uint16)  # zero-based in a set file
-    scipy.io.savemat(tmp_path / "set.mat", {"boxes": cell})
-    with pytest.raises(ValueError, match=r"set\.mat.*'image'.*a cell"):
-        read_voc_mat(tmp_path / "set.mat", "image")
-    with pytest.raises(ValueError, match=r"set\.mat, image 1: boxes with .* below 0"):
-        read_voc_mat(tmp_path / "set.mat", "set")
-    scipy.io.savemat(tmp_path / "other.mat", {"crates": np.zeros((3, 5))})
-    with pytest.raises(ValueError, match=r"other\.mat: has no variable `boxes`.*crates"):
-        read_voc_mat(tmp_path / "other.mat", "image")
-    scipy.io.savemat(tmp_path / "five.mat", {"boxes": np.zeros((3, 5))})
-    with pytest.raises(ValueError, match=r"five\.mat.*\(3, 5\)"):
-        read_voc_mat(tmp_path / "five.mat", "image")
-    (tmp_path / "text.mat").write_text("hello " * 40)
-    with pytest.raises(ValueError, match=r"text\.mat: not readable"):
-        read_voc_mat(tmp_path / "text.mat", "set")
-    with pytest.raises(FileNotFoundError, match=r"none\.mat"):
-        read_voc_mat(tmp_path / "none.mat", "set")
-    with pytest.raises(ValueError, match="layout"):
-        read_voc_mat(tmp_path / "set.mat", "voc")
-
-
-@needs_voc_demo
-@pytest.mark.parametrize("name, count", [("000004", 2888), ("001551", 2057)])
-def test_original_boxes_of_two_photos_lie_inside_and_are_found_again(name, count):
-    (boxes,) = read_voc_mat(VOC_DEMO / f"{name}_boxes.mat", "image")
-    assert boxes.shape == (count, 4)
-    image = load_image(VOC_DEMO / f"{name}.jpg")
-    height, width = image.shape[:2]
-    assert boxes.min() >= 0 and boxes[:, 2].max() == width - 1 and boxes[:, 3].max() == height - 1
-    # Two programs, on other sizes of the image: most boxes agree, and not by chance.
-    ours = selective_search(image, short_side=160)
-    assert np.mean(best_iou(boxes, ours) >= 0.5) > 0.7
-    assert np.mean(best_iou(boxes[:, [1, 0, 3, 2]], ours) >= 0.5) < 0.5
 
 
 # ------------------------------------------------------------------------------------------- recall

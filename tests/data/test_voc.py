@@ -181,6 +181,21 @@ def test_missing_files_are_named(root):
         load_voc(root, "train")
 
 
+@pytest.mark.parametrize(("size", "usable"), [((40, 30), True), (None, False), ((0, 30), False)])
+def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path, size, usable):
+    write_image(tmp_path, "a")
+    write_split(tmp_path, "train", ["a"])
+    write_annotation(tmp_path, "a", [object_xml(box=(5, 5, 60, 20))], size=size)
+    (tmp_path / "JPEGImages/a.jpg").write_bytes(b"")
+    if not usable:
+        with pytest.raises(ValueError, match=r"a\.jpg: not readable as an image"):
+            load_voc(tmp_path, "train", stated_sizes=True)
+        return
+    dataset = load_voc(tmp_path, "train", stated_sizes=True)
+    assert dataset.records[0].boxes.tolist() == [[4, 4, 39, 19]]
+    assert "a.jpg: not readable" in dataset.problems[0] and len(dataset.problems) == 2
+
+
 def test_broken_files_are_named(root):
     (root / "JPEGImages/a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a\.jpg: not readable as an image"):

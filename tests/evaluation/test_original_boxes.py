@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from data.voc_files import VOC_DEMO
 from fastrcnn_engine.data.images import Preprocessing, load_image, prepare_image
-from fastrcnn_engine.data.proposals import read_voc_mat
+from fastrcnn_engine.data.proposals import read_proposals
 from fastrcnn_engine.evaluation.detect import same_window
 from fastrcnn_engine.ops import roi_pool, roi_pool_with_argmax
 from reference import roi_pool as reference
@@ -22,7 +22,7 @@ SCALE = 1 / 16
 @pytest.mark.skipif(not VOC_DEMO.is_dir(), reason="the VOC photos are not on this machine")
 @pytest.mark.parametrize("name", ["000004", "001551"])
 def test_original_boxes_are_pooled_exactly_and_merged_only_where_nothing_changes(name):
-    (boxes,) = read_voc_mat(VOC_DEMO / f"{name}_boxes.mat", "image")
+    boxes = read_proposals(VOC_DEMO / f"{name}_boxes.mat").boxes[name]
     image, scale = prepare_image(load_image(VOC_DEMO / f"{name}.jpg"), CAFFE)
     features = F.relu(F.avg_pool2d(image[None], 16))  # (1, 3, h, w) with real zeros and ties
     rois = torch.from_numpy(np.insert(boxes * scale, 0, 0, axis=1).astype(np.float32))

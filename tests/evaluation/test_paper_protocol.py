@@ -133,6 +133,43 @@ def test_random_sets_agree_with_the_whole_set_in_memory(proposals, steps):
             assert (np.diff(one.scores) <= 0).all()
 
 
+def shared(parts, total):
+    """What processes with these parts of a set keep; each goes twice over its part."""
+    told = []
+
+    def tells(own):
+        told.append(own)
+        return [own]
+
+    for part in parts:
+        best_of_set(part, total, nms_threshold=0.3, gathered=tells)
+    found = [best_of_set(part, total, nms_threshold=0.3, gathered=lambda _: told) for part in parts]
+    return {image_id: one for part in found for image_id, one in part.items()}
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])  # of 6, one has no image
+@pytest.mark.parametrize("proposals", [39, 41, 101, 180])
+@pytest.mark.parametrize("steps", [16, 10**6])
+def test_processes_that_share_a_set_keep_what_one_keeps(processes, proposals, steps):
+    rng = np.random.default_rng(proposals)
+    outputs = []
+    for number in range(5):
+        corner = rng.uniform(0, 100, (proposals, 3, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(5, 60, corner.shape)], axis=2)
+        scores = rng.integers(0, steps, (proposals, 3)) / steps * (number + 3) / 8
+        outputs.append((f"{number}", boxes.astype(np.float32), scores.astype(np.float32)))
+    # One part may alone be over the limit of the set: of it all the others are too weak.
+    outputs[2] = (*outputs[2][:2], outputs[2][2] / 1000)
+    for total in (1, 5):
+        alone = best_of_set(iter(outputs), total, nms_threshold=0.3)
+        parts = [outputs[rank::processes] for rank in range(processes)]
+        together = shared(parts, total)
+        assert together.keys() == alone.keys()
+        for image_id, one in alone.items():
+            for expected, got in zip(one, together[image_id], strict=True):
+                np.testing.assert_array_equal(expected, got)
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)

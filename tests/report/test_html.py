@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.mistakes import find_mistakes
+from fastrcnn_engine.evaluation.pooled import PooledRoI
 from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report import html
-from fastrcnn_engine.report.gallery import at_score, make_gallery
+from fastrcnn_engine.report.cuts import Cut, cut_missed, cut_wrong
+from fastrcnn_engine.report.gallery import drawn_at, make_gallery
 from fastrcnn_engine.report.html import Report, render_report, write_report
+from fastrcnn_engine.report.pooled import look
 
 CLASSES = ["cat", "<dog> & co", "ghost"]
 
@@ -38,10 +43,11 @@ def scene(tmp_path_factory):
         )
 
     def found(boxes, scores, labels):
-        return SimpleNamespace(
+        return Detections(
             boxes=np.array(boxes, np.float32).reshape(-1, 4),
             scores=np.array(scores, np.float32),
             labels=np.array(labels, np.int64),
+            rows=np.arange(len(labels)),
         )
 
     records = [
@@ -60,13 +66,23 @@ def scene(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(scene):
     records, detections = scene
-    gallery = make_gallery(records, CLASSES, detections)
-    kept = {image_id: at_score(one, gallery.score) for image_id, one in detections.items()}
+    drawn = drawn_at(records, CLASSES, detections)
+    mistakes = find_mistakes(records, CLASSES, drawn.detections, drawn.result)
+    counts = np.zeros((10, 15), np.int64)
+    counts[4, 9] = 12
+    pooled = PooledRoI(counts, 8, 20, np.array([[8, 3, 12, 7]]), cell=8.0, short_side=80)
     return Report(
         title="A <title> & more",
         result=evaluate_voc(records, CLASSES, detections),
-        gallery=gallery,
-        mistakes=find_mistakes(records, CLASSES, kept, gallery.result),
+        drawn=drawn,
+        gallery=make_gallery(records, CLASSES, drawn),
+        mistakes=mistakes,
+        wrong=cut_wrong(records, CLASSES, drawn, mistakes),
+        missed=cut_missed(records, CLASSES, drawn, mistakes),
+        looked=[
+            look(load_image(records[1].image_path), "good", 1, "right", drawn, CLASSES,
+                 (62, 22, 97, 57), pooled)
+        ],
         facts={"data": "drawn"},
         seconds={"training": 125.0, "detection": 3.2},
         log=[
@@ -82,20 +98,17 @@ def report(scene):
 
 
 def test_gallery_ranks_images_and_counts_what_is_drawn(scene):
-    gallery = make_gallery(*_with_classes(scene), score=0.5)
+    records, detections = scene
+    gallery = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.5))
     assert [one.image_id for one in gallery.best] == ["good", "empty"]
     assert [one.image_id for one in gallery.worst] == ["bad"]
     bad = gallery.worst[0]
     # The right detection has a score of 0.2 and is not shown, so its object counts as missed.
     assert (bad.right, bad.wrong, bad.missed) == (0, 1, 1)
     assert bad.picture.shape == (427, 640, 3)
-    low = make_gallery(*_with_classes(scene), score=0.1)
+    low = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.1))
     shown = {one.image_id: one for one in low.best + low.worst}["bad"]
     assert (shown.right, shown.wrong, shown.missed) == (1, 1, 0)
-
-
-def _with_classes(scene):
-    return scene[0], CLASSES, scene[1]
 
 
 class Page(HTMLParser):
@@ -109,7 +122,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -133,7 +146,9 @@ def test_page_is_self_contained(report):
     assert not re.search(r"https?://", text)
     assert "@import" not in text and "url(" not in text
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 3 + 2 + 3  # curves of three classes, two loss plots, three pictures
+    # Curves of three classes, two loss plots, three pictures, a mistake, an object that is missed,
+    # a RoI that is looked into.
+    assert len(images) == 3 + 2 + 3 + 1 + 1 + 2
     assert all(image["alt"] for image in images)
 
 
@@ -174,6 +189,9 @@ def test_sections_without_content_are_left_out(report):
     page = Page(render_report(bare))
     for heading in ("Training", "Time", "Settings", "How to reproduce", "Notes"):
         assert heading not in page.text
+    page = Page(render_report(replace(report, wrong=(), missed=(), looked=())))
+    for heading in ("False positives by", "Missed objects", "What RoI pooling took"):
+        assert heading not in page.text
 
 
 def test_mistakes_are_told_by_kind_and_by_class(report, monkeypatch):
@@ -186,10 +204,56 @@ def test_mistakes_are_told_by_kind_and_by_class(report, monkeypatch):
     assert "Mistakes" not in render_report(replace(report, mistakes=None))
 
 
+def cut(name, kind, beside="", image_id="one"):
+    return Cut(np.zeros((8, 8, 3), np.uint8), name, kind, beside, image_id)
+
+
+def test_false_positives_are_told_one_by_one_and_chosen_by_kind(report):
+    kinds = np.array([[0, 0, 2, 30], [0, 1, 0, 5], [0, 0, 0, 0]])
+    cuts = [cut("cat 0.97", "background"), cut("cat 0.90", "other class", "<dog>, IoU 0.20"),
+            cut("<dog> 0.80", "localisation", image_id="<two>")]  # fmt: skip
+    told = replace(report, wrong=cuts, mistakes=replace(report.mistakes, kinds=kinds))
+    page = Page(render_report(told))
+    assert "The 24 with the highest scores, and 6 of each kind at least" in page.text
+    assert "all 3 of 38 localisation 1 other class 1 of 2 background 1 of 35" in page.text
+    words = "cat 0.97 background nothing overlaps one cat 0.90 other class <dog>, IoU 0.20 one"
+    assert f"{words} <dog> 0.80 localisation nothing overlaps <two>" in page.text
+    # Each button is of one kind, and so is each figure; no kind that does not occur has a button.
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    labels = [attributes["for"] for tag, attributes in page.tags if tag == "label"]
+    assert ids == labels == ["kind-0", "kind-2", "kind-3", "kind-4"]
+    figures = [attributes.get("class") for tag, attributes in page.tags if tag == "figure"]
+    assert [one for one in figures if one] == ["kind-4", "kind-3", "kind-2"]
+    few = replace(report.mistakes, kinds=np.array([[0, 1, 1, 1]]), classes=("cat",))
+    page = Page(html._wrong(cuts, few))
+    assert "All of them" in page.text and "all 3 localisation 1 other" in page.text
+
+
+def test_missed_objects_are_told_one_by_one(report):
+    assert "All of them. Beside each, the detection" in Page(render_report(report)).text
+    mistakes = replace(report.mistakes, missed=np.array([40, 1, 0]))
+    page = Page(html._missed([cut("cat", "", "<dog> 0.51, IoU 0.45")] * 12, mistakes))
+    assert "The 12 largest of 41" in page.text and "cat <dog> 0.51, IoU 0.45 one" in page.text
+
+
+def test_what_was_pooled_is_told(report):
+    text = Page(render_report(report)).text.replace("\u00a0", " ")
+    words = "RoI of 36 × 36 pixels = 5 × 5 cells (short side 80); 20 maxima"
+    assert f"<dog> & co 0.70 right {words}, 40 % of them flat good" in text
+    one = report.looked[0]
+    whole = replace(one, pooled=replace(one.pooled, flat=0))
+    assert f"{words} good" in Page(html._looked([whole])).text
+    outside = replace(one, pooled=replace(one.pooled, bins=np.zeros((0, 4), np.int64)))
+    assert "36 × 36 pixels, outside the map (short side 80)" in Page(html._looked([outside])).text
+
+
 def test_a_set_without_objects_can_be_reported(scene):
     records, detections = [scene[0][2]], {"empty": scene[1]["empty"]}
     result = evaluate_voc(records, CLASSES, detections)
-    text = render_report(Report("empty", result, make_gallery(records, CLASSES, detections)))
+    drawn = drawn_at(records, CLASSES, detections)
+    gallery = make_gallery(records, CLASSES, drawn)
+    text = render_report(Report("empty", result, drawn, gallery))
     assert "n/a" in Page(text).text
 
 

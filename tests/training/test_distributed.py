@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastrcnn_engine.models import build_network
-from fastrcnn_engine.training import load_checkpoint, train
+from fastrcnn_engine.training import distributed, load_checkpoint, train
 from fastrcnn_engine.training.batches import Batch
+from fastrcnn_engine.training.distributed import Processes
 
 from .small import CLASSES, assert_same_checkpoint, lines_of
 
@@ -37,13 +42,21 @@ train(TrainConfig(
 ), progress=False)
 """
 
+# Without the folder. torchrun would take --run for an option of its own.
+EVAL = ("-m", "fastrcnn_engine", "eval", "--split", "train", "--checkpoint")
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess:
+
+def python(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-         *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess:
+    return python(
+        "-m", "torch.distributed.run", "--nproc-per-node", processes, "--standalone", *arguments
+    )
 
 
 def test_two_processes_train_what_one_trains(voc, tmp_path):
@@ -56,7 +69,8 @@ def test_two_processes_train_what_one_trains(voc, tmp_path):
         "-m", "fastrcnn_engine", "train", "--data", voc.data, "--proposals", voc.proposals,
         "--split", "train", "--network", "tiny", "--iterations", 6, "--warmup", 0,
         "--learning-rate", 0.01, "--short-side", 72, "--max-side", 96, "--log-every", 2,
-        "--checkpoint-every", 3, "--out", tmp_path / "two",
+        "--checkpoint-every", 3, "--out", tmp_path / "two", "--test-split", "train",
+        "--val-split", "train", "--val-every", 6,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("checkpoint:") == 1, "one process alone prints"
@@ -72,8 +86,81 @@ def test_two_processes_train_what_one_trains(voc, tmp_path):
         assert apart <= 0.05 * moved, (name, apart, moved)
         worst = max(worst, float(apart / moved.clamp(min=1e-12)))
     assert worst > 0, "they were not even two"
-    for first, second in zip(lines_of(one.log), lines_of(tmp_path / "two/log.jsonl"), strict=True):
+    lines = lines_of(tmp_path / "two/log.jsonl")
+    value = lines[-1].pop("val_mAP")
+    assert value == json.loads((tmp_path / "two/metrics.json").read_text())["mAP"]
+    for first, second in zip(lines_of(one.log), lines, strict=True):
         assert first == pytest.approx(second, rel=1e-4)
+    # The test at its end, by both, is that of one process.
+    done = python(*EVAL, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert_same_results(tmp_path / "two" / "eval-train", tmp_path / "two")
+
+
+def assert_same_results(one: Path, two: Path) -> None:
+    """Files of two tests, equal but for their times and commands."""
+    names = ["detections.json", *(f"voc_results/comp4_det_train_{name}.txt" for name in CLASSES)]
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    for found in metrics:
+        del found["seconds"], found["command"], found["settings"]["Training"]
+    assert metrics[0] == metrics[1]
+    assert sum(map(len, json.loads((one / "detections.json").read_text())["images"].values()))
+
+
+@pytest.mark.parametrize(
+    "options", [("--detection.score-threshold", 0.0), ("--detection.protocol", "paper")]
+)
+def test_three_processes_detect_what_one_detects(voc, tmp_path, options):
+    """On four images: one process has two of them, and the limit of the paper's set is passed."""
+    train(voc, progress=False)
+    command = (*EVAL, voc.output, *options, "--out")
+    for done in (
+        python(*command, tmp_path / "one"),
+        torchrun(*command, tmp_path / "three", processes=3),
+    ):
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("report:") == 1
+    assert_same_results(tmp_path / "one", tmp_path / "three")
+
+
+# Tests as `eval` does; process 1 dies, or says what is wrong, at its second image.
+TESTER = """
+import os, signal, sys
+from fastrcnn_engine import cli, pipeline
+
+if os.environ["RANK"] == "1":
+    load, calls = pipeline.load_image, []
+    def fails(path):
+        calls.append(path)
+        if len(calls) == 2:
+            if sys.argv[1] == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError(f"{path}: not readable")
+        return load(path)
+    pipeline.load_image = fails
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("end", ["dies", "tells"])
+def test_a_lost_process_ends_the_test_with_an_error(voc, tmp_path, end):
+    train(voc, progress=False)
+    (tmp_path / "tester.py").write_text(TESTER)
+    done = torchrun(tmp_path / "tester.py", end, *EVAL[2:], voc.output)
+    assert done.returncode != 0
+    assert end == "dies" or "eval (process 1): " in done.stderr and "not readable" in done.stderr
+    assert not (voc.output / "eval-train").exists()
+
+
+def test_several_processes_do_not_search_for_proposals(voc, tmp_path):
+    """Each would search all images, and all would write one file."""
+    train(voc, progress=False)
+    (tmp_path / "proposals.npz").rename(tmp_path / "away.npz")
+    done = torchrun(*EVAL, voc.output)
+    assert done.returncode != 0 and "--proposals is missing" in done.stderr
+    assert list(voc.output.glob("*.npz")) == []
 
 
 def test_a_killed_process_ends_the_job_and_a_restart_resumes(voc, tmp_path):
@@ -87,6 +174,51 @@ def test_a_killed_process_ends_the_job_and_a_restart_resumes(voc, tmp_path):
     assert done.returncode != 0
     # The other one may have been ended by torchrun before it could say so.
     assert load_checkpoint(tmp_path / "dead" / "checkpoint.pt")["iteration"] == 3
+
+
+def test_ctrl_c_stops_all_processes_and_saves(voc):
+    """torchrun hands the signal on; the checkpoint can only come from it."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "-m", "fastrcnn_engine", "train", "--data", voc.data, "--proposals", voc.proposals,
+        "--split", "train", "--network", "tiny", "--iterations", "100000", "--short-side", "72",
+        "--max-side", "96", "--log-every", "1", "--checkpoint-every", "100000",
+        "--out", voc.output,
+    ]  # fmt: skip
+    log = voc.output / "log.jsonl"
+    with subprocess.Popen(
+        [*map(str, command)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # As from a terminal: in the background Ctrl-C may be ignored, also by children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as run:  # fmt: skip
+        try:
+            end = time.monotonic() + 90
+            while not (log.is_file() and log.stat().st_size):
+                assert run.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+            run.send_signal(signal.SIGINT)
+            printed = run.communicate(timeout=60)[1]  # ends when no process is left to print
+        finally:
+            run.kill()
+    assert run.returncode not in (0, None)
+    done = load_checkpoint(voc.output / "checkpoint.pt")["iteration"]
+    assert lines_of(log)[-1]["iteration"] == done >= 1
+    told = f"fastrcnn-engine train: stopped; --resume goes on from iteration {done}"
+    assert printed.count(told) == 1, printed
+    assert "exitcode: -9" not in printed and "forcefully" not in printed
+
+
+def test_a_share_is_every_so_many_items_and_waits_are_the_same_for_all(monkeypatch):
+    monkeypatch.setattr(distributed, "APART", 2)
+    waits = [[], [], []]
+    shares = []
+    for rank in range(3):
+        own = Processes(rank, 3, torch.device("cpu"))
+        own.all = waits[rank].append
+        shares.append(list(own.share(range(8))))
+    assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert waits == [[[0], [2]]] * 3
 
 
 def test_parts_of_a_batch_are_its_images_and_rois():

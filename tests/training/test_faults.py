@@ -141,11 +141,12 @@ def test_a_missing_image_stops_the_run_where_it_can_go_on(voc, tmp_path):
     assert lines_of(whole.log) == lines_of(resumed.log)
 
 
-def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path):
+@pytest.mark.parametrize("header", [True, False])
+def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path, header):
     voc = replace(voc, iterations=9, log_every=2, checkpoint_every=5, cache_megabytes=0)
     good = run(replace(voc, output=tmp_path / "good"))
     path = voc.data / "JPEGImages" / "third.png"
-    path.write_bytes(path.read_bytes()[:5000])  # its header says which size it has
+    path.write_bytes(path.read_bytes()[:5000] if header else b"")  # the header tells the size
     with pytest.raises(ValueError, match="third.png"):
         run(voc)
     skip = replace(voc, on_bad_image="skip")
@@ -161,10 +162,62 @@ def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path):
     assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
     assert lines_of(whole.log) == lines_of(resumed.log)
     assert resumed.bad_images == whole.bad_images
+    assert [problem for problem in whole.problems if "third.png: not readable" in problem] == (
+        [] if header else whole.problems
+    )
+    assert header or whole.problems[0].endswith("the stated size, 96x72, is used")
     for path in (voc.data / "JPEGImages").iterdir():
         path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="none of the 4 images can be read"):
         run(replace(skip, output=tmp_path / "none"))
+
+
+def scalars(folder):
+    """name -> [(iteration, value)] of the only event file in a folder, as TensorBoard reads it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (path,) = folder.iterdir()
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_shows_the_log_also_after_a_kill(voc, tmp_path):
+    voc = replace(voc, iterations=8, log_every=1, checkpoint_every=3, val_split="train",
+                  val_every=4)  # fmt: skip
+
+    def stop():
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(replace(voc, tensorboard=True), on_log=at(5, stop))
+    shown = scalars(voc.output / "tensorboard")
+    assert [step for step, _ in shown["loss"]] == [1, 2, 3, 4, 5]
+    result = run(replace(voc, resume=True, tensorboard=True))
+    shown = scalars(voc.output / "tensorboard")
+    lines = [json.loads(line) for line in result.log.read_text().splitlines()]
+    assert shown.keys() == set().union(*lines) - {"iteration"}
+    for name, values in shown.items():
+        expected = [(line["iteration"], line[name]) for line in lines if name in line]
+        assert [step for step, _ in values] == [step for step, _ in expected]
+        # TensorBoard keeps float32.
+        assert [v for _, v in values] == pytest.approx([v for _, v in expected], rel=1e-6)
+    plain = run(replace(voc, output=tmp_path / "plain"))
+    assert not (tmp_path / "plain" / "tensorboard").exists()
+    assert_same_checkpoint(plain.checkpoint, result.checkpoint, "/config/tensorboard")
+    # A new run shows itself alone.
+    run(replace(voc, iterations=2, val_split=None, tensorboard=True))
+    assert [step for step, _ in scalars(voc.output / "tensorboard")["loss"]] == [1, 2]
+
+
+def test_a_missing_tensorboard_is_told_before_the_training(voc, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        run(replace(voc, tensorboard=True), on_log=lambda _: pytest.fail("trained"))
+    assert not voc.output.exists()
 
 
 def test_sigterm_is_a_ctrl_c(voc):

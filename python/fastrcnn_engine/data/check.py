@@ -13,7 +13,8 @@ from PIL import Image
 
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
-from fastrcnn_engine.data.proposals import ProposalStore, progress_bar, proposal_recall
+from fastrcnn_engine.data.progress import progress_bar
+from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
 from fastrcnn_engine.data.records import Dataset, ImageRecord
 
 EXIF_ORIENTATION = 0x0112

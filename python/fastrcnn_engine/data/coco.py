@@ -31,7 +31,7 @@ from fastrcnn_engine.data.records import (
 # What is read of the file. The outlines of objects, most of its volume, are let go at once.
 KEYS = frozenset(
     ("images", "annotations", "categories", "id", "file_name", "name", "image_id", "category_id",
-     "bbox", "area", "iscrowd", "ignore")
+     "width", "height", "bbox", "area", "iscrowd", "ignore")
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def load_coco(
     classes: Sequence[str] | None = None,
     *,
     errors: list[str] | None = None,
+    stated_sizes: bool = False,
 ) -> Dataset:
     """Reads `annotations/instances_SPLIT.json` under `root`, with the images in the folder SPLIT.
 
@@ -64,7 +65,8 @@ def load_coco(
     Raises FileNotFoundError for a missing file or folder, or if none of the images is there, and
     ValueError for a file that cannot be understood (named, with the key), two images or categories
     of one id, and a class that is no category. With a list of `errors` a fault of one image is put
-    there, and the image is left out.
+    there, and the image is left out. With `stated_sizes` an image that cannot be read has the size
+    the file states, which `problems` tell.
     """
     root = Path(root)
     path, folder = instances_file(root, split), root / split
@@ -80,7 +82,11 @@ def load_coco(
         )
     problems: list[str] = []
     images = _images(content["images"], path, folder, problems)
-    stated = {entry.get("id") for entry in content["images"] if type(entry.get("id")) is int}
+    stated = {
+        entry["id"]: (entry.get("width"), entry.get("height"))
+        for entry in content["images"]
+        if type(entry.get("id")) is int
+    }
     # None: known, but not asked for
     label_of: dict[int, int | None] = dict.fromkeys(category_of.values())
     label_of.update((category_of[name], label) for label, name in enumerate(classes, start=1))
@@ -98,7 +104,10 @@ def load_coco(
     for number, image_path in images.items():
         with collecting(errors):
             records.append(
-                _read_record(f"{split}/{number}", image_path, objects[number], problems)
+                _read_record(
+                    f"{split}/{number}", image_path, objects[number], problems,
+                    stated[number] if stated_sizes else None,
+                )  # fmt: skip
             )
     source = CocoSource(path, tuple(category_of[name] for name in classes))
     return Dataset(classes, records, problems, root, split, source)
@@ -204,8 +213,9 @@ def _read_record(
     image_path: Path,
     objects: list[tuple[str, int, dict[str, Any]]],
     problems: list[str],
+    stated: tuple[object, object] | None,
 ) -> ImageRecord:
-    width, height = image_size(image_path)
+    width, height = image_size(image_path, stated, problems)
     boxes, labels, crowd = [], [], []
     for where, label, annotation in objects:
         x, y, w, h = bbox_of(annotation) or (math.nan,) * 4

@@ -17,6 +17,7 @@ def load_dataset(
     classes: Sequence[str] | None = None,
     *,
     errors: list[str] | None = None,
+    stated_sizes: bool = False,
 ) -> Dataset:
     """One split of a data set: `load_coco` where `root` has annotations/instances_SPLIT.json,
     `load_voc` where it has ImageSets.
@@ -25,11 +26,12 @@ def load_dataset(
     """
     root = Path(root)
     if instances_file(root, split).is_file():
-        return load_coco(root, split, classes, errors=errors)
+        return load_coco(root, split, classes, errors=errors, stated_sizes=stated_sizes)
     if (root / "ImageSets").is_dir():
-        return load_voc(root, split, classes, errors=errors)
+        return load_voc(root, split, classes, errors=errors, stated_sizes=stated_sizes)
     if any(root.glob("annotations/instances_*.json")):
-        return load_coco(root, split, classes, errors=errors)  # tells which splits there are
+        # It tells which splits there are.
+        return load_coco(root, split, classes, errors=errors, stated_sizes=stated_sizes)
     raise FileNotFoundError(
         f"{root}: no data set here; looked for annotations/instances_{split}.json (COCO, with the "
         f"images in {split}) and for ImageSets/Main/{split}.txt (VOC)"

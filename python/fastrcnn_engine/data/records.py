@@ -87,13 +87,28 @@ def collecting(errors: list[str] | None) -> Iterator[None]:
             errors.append(str(error))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file, from its header. Raises ValueError if it is no image."""
+def image_size(
+    path: Path, stated: tuple[object, object] | None, problems: list[str]
+) -> tuple[int, int]:
+    """(width, height) of an image file, from its header.
+
+    stated: the size to take for a file that is no image, numbers or texts; `problems` are told.
+
+    Raises ValueError if it is no image, and nothing or no size above 0 is stated.
+    """
     try:
         with Image.open(path) as image:
             return image.size
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not readable as an image: {error}") from None
+        text = f"{path}: not readable as an image: {error}"
+    try:
+        width, height = (int(str(value)) for value in stated or ())
+    except ValueError:  # another number of them, too
+        raise ValueError(text) from None
+    if min(width, height) < 1:
+        raise ValueError(text)
+    problems.append(f"{text}; the stated size, {width}x{height}, is used")
+    return width, height
 
 
 def usable_box(

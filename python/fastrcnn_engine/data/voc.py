@@ -33,6 +33,7 @@ def load_voc(
     classes: Sequence[str] | None = None,
     *,
     errors: list[str] | None = None,
+    stated_sizes: bool = False,
 ) -> Dataset:
     """Reads the images named in `ImageSets/Main/<split>.txt` under `root`, with their objects.
 
@@ -40,7 +41,8 @@ def load_voc(
     lib/datasets/pascal_voc.py). A box of no width or height, with a coordinate that is no number,
     or wholly outside the image is dropped; one that is partly outside is clipped; both are told in
     `problems`. The image's own size rules where the annotation states another. An image without
-    objects is a record with G = 0.
+    objects is a record with G = 0. With `stated_sizes` an image that cannot be read has the size
+    its annotation states, which `problems` tell.
 
     `classes` None: all names found in all annotation files of the folder, sorted, so that every
     split of a data set gets the same numbers.
@@ -84,7 +86,9 @@ def load_voc(
                 tree = _parse(path)
             image_path = _find_image(image_dir, image_names, image_id, tree)
             records.append(
-                _read_record(image_id, image_path, tree, path, label_of, problems, errors)
+                _read_record(
+                    image_id, image_path, tree, path, label_of, problems, errors, stated_sizes
+                )
             )
     return Dataset(classes, records, problems, root, split)
 
@@ -162,8 +166,9 @@ def _read_record(
     label_of: dict[str, int],
     problems: list[str],
     errors: list[str] | None,
+    stated_sizes: bool,
 ) -> ImageRecord:
-    width, height = _image_size(image_path, tree, path, problems)
+    width, height = _image_size(image_path, tree, path, problems, stated_sizes)
     boxes, labels, difficult = [], [], []
     for number, obj in enumerate(tree.findall("object"), start=1):
         with collecting(errors):
@@ -184,10 +189,14 @@ def _read_record(
 
 
 def _image_size(
-    image_path: Path, tree: ElementTree.Element, path: Path, problems: list[str]
+    image_path: Path,
+    tree: ElementTree.Element,
+    path: Path,
+    problems: list[str],
+    stated_sizes: bool,
 ) -> tuple[int, int]:
-    width, height = image_size(image_path)
     found = tree.findtext("size/width"), tree.findtext("size/height")
+    width, height = image_size(image_path, found if stated_sizes else None, problems)
     stated = [text.strip() for text in found if text is not None]
     if len(stated) == 2 and stated != [str(width), str(height)]:
         problems.append(

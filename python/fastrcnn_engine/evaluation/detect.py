@@ -3,12 +3,13 @@ lib/fast_rcnn/test.py). Each image by itself; paper_protocol.py looks at the who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fastrcnn_engine.data.images import Preprocessing, check_image, prepare_image
+from fastrcnn_engine.data.images import check_image, prepare_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.ops import Detections, detections, roi_pool_with_argmax
 
@@ -39,23 +40,23 @@ def nearest_levels(boxes: np.ndarray, factors: Sequence[float]) -> np.ndarray:
     return np.abs(areas[:, None] * np.square(factors) - CANONICAL_AREA).argmin(axis=1)
 
 
-def same_window(
+def bin_corners(
     rois: torch.Tensor, size: tuple[int, int], pooled_size: int, spatial_scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find RoIs that RoI pooling cannot tell apart.
+) -> np.ndarray:
+    """The cells of the map that RoI pooling compares for each bin.
 
     A bin is a rectangle of cells. Pooling a map that rises along the rows puts the maximum of each
     bin into its last cell, pooling the negated map into its first cell; so the two argmax maps are
     the bins themselves, as the operator sees them. (Repeating its rounding here would be a second
-    definition, which may drift; the original's shortcut merged RoIs with different windows.)
+    definition, which may drift.)
 
     Args:
         rois: (R, 5), all of one image, index 0.
         size: (h, w) of the feature map.
 
     Returns:
-        first: (U,) the row of the first RoI with each distinct window, and inverse: (R,) such that
-        RoI r has the window of RoI ``first[inverse[r]]``.
+        (R, 2, P, P) int32: last and first cell of each bin as row * w + column, -1 where it is
+        empty.
     """
     height, width = size
     # float64 counts cells exactly, whatever the size of the map.
@@ -63,7 +64,25 @@ def same_window(
     _, corners = roi_pool_with_argmax(
         torch.cat([rising, -rising], dim=1), rois.cpu(), pooled_size, spatial_scale
     )
-    keys = np.ascontiguousarray(corners.flatten(1).numpy())
+    return np.ascontiguousarray(corners.numpy())
+
+
+def same_window(
+    rois: torch.Tensor, size: tuple[int, int], pooled_size: int, spatial_scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find RoIs that RoI pooling cannot tell apart: those with the same bins.
+
+    The original's shortcut merged RoIs with different windows.
+
+    Args:
+        as ``bin_corners``.
+
+    Returns:
+        first: (U,) the row of the first RoI with each distinct window, and inverse: (R,) such that
+        RoI r has the window of RoI ``first[inverse[r]]``.
+    """
+    keys = bin_corners(rois, size, pooled_size, spatial_scale)
+    keys = keys.reshape(len(rois), 2 * pooled_size**2)
     keys = keys.view(np.dtype((np.void, keys.dtype.itemsize * keys.shape[1]))).ravel()
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     return first, inverse
@@ -75,7 +94,7 @@ def score_proposals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network says about each proposal of an image.
 
-    See ``run_proposals`` for the levels of an image pyramid.
+    See ``pyramid_maps`` for the levels of an image pyramid.
 
     Args:
         model: in evaluation mode, on any device.
@@ -129,11 +148,6 @@ def run_proposals(
 ) -> tuple[np.ndarray, ...]:
     """What a function of the pooled features gives for each proposal of an image.
 
-    With several short sides, each proposal is pooled from the level of the pyramid that suits it
-    (``nearest_levels``). The levels go through the network one after another, as images of their
-    own, and one that no proposal needs is left out. The original stacked them into one batch:
-    more memory, and its padding reached a little into the maps of the smaller levels.
-
     Args:
         model, image, proposals, deduplicate: as for ``score_proposals``.
         outputs: (r, C, S, S) -> several (r, width), for any number r of pooled proposals.
@@ -145,6 +159,34 @@ def run_proposals(
     Raises:
         ValueError: as ``detect_image``.
     """
+    results = tuple(np.empty((len(proposals), width), dtype=np.float32) for width in widths)
+    for level in pyramid_maps(model, image, proposals):
+        found = _run_at(level, model, outputs, deduplicate)
+        for result, own in zip(results, found, strict=True):
+            result[level.rows] = own
+    return results
+
+
+class LevelMap(NamedTuple):
+    """The feature map of one level of an image pyramid, and the proposals pooled from it."""
+
+    features: torch.Tensor  # (1, C, h, w)
+    rois: torch.Tensor  # (r, 5) in pixels of the network's input
+    rows: np.ndarray  # (r,) int64, which of the proposals these are
+    scale: float  # pixels of the input for one of the image
+    short_side: int
+
+
+def pyramid_maps(model: FastRCNN, image: np.ndarray, proposals: np.ndarray) -> Iterator[LevelMap]:
+    """Run an image through the backbone, at each size that some proposal is pooled from.
+
+    With several short sides, each proposal is pooled from the level of the pyramid that suits it
+    (``nearest_levels``). The levels go through the network one after another, as images of their
+    own, and one that no proposal needs is left out. The original stacked them into one batch:
+    more memory, and its padding reached a little into the maps of the smaller levels.
+
+    Arguments and errors: as ``detect_image``. To be used under ``torch.inference_mode``.
+    """
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
     proposals = np.ascontiguousarray(proposals, dtype=np.float32)
@@ -155,40 +197,37 @@ def run_proposals(
         raise ValueError(f"proposal {bad[0]} is not finite: {proposals[bad[0]].tolist()}")
     check_image(image)
 
+    device = model.delta_mean.device
     levels = model.preprocessing.levels()
+    sides = np.atleast_1d(model.preprocessing.short_side).tolist()
     assigned = nearest_levels(proposals, [level.scale(*image.shape[:2]) for level in levels])
-    results = tuple(np.empty((len(proposals), width), dtype=np.float32) for width in widths)
     for number, level in enumerate(levels):
         rows = np.flatnonzero(assigned == number)
         if len(rows):
-            found = _run_at(level, model, image, proposals[rows], outputs, deduplicate)
-            for result, own in zip(results, found, strict=True):
-                result[rows] = own
-    return results
+            tensor, scale = prepare_image(image, level)
+            boxes = np.insert(proposals[rows].astype(np.float64) * scale, 0, 0, axis=1)
+            rois = torch.from_numpy(boxes.astype(np.float32)).to(device)
+            features = model.backbone(tensor[None].to(device))
+            yield LevelMap(features, rois, rows, scale, sides[number])
 
 
 def _run_at(
-    level: Preprocessing,
+    level: LevelMap,
     model: FastRCNN,
-    image: np.ndarray,
-    proposals: np.ndarray,
     outputs: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
     deduplicate: bool,
 ) -> list[np.ndarray]:
-    """``run_proposals`` at one size of the image, for at least one proposal."""
-    device = model.delta_mean.device
-    tensor, scale = prepare_image(image, level)
-    boxes = np.insert(proposals.astype(np.float64) * scale, 0, 0, axis=1).astype(np.float32)
-    rois = torch.from_numpy(boxes).to(device)
-    features = model.backbone(tensor[None].to(device))
+    """``run_proposals`` for those of one level, at least one."""
+    rois = level.rois
     inverse = None
     if deduplicate:
+        height, width = level.features.shape[-2:]
         first, inverse = same_window(
-            rois, features.shape[-2:], model.pooled_size, 1.0 / model.stride
+            rois, (height, width), model.pooled_size, 1.0 / model.stride
         )
-        rois = rois[torch.from_numpy(first).to(device)]
+        rois = rois[torch.from_numpy(first).to(rois.device)]
     chunks = [
-        outputs(model.pool(features, rois[start : start + ROIS_PER_CHUNK]))
+        outputs(model.pool(level.features, rois[start : start + ROIS_PER_CHUNK]))
         for start in range(0, len(rois), ROIS_PER_CHUNK)
     ]
     joined = [torch.cat(parts).cpu().numpy() for parts in zip(*chunks, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import warnings
@@ -105,6 +106,8 @@ def export_onnx(
         raise ValueError(f"nms_threshold must be in [0, 1], got {nms_threshold}")
     if max_detections < 1:
         raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+    for package in ("onnx", "onnxscript"):  # torch tells of them late, and only the first time
+        importlib.import_module(package)
     translations = ops.onnx_translations()
     graph = DetectionGraph(model, score_threshold, nms_threshold, max_detections).eval()
     # Two proposals that every class likes, so that nothing is empty while torch looks.

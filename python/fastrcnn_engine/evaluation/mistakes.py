@@ -24,9 +24,40 @@ SOME_OVERLAP = 0.1  # IoU from which a mistake has to do with an object
 
 
 @dataclass(frozen=True)
-class Mistakes:
-    """Counts over a set of images. K classes.
+class FalsePositive:
+    """One wrong detection, row `row` of those of its image.
 
+    kind: one of KINDS. truth: the object that the kind is about, of the background the one that
+    overlaps most; None where none overlaps. iou: how much it does.
+    """
+
+    image_id: str
+    row: int
+    score: float
+    kind: str
+    truth: int | None
+    iou: float
+
+
+@dataclass(frozen=True)
+class MissedObject:
+    """Object `truth` of an image, which has no true positive.
+
+    row: the detection of any class that overlaps it most; None where none does. iou: how much.
+    """
+
+    image_id: str
+    truth: int
+    row: int | None
+    iou: float
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """The mistakes in a set of images. K classes.
+
+    wrong: the false positives by falling score. lost: the missed objects, largest first. Ties are
+        in the order of the images.
     kinds: (K, 4) false positives by class and KINDS. missed: (K,) objects without a true positive.
     confusion: (K + 1, K + 1), row: what it is, the last row nothing; column: what it was called,
         the last column nothing (missed). An object goes to the strongest detection of any class
@@ -35,12 +66,14 @@ class Mistakes:
     """
 
     classes: tuple[str, ...]
+    wrong: tuple[FalsePositive, ...]
+    lost: tuple[MissedObject, ...]
     kinds: np.ndarray
     missed: np.ndarray
     confusion: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The counts as plain values for JSON."""
         return {
             "false_positives": {
                 name: dict(zip(KINDS, row, strict=True))
@@ -59,6 +92,8 @@ def find_mistakes(
 ) -> Mistakes:
     """The mistakes of detections, as evaluate_voc takes them; `result` is what it said of them."""
     count = len(classes)
+    wrong: list[FalsePositive] = []
+    lost: list[tuple[float, MissedObject]] = []
     kinds = np.zeros((count, len(KINDS)), np.int64)
     missed = np.zeros(count, np.int64)
     confusion = np.zeros((count + 1, count + 1), np.int64)
@@ -67,21 +102,45 @@ def find_mistakes(
         found = detections[record.image_id]
         boxes = np.asarray(found.boxes, np.float32).reshape(-1, 4)
         labels = np.asarray(found.labels, np.int64)
+        scores = np.asarray(found.scores)
         match = result.matches[record.image_id]
         iou = np.asarray(box_iou(boxes, record.boxes, inclusive=True))
         same = labels[:, None] == record.labels[None, :]
-        own = np.max(np.where(same, iou, 0), axis=1, initial=0)
+        own = np.where(same, iou, 0)
+        nearest = np.max(own, axis=1, initial=0)
         other = np.max(np.where(same, 0, iou), axis=1, initial=0)
-        kind = np.select(
-            [own >= threshold, own >= np.float32(SOME_OVERLAP), other >= np.float32(SOME_OVERLAP)],
-            [0, 1, 2], 3,
-        )  # fmt: skip
-        wrong = match.status == FALSE_POSITIVE
-        np.add.at(kinds, (labels[wrong] - 1, kind[wrong]), 1)
-        lost = ~match.found & ~record.difficult
-        np.add.at(missed, record.labels[lost] - 1, 1)
-        _confuse(confusion, record, iou, np.asarray(found.scores), labels, threshold)
-    return Mistakes(tuple(classes), kinds, missed, confusion)
+        some = np.float32(SOME_OVERLAP)
+        kind = np.select([nearest >= threshold, nearest >= some, other >= some], [0, 1, 2], 3)
+        for row in np.flatnonzero(match.status == FALSE_POSITIVE).tolist():
+            kinds[labels[row] - 1, kind[row]] += 1
+            truth, overlap = _most(own[row] if kind[row] < 2 else iou[row])
+            wrong.append(
+                FalsePositive(
+                    record.image_id, row, float(scores[row]), KINDS[kind[row]], truth, overlap
+                )
+            )
+        for truth in np.flatnonzero(~match.found & ~record.difficult).tolist():
+            missed[record.labels[truth] - 1] += 1
+            x1, y1, x2, y2 = record.boxes[truth].tolist()
+            area = (x2 - x1 + 1) * (y2 - y1 + 1)
+            lost.append((area, MissedObject(record.image_id, truth, *_most(iou[:, truth]))))
+        _confuse(confusion, record, iou, scores, labels, threshold)
+    return Mistakes(
+        classes=tuple(classes),
+        wrong=tuple(sorted(wrong, key=lambda one: -one.score)),
+        lost=tuple(one for _, one in sorted(lost, key=lambda pair: -pair[0])),
+        kinds=kinds,
+        missed=missed,
+        confusion=confusion,
+    )
+
+
+def _most(overlaps: np.ndarray) -> tuple[int | None, float]:
+    """The first of the largest overlaps and how large it is; None where nothing overlaps."""
+    best = int(np.argmax(overlaps)) if len(overlaps) else None
+    if best is None or overlaps[best] <= 0:
+        return None, 0.0
+    return best, float(overlaps[best])
 
 
 def _confuse(

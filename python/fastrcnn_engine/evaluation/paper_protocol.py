@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,10 @@ PER_IMAGE = 100
 PER_SET = 40  # times the number of images
 
 
+def _alone(value: Any) -> list[Any]:
+    return [value]
+
+
 def detect_set(
     model: FastRCNN,
     images: Iterable[tuple[str, np.ndarray, np.ndarray]],
@@ -36,15 +41,17 @@ def detect_set(
     *,
     nms_threshold: float = 0.3,
     box_regression: bool = True,
+    gathered: Callable[[Any], list[Any]] = _alone,
 ) -> dict[str, Detections]:
     """Detect objects in a set of images by the paper's protocol.
 
     Args:
         model: in evaluation mode, on any device.
         images: image id, image (H, W, 3) uint8 RGB and proposals (P, 4), one image at a time.
-        total: number of images; the limits over the set depend on it.
+        total: number of images of the set; its limits depend on it.
         nms_threshold: overlap above which the weaker box of a class goes.
         box_regression: as in ``detect_image``.
+        gathered: as in ``best_of_set``, of several processes that share the set.
 
     Returns:
         Detections of each image by id, as ``detect_image`` returns them.
@@ -56,7 +63,7 @@ def detect_set(
         (image_id, *_scored_boxes(model, image, proposals, box_regression))
         for image_id, image, proposals in images
     )
-    return best_of_set(outputs, total, nms_threshold=nms_threshold)
+    return best_of_set(outputs, total, nms_threshold=nms_threshold, gathered=gathered)
 
 
 def _scored_boxes(
@@ -73,7 +80,11 @@ def _scored_boxes(
 
 
 def best_of_set(
-    outputs: Iterable[tuple[str, np.ndarray, np.ndarray]], total: int, *, nms_threshold: float
+    outputs: Iterable[tuple[str, np.ndarray, np.ndarray]],
+    total: int,
+    *,
+    nms_threshold: float,
+    gathered: Callable[[Any], list[Any]] = _alone,
 ) -> dict[str, Detections]:
     """Keep the detections of a set of images that the paper's protocol keeps.
 
@@ -81,11 +92,16 @@ def best_of_set(
     far, and what does not pass it now could not pass it at the end. So the result does not depend
     on the order of the images, and no more is held than 100 boxes of an image and class.
 
+    Several processes with a part of the set each tell one another their best scores before anything
+    is dropped for good. The threshold of a part is at most that of the set, so no part has lost a
+    box or a score that counts: the result is that of one process.
+
     Args:
         outputs: image id, boxes (P, K+1, 4) and scores (P, K+1), background in column 0, of one
             image at a time.
-        total: number of images.
+        total: number of images of the whole set.
         nms_threshold: as in ``detect_set``.
+        gathered: gives the values of all processes for that of this one; each calls it once.
 
     Returns:
         Detections of each image by id: boxes (M, 4), scores (M,), labels (M,) and rows (M,), by
@@ -109,6 +125,9 @@ def best_of_set(
             found.append((boxes[rows, label], scores[rows, label], labels, rows))
         candidates[image_id] = Detections(*map(np.concatenate, zip(*found, strict=True)))
 
+    thresholds = _joint_thresholds(
+        gathered({label: (best[label], thresholds[label]) for label in best}), PER_SET * total
+    )
     kept = {}
     for image_id, one in candidates.items():
         above = one.scores > [thresholds[label] for label in one.labels.tolist()]
@@ -116,3 +135,17 @@ def best_of_set(
         keep = batched_nms(one.boxes, one.scores, one.labels, nms_threshold, inclusive=True)
         kept[image_id] = Detections(*(values[keep] for values in one))
     return kept
+
+
+def _joint_thresholds(
+    parts: list[dict[int, tuple[list[float], float]]], limit: int
+) -> dict[int, float]:
+    """The thresholds of the set from the `limit` best scores and the threshold of each part."""
+    thresholds = {}
+    for label in {label for part in parts for label in part}:
+        scores, lowest = zip(*(part[label] for part in parts if label in part), strict=True)
+        together = np.concatenate(scores)
+        # One part alone may have been over the limit, and then holds exactly as many as it is.
+        over = len(together) > limit
+        thresholds[label] = np.partition(together, -limit)[-limit] if over else max(lowest)
+    return thresholds

@@ -71,7 +71,7 @@ def _results(runs: Sequence[RunFiles]) -> str:
         return [f"{pick(found):.4g}" if found else "" for found in values]
 
     rows = {
-        "mAP": _best([run.metrics and run.metrics["mAP"] for run in runs]),
+        "mAP": _best([run.metrics["mAP"] if run.metrics else None for run in runs]),
         "metric": of_test(lambda metrics: metrics["metric"]),
         "tested on": of_test(lambda m: m["settings"]["Evaluation"]["split"]),
         "images": of_test(lambda m: m["images"]),
@@ -150,9 +150,9 @@ def _differences(runs: Sequence[RunFiles]) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     rows = {}
     for name in names:
-        values = [run.settings and escape(shown(run.settings.get(name))) for run in runs]
+        values = [escape(shown(r.settings.get(name))) if r.settings else "" for r in runs]
         if name != "output" and len({value for value in values if value}) > 1:
-            rows[name] = [value or "" for value in values]
+            rows[name] = values
     if not rows:
         return ""
     return f"<section><h2>Settings that differ</h2>{_table('', runs, rows)}</section>"

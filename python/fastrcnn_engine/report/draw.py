@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ RIGHT: Colour = (21, 128, 61)
 WRONG: Colour = (220, 38, 38)
 MISSED: Colour = (194, 65, 12)
 OTHER: Colour = (100, 116, 139)
+ROI: Colour = (14, 165, 233)
 
 # Dark enough to carry white text, far enough apart to be told from each other.
 _PALETTE: tuple[Colour, ...] = (
@@ -41,7 +42,7 @@ class Mark:
     it is a missed object.
     """
 
-    box: tuple[float, float, float, float]
+    box: Sequence[float]
     colour: Colour
     label: str = ""
     dashed: bool = False
@@ -77,18 +78,26 @@ def verdict_marks(
     Dashed white: the ground truth that was found. `match` must be of these very detections.
     """
     marks = []
-    truth = zip(record.boxes, record.labels, record.difficult, match.found, strict=True)
-    for box, label, difficult, found in truth:
-        if found or difficult:
-            marks.append(Mark(tuple(box.tolist()), WHITE, dashed=True))
-        else:
-            marks.append(Mark(tuple(box.tolist()), MISSED, classes[label - 1], dashed=True))
+    for row, label in enumerate(record.labels.tolist()):
+        mark = truth_mark(record, match, row)
+        marks.append(replace(mark, label=classes[label - 1]) if mark.colour == MISSED else mark)
+    order = np.argsort(-np.asarray(detections.scores), kind="stable")
+    for row in order[::-1].tolist():  # the strongest on top
+        name = f"{classes[detections.labels[row] - 1]} {detections.scores[row]:.2f}"
+        marks.append(replace(detection_mark(detections, match, row), label=name))
+    return marks
+
+
+def truth_mark(record: ImageRecord, match: ImageMatch, row: int) -> Mark:
+    """Object `row` of an image in its colour of verdict_marks, without a label."""
+    found = match.found[row] or record.difficult[row]
+    return Mark(tuple(record.boxes[row].tolist()), WHITE if found else MISSED, dashed=True)
+
+
+def detection_mark(detections: Any, match: ImageMatch, row: int) -> Mark:
+    """Detection `row` of an image in its colour of verdict_marks, without a label."""
     colour = {TRUE_POSITIVE: RIGHT, FALSE_POSITIVE: WRONG, IGNORED: OTHER}
-    drawn = [
-        Mark(tuple(box), colour[int(status)], f"{classes[label - 1]} {score:.2f}")
-        for (box, score, label), status in zip(_rows(detections), match.status, strict=True)
-    ]
-    return marks + drawn[::-1]
+    return Mark(tuple(detections.boxes[row].tolist()), colour[int(match.status[row])])
 
 
 def draw_marks(

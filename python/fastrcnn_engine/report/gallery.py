@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from fastrcnn_engine.evaluation.voc import (
     VOCResult,
     evaluate_voc,
 )
+from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report.draw import Mark, class_colour, draw_marks, verdict_marks
 
 if TYPE_CHECKING:
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The detections at or above a score, in their old order."""
+class Drawn:
+    """The detections that are drawn, those of at least `score`, and what is right of them.
 
-    boxes: np.ndarray  # (M, 4)
-    scores: np.ndarray  # (M,)
-    labels: np.ndarray  # (M,) int64, 1..K
+    detections: image id -> Detections in their old order.
+    """
+
+    score: float
+    detections: Mapping[str, Detections]
+    result: VOCResult
 
 
 @dataclass(frozen=True)
@@ -44,43 +48,45 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The best and the worst images, and the evaluation of what is drawn on them."""
+    """The best and the worst images."""
 
-    score: float
-    result: VOCResult
     best: tuple[Shown, ...]
     worst: tuple[Shown, ...]
 
 
-def at_score(detections: Any, score: float) -> Kept:
-    """Only the detections with at least that score."""
-    scores = np.asarray(detections.scores)
-    keep = scores >= score
-    boxes, labels = np.asarray(detections.boxes), np.asarray(detections.labels)
-    return Kept(boxes[keep], scores[keep], labels[keep])
+def drawn_at(
+    records: Sequence[ImageRecord],
+    classes: Sequence[str],
+    detections: Mapping[str, Detections],
+    *,
+    score: float = 0.5,
+    iou_threshold: float = 0.5,
+) -> Drawn:
+    """The detections with at least that score, evaluated for themselves. Raises as evaluate_voc."""
+    kept = {}
+    for image_id, found in detections.items():
+        keep = np.asarray(found.scores) >= score
+        kept[image_id] = Detections(*(np.asarray(values)[keep] for values in found))
+    return Drawn(score, kept, evaluate_voc(records, classes, kept, iou_threshold=iou_threshold))
 
 
 def make_gallery(
     records: Sequence[ImageRecord],
     classes: Sequence[str],
-    detections: Mapping[str, Any],
+    drawn: Drawn,
     *,
-    score: float = 0.5,
-    iou_threshold: float = 0.5,
     count: int = 6,
     width: int = 640,
 ) -> Gallery:
-    """Draws the `count` best and `count` worst images with the detections of at least `score`.
+    """Draws the `count` best and `count` worst images with their detections.
 
     Images are ranked by F1 = 2 right / (2 right + wrong + missed), ties by more objects found and
     then by their order; an image without objects and detections has F1 1. No image is shown twice:
     a small set is split in halves. `width` is the width of the pictures in pixels.
     """
-    kept = {image_id: at_score(found, score) for image_id, found in detections.items()}
-    result = evaluate_voc(records, classes, kept, iou_threshold=iou_threshold)
 
     def rank(record: ImageRecord) -> tuple[float, int]:
-        right, wrong, missed = verdict_counts(record, result.matches[record.image_id])
+        right, wrong, missed = verdict_counts(record, drawn.result.matches[record.image_id])
         total = 2 * right + wrong + missed
         return (2 * right / total if total else 1.0, right)
 
@@ -89,14 +95,12 @@ def make_gallery(
     worst = min(count, len(ranked) - best)
 
     def show(record: ImageRecord) -> Shown:
-        match = result.matches[record.image_id]
-        marks = verdict_marks(record, kept[record.image_id], match, classes)
+        match = drawn.result.matches[record.image_id]
+        marks = verdict_marks(record, drawn.detections[record.image_id], match, classes)
         picture = draw_marks(load_image(record.image_path), marks, width=width)
         return Shown(record.image_id, picture, *verdict_counts(record, match))
 
     return Gallery(
-        score=score,
-        result=result,
         best=tuple(show(record) for record in ranked[:best]),
         worst=tuple(show(record) for record in ranked[::-1][:worst]),
     )

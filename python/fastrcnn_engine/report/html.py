@@ -17,12 +17,15 @@ from PIL import Image
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.mistakes import KINDS, Mistakes
 from fastrcnn_engine.evaluation.voc import ClassResult, VOCResult
+from fastrcnn_engine.report.cuts import HIGHEST, OF_EACH_KIND, Cut
 from fastrcnn_engine.report.draw import class_colour
-from fastrcnn_engine.report.gallery import Gallery, Shown
+from fastrcnn_engine.report.gallery import Drawn, Gallery, Shown
 from fastrcnn_engine.report.plots import curves_svg, precision_recall_svg
+from fastrcnn_engine.report.pooled import RIGHT_ONES, WRONG_ONES, Looked
 from fastrcnn_engine.report.style import CSS
 
 _METRIC_NAMES = {"area": "area under the curve", "11point": "VOC07, 11 points"}
+CUT_QUALITY = 72  # of JPEG, for the many small pictures
 MOST_CONFUSED = 25  # classes; the table of more is no longer read by anybody
 _AP_NAMES = {"area": "AP, area", "11point": "AP, 11 points"}
 
@@ -31,8 +34,10 @@ _AP_NAMES = {"area": "AP, area", "11point": "AP, 11 points"}
 class Report:
     """Everything a report shows. Empty fields leave their section out.
 
+    drawn: the detections that pictures, precision, recall and mistakes are about.
     coco: if COCO's is the metric, its numbers; counts, curves and pictures are those of `result`.
-    mistakes: of the detections that are drawn.
+    mistakes: of the drawn detections. wrong, missed: some of them cut from the photos, see cuts.py.
+    looked: what RoI pooling took from the photo for some of the detections.
     facts: small print under the title, name -> value, such as the data set and the network.
     seconds: stage -> wall-clock seconds, in the order of the run.
     log: rows of the training log with iteration, loss, loss_cls, loss_box.
@@ -43,9 +48,13 @@ class Report:
 
     title: str
     result: VOCResult
+    drawn: Drawn
     gallery: Gallery
     coco: COCOResult | None = None
     mistakes: Mistakes | None = None
+    wrong: Sequence[Cut] = ()
+    missed: Sequence[Cut] = ()
+    looked: Sequence[Looked] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     log: Sequence[Mapping[str, Any]] = ()
@@ -69,12 +78,15 @@ def render_report(report: Report) -> str:
     sections = [
         _headline(report),
         _notes(report.notes),
-        _class_table(report.result, report.gallery, report.coco),
+        _class_table(report.result, report.drawn, report.coco),
         _coco_numbers(report.coco),
-        _precision_recall(report.result, report.gallery.score),
-        _mistakes(report.mistakes, report.gallery),
+        _precision_recall(report.result, report.drawn.score),
+        _mistakes(report.mistakes, report.drawn),
+        _wrong(report.wrong, report.mistakes),
+        _missed(report.missed, report.mistakes),
         _training(report.log),
-        _pictures(report.gallery),
+        _pictures(report.gallery, report.drawn.score),
+        _looked(report.looked),
         _timing(report.seconds),
         _settings(report.settings),
         _reproduce(report.command, report.versions),
@@ -99,13 +111,13 @@ def _headline(report: Report) -> str:
         for name, value in report.facts.items()
     )
     objects = sum(c.npos for c in result.per_class)
-    counted = report.gallery.result.per_class
+    counted = report.drawn.result.per_class
     right, wrong = sum(c.tp for c in counted), sum(c.fp for c in counted)
     cards = [
         (f"{result.images}", "test images"),
         (f"{objects}", "objects to find"),
-        (_percent(_ratio(right, objects)), f"recall at score {report.gallery.score:g}"),
-        (_percent(_ratio(right, right + wrong)), f"precision at score {report.gallery.score:g}"),
+        (_percent(_ratio(right, objects)), f"recall at score {report.drawn.score:g}"),
+        (_percent(_ratio(right, right + wrong)), f"precision at score {report.drawn.score:g}"),
     ]
     for threshold, recall in report.proposal_recall.items():
         cards.append((_percent(recall), f"of the objects proposed, IoU {threshold:g}"))
@@ -141,13 +153,13 @@ def _notes(notes: Sequence[str]) -> str:
     )
 
 
-def _class_table(result: VOCResult, gallery: Gallery, coco: COCOResult | None) -> str:
+def _class_table(result: VOCResult, drawn: Drawn, coco: COCOResult | None) -> str:
     columns = _averages(result, coco)
     per_class = zip(*(values for _, values, _ in columns), strict=True)
     rows = "".join(
         _class_row(label, one, at, averages)
         for label, (one, at, averages) in enumerate(
-            zip(result.per_class, gallery.result.per_class, per_class, strict=True), start=1
+            zip(result.per_class, drawn.result.per_class, per_class, strict=True), start=1
         )
     )
     mean, *others = (number(mean) for _, _, mean in columns)
@@ -168,7 +180,7 @@ def _class_table(result: VOCResult, gallery: Gallery, coco: COCOResult | None) -
 <tfoot><tr><td>mean</td><td class="bar"></td><td><b>{mean}</b></td>{foot}</tr>
 </tfoot></table></div>
 <p class="hint">Detections counts all of them, however low their score. Precision and recall are
-those at a score of {gallery.score:g} and above, the ones drawn in the pictures. “n/a”: no test
+those at a score of {drawn.score:g} and above, the ones drawn in the pictures. “n/a”: no test
 image holds an object of the class, so it does not enter the mean. Difficult objects do not
 count.</p>
 </section>"""
@@ -231,7 +243,7 @@ the AP by area.</p>
 </section>"""
 
 
-def _mistakes(mistakes: Mistakes | None, gallery: Gallery) -> str:
+def _mistakes(mistakes: Mistakes | None, drawn: Drawn) -> str:
     if mistakes is None:
         return ""
     kinds = "".join(
@@ -239,7 +251,7 @@ def _mistakes(mistakes: Mistakes | None, gallery: Gallery) -> str:
         f"{_cells(one.tp, *counts, missed)}</tr>"
         for label, (name, one, counts, missed) in enumerate(
             zip(
-                mistakes.classes, gallery.result.per_class, mistakes.kinds.tolist(),
+                mistakes.classes, drawn.result.per_class, mistakes.kinds.tolist(),
                 mistakes.missed.tolist(), strict=True,
             ),
             start=1,
@@ -263,11 +275,120 @@ found already. Columns: what they were called.</p>"""
 <h2>Mistakes</h2>
 <div class="scroll"><table class="classes">
 <thead><tr><th>class</th>{heads}</tr></thead><tbody>{kinds}</tbody></table></div>
-<p class="hint">Detections with a score of at least {gallery.score:g}. A duplicate lies on an object
+<p class="hint">Detections with a score of at least {drawn.score:g}. A duplicate lies on an object
 that is found already; localisation: overlaps an object of its class, but too little; other class:
 overlaps one of another class; background: neither (Hoiem et al., 2012).</p>
 {confusion}
 </section>"""
+
+
+def _wrong(cuts: Sequence[Cut], mistakes: Mistakes | None) -> str:
+    if not cuts or mistakes is None:
+        return ""
+    totals = dict(zip(KINDS, mistakes.kinds.sum(axis=0).tolist(), strict=True))
+    every = sum(totals.values())
+    # Radio buttons and four lines of style choose the kind, without a script.
+    choices = [("all", len(cuts), every)]
+    choices += [(kind, sum(one.kind == kind for one in cuts), totals[kind]) for kind in KINDS]
+    buttons = "".join(
+        f'<input type="radio" name="kind" id="kind-{place}"{" checked" if place == 0 else ""}>'
+        f'<label for="kind-{place}">{kind} <span>{_of(count, total)}</span></label>'
+        for place, (kind, count, total) in enumerate(choices)
+        if total
+    )
+    figures = "".join(
+        _cut(one, f'<span><em class="wrong">{one.kind}</em></span>', KINDS.index(one.kind) + 1)
+        for one in cuts
+    )
+    chosen = "All of them"
+    if len(cuts) < every:
+        chosen = f"The {HIGHEST} with the highest scores, and {OF_EACH_KIND} of each kind at least"
+    return f"""<section>
+<h2>False positives by falling score</h2>
+<ul class="legend"><li><i class="wrong"></i>false positive</li>
+<li><i class="truth"></i>object, found or difficult</li>
+<li><i class="missed"></i>object, missed</li></ul>
+<p class="hint">{chosen}. Beside each, the object that it overlaps most, of its own class where that
+is what is wrong.</p>
+<div class="filter">{buttons}<div class="grid cuts">{figures}</div></div>
+</section>"""
+
+
+def _missed(cuts: Sequence[Cut], mistakes: Mistakes | None) -> str:
+    if not cuts or mistakes is None:
+        return ""
+    total = int(mistakes.missed.sum())
+    chosen = "All of them" if len(cuts) == total else f"The {len(cuts)} largest of {total}"
+    figures = "".join(_cut(one, "") for one in cuts)
+    return f"""<section>
+<h2>Missed objects by falling size</h2>
+<ul class="legend"><li><i class="missed"></i>missed object</li>
+<li><i class="wrong"></i>wrong detection</li>
+<li><i class="right"></i>detection that is right, of another object</li></ul>
+<p class="hint">{chosen}. Beside each, the detection that overlaps it most, if one does.</p>
+<div class="grid cuts">{figures}</div>
+</section>"""
+
+
+def _cut(one: Cut, verdict: str, kind: int | None = None) -> str:
+    about = f"{one.name}, {one.image_id}"
+    shown_with = "" if kind is None else f' class="kind-{kind}"'
+    return (
+        f"<figure{shown_with}>{_jpeg(one.picture, about, CUT_QUALITY)}"
+        f"<figcaption><b>{escape(one.name)}</b>{verdict}"
+        f"<span>{escape(one.beside or 'nothing overlaps')}</span>"
+        f"<small>{escape(one.image_id)}</small></figcaption></figure>"
+    )
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count}" if count == total else f"{count} of {total}"
+
+
+def _looked(looked: Sequence[Looked]) -> str:
+    if not looked:
+        return ""
+    figures = ""
+    for one in looked:
+        colour = "right" if one.verdict == "right" else "wrong"
+        about = f"{one.name}, {one.image_id}"
+        figures += (
+            f'<figure><div class="pair">{_jpeg(one.photo, about, CUT_QUALITY)}'
+            f"{_jpeg(one.heat, f'{about}: bins and maxima', CUT_QUALITY)}</div>"
+            f"<figcaption><b>{escape(one.name)}</b>"
+            f'<span><em class="{colour}">{one.verdict}</em></span>'
+            f"<span>{_pooled(one)}</span>"
+            f"<small>{escape(one.image_id)}</small></figcaption></figure>"
+        )
+    return f"""<section>
+<h2>What RoI pooling took</h2>
+<ul class="legend"><li><i class="roi"></i>RoI, the proposal</li>
+<li><i class="right"></i><i class="wrong"></i>what was detected from it</li>
+<li><i class="bins"></i>bins</li><li>few <i class="heat"></i> many maxima in a cell</li></ul>
+<p class="hint">The best right detection of each class, of {RIGHT_ONES} classes at most, and the
+{WRONG_ONES} highest false positives. RoI pooling rounds a RoI to cells of the network’s map,
+divides it into bins and passes on the maximum of each bin in each channel (paper, section 2.1).
+The brighter a cell, the more of the maxima came from it; the fullest of each RoI is brightest.
+Where bins share cells, these count for each of them. Maxima of a bin that holds one and the same
+number, behind a ReLU mostly 0, are flat and left out.</p>
+<div class="grid pictures pooling">{figures}</div>
+</section>"""
+
+
+def _pooled(one: Looked) -> str:
+    x1, y1, x2, y2 = one.roi
+    words = f"RoI of {x2 - x1 + 1:.0f} × {y2 - y1 + 1:.0f} pixels"
+    level = f"(short side {one.pooled.short_side})"
+    bins = one.pooled.bins
+    if not len(bins):
+        return f"{words}, outside the map {level}"
+    wide = bins[:, 2].max() - bins[:, 0].min() + 1
+    high = bins[:, 3].max() - bins[:, 1].min() + 1
+    total = one.pooled.channels * len(bins)
+    words += f" = {wide} × {high} cells {level}; {total} maxima"
+    if one.pooled.flat:
+        words += f", {_percent(one.pooled.flat / total)} of them flat"
+    return words
 
 
 def _shaded(counts: Sequence[int]) -> str:
@@ -292,7 +413,7 @@ def _training(log: Sequence[Mapping[str, Any]]) -> str:
 </section>"""
 
 
-def _pictures(gallery: Gallery) -> str:
+def _pictures(gallery: Gallery, score: float) -> str:
     def figures(shown: Sequence[Shown]) -> str:
         return "".join(
             f"<figure>{_jpeg(one.picture, one.image_id)}<figcaption><b>{escape(one.image_id)}</b>"
@@ -307,7 +428,7 @@ def _pictures(gallery: Gallery) -> str:
 <h2>Pictures</h2>
 <ul class="legend"><li><i class="right"></i>right</li><li><i class="wrong"></i>wrong</li>
 <li><i class="missed"></i>missed</li><li><i class="truth"></i>ground truth</li></ul>
-<p class="hint">Detections with a score of at least {gallery.score:g}. Test images are ranked by the
+<p class="hint">Detections with a score of at least {score:g}. Test images are ranked by the
 share that is right of all boxes and objects.</p>
 <h3>Best</h3>
 <div class="grid pictures">{figures(gallery.best)}</div>
@@ -402,9 +523,9 @@ def _duration(seconds: float) -> str:
     return text.replace(" ", "\u00a0")
 
 
-def _jpeg(picture: np.ndarray, name: str) -> str:
+def _jpeg(picture: np.ndarray, name: str, quality: int = 88) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=88)
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality, optimize=True)
     return _embedded("image/jpeg", buffer.getvalue(), name)
 
 

@@ -16,7 +16,7 @@ from fastrcnn_engine.report.draw import Colour, class_colour
 
 _INK = "#334155"
 _FAINT = "#e2e8f0"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 11,
     "axes.edgecolor": "#cbd5e1",
     "axes.labelcolor": _INK,

@@ -57,6 +57,26 @@ figure img { display: block; width: 100%; height: auto; border-radius: 8px; }
 figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px;
   padding: 6px 2px; font-size: 13px; color: var(--soft); overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); }
+figcaption small { font-size: 12px; }
+.cuts { grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); }
+.hint + .grid { margin-top: 14px; }
+.cuts img { aspect-ratio: 1; object-fit: contain; background: var(--ground); }
+.cuts figcaption { flex-direction: column; line-height: 1.35; }
+.pooling figcaption { justify-content: flex-start; }
+.cuts em, .pooling em { margin-left: 0; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; align-items: start; }
+.filter { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 14px; }
+.filter > .grid { flex: 0 0 100%; margin-top: 8px; }
+.filter input { position: absolute; opacity: 0; }
+.filter label { padding: 7px 14px; border: 1px solid var(--line); border-radius: 18px;
+  font-size: 14px; cursor: pointer; }
+.filter label span { color: var(--soft); }
+.filter input:checked + label { background: var(--ink); border-color: var(--ink); color: #fff; }
+.filter input:checked + label span { color: #cbd5e1; }
+.filter input:focus-visible + label { outline: 2px solid var(--accent); outline-offset: 2px; }
+#kind-1:checked ~ .cuts > :not(.kind-1), #kind-2:checked ~ .cuts > :not(.kind-2),
+#kind-3:checked ~ .cuts > :not(.kind-3), #kind-4:checked ~ .cuts > :not(.kind-4) {
+  display: none; }
 em { font-style: normal; font-weight: 600; margin-left: 8px; }
 em.right { color: var(--right); } em.wrong { color: var(--wrong); }
 em.missed { color: var(--missed); }
@@ -66,6 +86,11 @@ em.missed { color: var(--missed); }
   border: 3px solid; vertical-align: -1px; }
 i.right { border-color: var(--right); } i.wrong { border-color: var(--wrong); }
 i.missed { border: 3px dashed var(--missed); }
+i.roi { border-color: #0ea5e9; }
+.legend i.bins { border: 1px solid var(--faint);
+  background: linear-gradient(90deg, transparent 47%, var(--faint) 47% 53%, transparent 53%); }
+.legend i.heat { width: 70px; border: 0; margin-left: 5px;
+  background: linear-gradient(90deg, #333, #be1e1e 10%, #fa8c14 50%, #ffe150); }
 i.truth { border: 2px dashed var(--faint); }
 .settings { columns: 290px; column-gap: 36px; }
 .settings > div { margin-bottom: 18px; } .settings h3 { margin: 0 0 8px; break-after: avoid; }
@@ -80,7 +105,7 @@ pre { margin: 0 0 16px; padding: 14px 16px; border-radius: 10px; background: #0f
   margin-bottom: 8px; border-left: 0; border-right: 0; }
   h1 { font-size: 22px; } .score b { font-size: 52px; } .classes .bar { display: none; }
   td, th { padding-left: 7px; padding-right: 7px; }
-  .small { grid-template-columns: 1fr 1fr; gap: 10px; }
+  .small, .cuts { grid-template-columns: 1fr 1fr; gap: 10px; }
 }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
 """

@@ -131,7 +131,7 @@ class TrainConfig:
     """Iterations between two tests on val_split."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be read stops the run, or another one drawn takes its place; the log
-    names it."""
+    names it. Where its header cannot be read either, its size is the one that is stated."""
 
     amp: Literal["bf16", "fp16"] | None = None
     """Convolutions and fully connected layers in 16 bits (torch.autocast); weights, losses and box
@@ -145,6 +145,9 @@ class TrainConfig:
     """Threads that decode and scale the images of coming batches."""
     profile: bool = False
     """Measure where the time of an iteration goes."""
+    tensorboard: bool = False
+    """Write the numbers of log.jsonl for TensorBoard too, into the folder tensorboard beside it.
+    Needs the package of that name."""
 
     def resolved(self) -> ResolvedConfig:
         """The same settings with every recipe value filled in, checked.

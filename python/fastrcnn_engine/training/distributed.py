@@ -8,11 +8,12 @@ the size images are padded to, the statistics of batch normalisation, the sum of
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,9 @@ from fastrcnn_engine.training.config import checked_device
 
 # A process that neither answers nor dies is given up after this.
 TIMEOUT = timedelta(minutes=10)
+APART = 50  # how many images a process may be ahead of another, far less than TIMEOUT is worth
+_meetings = itertools.count()
+Item = TypeVar("Item")
 
 
 def environment() -> tuple[int, int]:
@@ -42,6 +46,16 @@ class Processes:
 
     def __init__(self, rank: int, count: int, device: torch.device):
         self.rank, self.count, self.device = rank, count, device
+
+    def share(self, items: Sequence[Item]) -> Iterator[Item]:
+        """This process's part, every so many; all go through the same items to the end.
+
+        Who is ahead waits a little now and then, rather than at the end and for too long.
+        """
+        for number, start in enumerate(range(0, len(items), self.count)):
+            if number % APART == 0:
+                self.all([number])
+            yield from items[start + self.rank : start + self.rank + 1]
 
     def all(self, row: Sequence[int]) -> list[list[int]]:
         """The rows of all processes, by their numbers; rows are of one length."""
@@ -68,6 +82,14 @@ class Processes:
             dist.all_gather_object(values, value)
         return values
 
+    def at_first(self, value: Any) -> list[Any] | None:
+        """The objects of all processes, by their numbers, in process 0; None in the others."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count if self.rank == 0 else None
+        dist.gather_object(value, values)
+        return values
+
     def parallel(self, model: nn.Module) -> nn.Module:
         """The module to call in training; its gradients are means over the processes."""
         return model if self.count == 1 else DistributedDataParallel(model)
@@ -79,7 +101,7 @@ class Processes:
 
 @contextmanager
 def join(device: str) -> Iterator[Processes]:
-    """Meet the other processes, and part from them at the end of the block.
+    """Meet the other processes, and part from them at the end of the block, all equally often.
 
     Under torchrun "cuda" is the GPU of this process on its machine.
 
@@ -98,11 +120,11 @@ def join(device: str) -> Iterator[Processes]:
     target = checked_device(device)
     if target.type == "cuda":
         torch.cuda.set_device(target)
-    # A restart may find the addresses of the processes before it in torchrun's store.
+    # In torchrun's store are the addresses of earlier meetings, and of processes that have died.
     store, _, _ = next(iter(rendezvous("env://", rank, count, timeout=TIMEOUT)))
     dist.init_process_group(
         "nccl" if target.type == "cuda" else "gloo", timeout=TIMEOUT, rank=rank, world_size=count,
-        store=PrefixStore(f"start-{restarts()}", store),
+        store=PrefixStore(f"start-{restarts()}-{next(_meetings)}", store),
     )  # fmt: skip
     try:
         yield Processes(rank, count, target)
@@ -112,8 +134,8 @@ def join(device: str) -> Iterator[Processes]:
             raise
         raise ConnectionError(
             f"process {rank} of {count} has lost another one; its own message, if it had the time "
-            "for one, says why. The last checkpoint is untouched, --resume goes on from it "
-            f"({str(error).splitlines()[0]})"
+            "for one, says why. The last checkpoint of a training is untouched, --resume goes on "
+            f"from it ({str(error).splitlines()[0]})"
         ) from error
     finally:
         if dist.is_initialized():

@@ -11,18 +11,39 @@ from pathlib import Path
 from typing import Any
 
 
+def summary_writer() -> type:
+    """torch's SummaryWriter. Raises ImportError that says what to install."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            f"tensorboard: the package is missing or incomplete ({error}): pip install tensorboard"
+        ) from error
+    return SummaryWriter
+
+
 class TrainLog:
     """``log.jsonl``: emptied by a new run; one that goes on drops the lines after its checkpoint.
 
-    Whatever a kill leaves behind, the next start makes a whole log of it.
+    Whatever a kill leaves behind, the next start makes a whole log of it. For TensorBoard the
+    numbers of all its lines are written anew at each start, so that it never shows others.
     """
 
-    def __init__(self, path: Path, start: int):
+    def __init__(self, path: Path, start: int, *, tensorboard: bool = False):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(b"".join(_lines_until(path, start)))
+        lines = _lines_until(path, start)
+        partial.write_bytes(b"".join(lines))
         os.replace(partial, path)
+        self.events = None
+        if tensorboard:
+            folder = path.with_name("tensorboard")
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self.events = summary_writer()(folder)
+            for line in lines:
+                self._show(json.loads(line))
         # Without a buffer: what cannot be written now is not tried again while the file is closed.
         self.file = open(path, "ab", buffering=0)
 
@@ -31,6 +52,15 @@ class TrainLog:
 
     def __exit__(self, *exception: object) -> None:
         self.file.close()
+        if self.events is not None:
+            self.events.close()
+
+    def _show(self, entry: dict[str, Any]) -> None:
+        if self.events is None:
+            return
+        for name, value in entry.items():
+            if isinstance(value, float):
+                self.events.add_scalar(name, value, entry["iteration"])
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line. Raises OSError that names the file, on a full disk for example."""
@@ -40,6 +70,9 @@ class TrainLog:
                 line = line[self.file.write(line) :]
         except OSError as error:
             raise OSError(f"cannot write the log {self.path}: {error.strerror}") from error
+        if self.events is not None:
+            self._show(entry)
+            self.events.flush()  # to be looked at now, not in two minutes
 
     def sync(self) -> None:
         """Have everything on the disk: a checkpoint must not know more than the log."""

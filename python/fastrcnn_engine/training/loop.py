@@ -28,7 +28,7 @@ from fastrcnn_engine.training.checkpoint import (
 from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig, checked_device
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
 from fastrcnn_engine.training.interrupt import Interrupt
-from fastrcnn_engine.training.log import Meter, TrainLog
+from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
 from fastrcnn_engine.training.resume import data_fingerprint, resume, start_from
 from fastrcnn_engine.training.sampling import build_roidb
@@ -119,12 +119,15 @@ def settled(config: TrainConfig) -> ResolvedConfig:
 
     Raises:
         ValueError: a bad setting, no such device, no weights file, no checkpoint to resume.
+        ImportError: TensorBoard is asked for and not installed.
     """
     checkpoint = config.output / "checkpoint.pt"
     if restarts() and checkpoint.is_file():
         config = dataclasses.replace(config, resume=True)
     resolved = config.resolved()
     checked_device(config.device)
+    if config.tensorboard:
+        summary_writer()
     if config.resume:
         if not checkpoint.is_file():
             raise ValueError(f"resume: checkpoint {checkpoint} does not exist")
@@ -198,7 +201,8 @@ def _train(
             f"{processes.count * config.accumulate}"
         )
     checkpoint, log = config.output / "checkpoint.pt", config.output / "log.jsonl"
-    dataset = load_dataset(config.data, config.split, config.classes)
+    skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
+    dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     store = ProposalStore(config.proposals)
     entries, unusable = build_roidb(dataset.records, store, config)
     learned_from = data_fingerprint(dataset.records, store)
@@ -260,7 +264,7 @@ def _train(
     with ExitStack() as stack:
         log_file = None
         if first:
-            log_file = stack.enter_context(TrainLog(log, start))
+            log_file = stack.enter_context(TrainLog(log, start, tensorboard=config.tensorboard))
             if start and config.keep:  # the run may have been killed between the two files
                 keep_checkpoints(checkpoint, start, config.keep)
         line = stack.enter_context(

@@ -37,8 +37,8 @@ def data_fingerprint(records: list[ImageRecord], proposals: ProposalStore) -> st
 # may move: what is in the data is compared by its fingerprint, and the weights were read already.
 FREE_ON_RESUME = {"output", "device", "resume", "iterations", "log_every", "checkpoint_every",
                   "keep", "val_split", "val_every", "on_bad_image", "cache_megabytes",
-                  "loader_threads", "profile", "data", "proposals", "weights", "weights_style",
-                  "init"}  # fmt: skip
+                  "loader_threads", "profile", "tensorboard", "data", "proposals", "weights",
+                  "weights_style", "init"}  # fmt: skip
 
 
 def start_from(path: Path, model: FastRCNN) -> None:

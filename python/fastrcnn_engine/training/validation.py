@@ -43,12 +43,11 @@ class Validation:
         Several processes share the images.
         """
         model.eval()
-        own = self.dataset.records[self.processes.rank :: self.processes.count]
         found = {
             record.image_id: detect_image(
                 model, load_image(record.image_path), self.store[record.image_id]
             )
-            for record in own
+            for record in self.processes.share(self.dataset.records)
         }
         model.train()
         everything = {}

@@ -1,0 +1,118 @@
+"""Proposals of many images, on all cores, into a file."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.progress import progress_bar
+from fastrcnn_engine.data.proposals.opencv import one_thread_each
+from fastrcnn_engine.data.proposals.search import Search
+from fastrcnn_engine.data.proposals.store import ProposalStore, write_proposals
+
+SAVE_SECONDS = 120  # a killed run loses at most this much work
+
+
+def compute_proposals(
+    items: Iterable[tuple[str, str | os.PathLike[str]]],
+    out_path: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    parts: Sequence[Path] = (),
+    **search: Any,
+) -> ProposalStore:
+    """Makes the proposals of (image id, image path) pairs, `workers` at once (None: all cores).
+
+    `search` are the fields of `Search`: method, mode, short_side and so on.
+
+    Images that are in the file already are kept and not searched again, so an interrupted run goes
+    on where it stopped: on Ctrl-C and on errors what is done is written first. An image whose file
+    has changed since (by its checksum) is searched again. The file does not depend on `workers`.
+    What is in `parts`, files made with the same settings, goes into the file as if found here.
+
+    Threads, not processes: OpenCV lets go of Python's lock while it searches, so they fill the
+    cores, and they work from any script and beside any thread pool of torch.
+
+    Raises ValueError when a file was made with other settings or an id comes twice, and what
+    `load_image` and `Search` raise.
+    """
+    method = Search(**search)
+    paths: dict[str, str | os.PathLike[str]] = {}
+    for image_id, path in items:
+        if image_id in paths:
+            raise ValueError(f"image {image_id!r} comes twice among the images to search")
+        paths[image_id] = path
+    settings = method.to_dict()
+    out_path = Path(out_path)
+    fingerprints = {image_id: _fingerprint(path) for image_id, path in paths.items()}
+    kept: dict[str, np.ndarray] = {}
+    written = 0  # how many of them are in the file itself
+    for path in (out_path, *parts):
+        if path.exists():
+            old = ProposalStore(path)
+            if old.settings != settings:
+                raise ValueError(
+                    f"{path}: holds proposals made with {old.settings}, asked for are "
+                    f"{settings}; give another file or remove this one"
+                )
+            fingerprints = old.fingerprints | fingerprints
+            kept |= {i: old[i] for i in old if fingerprints[i] == old.fingerprints[i]}
+        written = len(kept) if path == out_path else written
+    missing = [image_id for image_id in paths if image_id not in kept]
+    if not missing and len(kept) == written and out_path.exists():
+        return ProposalStore(out_path)
+
+    def save() -> None:
+        found = {i: f.result() for i, f in futures.items() if _succeeded(f)}
+        if found or len(kept) > written or not out_path.exists():
+            found = kept | found
+            ids = [i for i in kept if i not in paths] + [i for i in paths if i in found]
+            items = ((i, found[i]) for i in ids)
+            write_proposals(out_path, items, settings=settings, fingerprints=fingerprints)
+
+    def search_one(image_id: str) -> np.ndarray:
+        return method.boxes(load_image(paths[image_id]), image_id)
+
+    # One search, one core: the pool is the only one. A grid is not searched for.
+    alone = nullcontext() if method.method == "grid" else one_thread_each()
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    futures: dict[str, Future[np.ndarray]] = {}
+    saved = time.monotonic()
+    with alone:
+        try:
+            for image_id in missing:  # inside: the first can be done before the last is queued
+                futures[image_id] = pool.submit(search_one, image_id)
+            with progress_bar(progress) as bar:
+                done = len(kept.keys() & paths)
+                task = bar.add_task("proposals", total=len(paths), completed=done)
+                for future in as_completed(futures.values()):
+                    future.result()
+                    bar.advance(task)
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        save()
+                        saved = time.monotonic()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            save()
+    return ProposalStore(out_path)
+
+
+def _succeeded(future: Future[np.ndarray]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _fingerprint(path: str | os.PathLike[str]) -> str:
+    try:
+        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image file") from None

@@ -1,0 +1,172 @@
+"""The file that proposals are kept in.
+
+Proposals are computed once per data set and kept in one uncompressed .npz file: an array (P, 4)
+float32 for each image id, x1 y1 x2 y2 in pixels of the original image, 0-based, both ends
+inclusive. Training reads it through the page cache, so a set of any size costs no start-up time and
+no memory of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes, of each array in the file: mapped arrays are as good as allocated ones
+
+
+class ProposalStore:
+    """The proposals of many images, read from a file of `write_proposals` (or `np.savez`).
+
+    `store[image_id]` is a read-only (P, 4) float32 view of the mapped file; `in`, `len`, iteration
+    and `keys` go by image id. `settings` is what the file says about how it was made, or None;
+    `fingerprints[image_id]` tells of which image file, or is empty.
+
+    Raises FileNotFoundError when there is no file, ValueError when it is no uncompressed .npz, and
+    ValueError naming image and file when an image is not in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+                comment = archive.comment
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.path}: no such proposal file; `fastrcnn-engine proposals` makes one"
+            ) from None
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{self.path}: not an .npz file ({error})") from None
+        packed = [m.filename for m in members.values() if m.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise ValueError(
+                f"{self.path}: {packed[0]} is compressed and cannot be mapped; write the file "
+                "with write_proposals or numpy.savez"
+            )
+        self.settings: dict[str, Any] | None = json.loads(comment) if comment else None
+        self.fingerprints = {image_id: m.comment.decode() for image_id, m in members.items()}
+        self._offsets = {image_id: m.header_offset for image_id, m in members.items()}
+        self._arrays: dict[str, np.ndarray] = {}
+        with open(self.path, "rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        if image_id not in self._arrays:
+            if image_id not in self._offsets:
+                raise ValueError(
+                    f"{self.path}: no proposals for image {image_id!r} among the "
+                    f"{len(self)} images in it; compute them with `fastrcnn-engine proposals`"
+                )
+            self._arrays[image_id] = self._map(image_id)
+        return self._arrays[image_id]
+
+    def _map(self, image_id: str) -> np.ndarray:
+        # A zip member is a 30-byte header, its name, an extra field, then the bytes: here an .npy
+        # file.
+        start = self._offsets[image_id]
+        name_length, extra_length = struct.unpack_from("<HH", self._bytes, start + 26)
+        start += 30 + name_length + extra_length
+        # 128 bytes hold the .npy header of any (P, 4) array; longer ones are something else.
+        header = io.BytesIO(self._bytes[start : start + 256])
+        try:
+            version = np.lib.format.read_magic(header)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, fortran, dtype = read(header)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{self.path}: {image_id}.npy is no array ({error})") from None
+        if len(shape) != 2 or shape[1] != 4 or dtype != np.float32 or (fortran and shape[0] > 1):
+            raise ValueError(
+                f"{self.path}: proposals of {image_id!r} must be (P, 4) float32 in C order, "
+                f"got {shape} {dtype}{' in Fortran order' if fortran else ''}"
+            )
+        if shape[0] == 0:
+            return np.zeros((0, 4), np.float32)
+        flat = np.frombuffer(self._bytes, np.float32, shape[0] * 4, start + header.tell())
+        return flat.reshape(shape)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._offsets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._offsets)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def keys(self) -> Iterable[str]:
+        return self._offsets.keys()
+
+
+def write_proposals(
+    path: str | os.PathLike[str],
+    items: Iterable[tuple[str, np.ndarray]],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    fingerprints: Mapping[str, str] | None = None,
+) -> None:
+    """Writes (image id, boxes (P, 4)) pairs as a proposal file, whole or not at all.
+
+    The same items and settings give the same bytes. `settings` (plain values) and `fingerprints` (a
+    short text for each image id) are kept in the file.
+
+    Raises ValueError for an id that comes twice or boxes that are not (P, 4) finite numbers with
+    x1 <= x2 and y1 <= y2.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    seen: set[str] = set()
+    try:
+        with open(unfinished, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                if settings is not None:
+                    archive.comment = json.dumps(dict(settings), sort_keys=True).encode()
+                for image_id, boxes in items:
+                    if image_id in seen:
+                        raise ValueError(f"proposals of image {image_id!r} come twice")
+                    seen.add(image_id)
+                    member = io.BytesIO()
+                    np.lib.format.write_array(member, _checked(image_id, boxes), version=(1, 0))
+                    info = _aligned_member(f"{image_id}.npy", file.tell())
+                    info.comment = (fingerprints or {}).get(image_id, "").encode()
+                    archive.writestr(info, member.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _checked(image_id: str, boxes: np.ndarray) -> np.ndarray:
+    boxes = np.ascontiguousarray(boxes, dtype=np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"proposals of image {image_id!r} must be (P, 4), got {boxes.shape}")
+    good = np.isfinite(boxes).all(axis=1) & (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise ValueError(
+            f"proposals of image {image_id!r}, row {row}: expected finite x1 <= x2 and "
+            f"y1 <= y2, got {boxes[row].tolist()}"
+        )
+    return boxes
+
+
+def _aligned_member(name: str, offset: int) -> zipfile.ZipInfo:
+    # The date is fixed so that equal contents are equal files. The extra field is padding: the
+    # array's bytes (the .npy header is a multiple of 64) then start at a multiple of ALIGNMENT.
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    padding = -(offset + 30 + len(name.encode()) + 4) % ALIGNMENT
+    info.extra = struct.pack("<HH", 0xFFFF, padding) + bytes(padding)
+    return info
