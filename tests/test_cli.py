@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import pickle
 import re
 import shutil
@@ -21,7 +22,8 @@ from scipy.io import savemat
 
 from data.coco_files import coco_copy
 from data.edge_models import write_edge_model
-from fastrcnn_engine import bulk, cli, commands, pipeline
+from fastrcnn_engine import bulk, cli, pipeline
+from fastrcnn_engine.commands import results, training
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import (
@@ -199,7 +201,7 @@ def test_a_missing_proposal_is_an_error_that_names_the_image(capsys, drawn, tmp_
 
 
 def test_train_looks_at_everything_before_the_search(capsys, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "search_datasets", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr(training, "search_datasets", lambda *_: pytest.fail("searched"))
     same = ("train", "--data", drawn, "--split", "train", "--out", tmp_path / "run")
     tiny = (*same, "--network", "tiny")
     assert "device is 'gpu'" in failure(capsys, *tiny, "--device", "gpu")
@@ -212,7 +214,7 @@ def test_train_looks_at_everything_before_the_search(capsys, drawn, tmp_path, mo
 
 
 def test_given_proposals_must_hold_the_test_images_too(capsys, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "run_training", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(training, "run_training", lambda *_: pytest.fail("trained"))
     proposals = tmp_path / "train.npz"
     run("proposals", "--data", drawn, "--split", "train", "--out", proposals, "--short-side", 80)
     line = failure(
@@ -223,7 +225,7 @@ def test_given_proposals_must_hold_the_test_images_too(capsys, drawn, tmp_path, 
 
 
 def test_eval_checks_its_threshold_and_device_before_detecting(capsys, trained, monkeypatch):
-    monkeypatch.setattr(commands, "evaluate_and_report", lambda *_, **__: pytest.fail("detected"))
+    monkeypatch.setattr(results, "detect_dataset", lambda *_, **__: pytest.fail("detected"))
     line = failure(capsys, "eval", "--run", trained, "--iou-threshold", "1.5")
     assert "iou_threshold" in line and "1.5" in line
     assert "device is 'gpu'" in failure(capsys, "eval", "--run", trained, "--device", "gpu")
@@ -253,7 +255,7 @@ def test_ctrl_c_tells_how_to_go_on(capsys, drawn, trained, tmp_path, monkeypatch
     def stop(config):
         raise KeyboardInterrupt("resume goes on from iteration 2")
 
-    monkeypatch.setattr(commands, "run_training", stop)
+    monkeypatch.setattr(training, "run_training", stop)
     with pytest.raises(SystemExit) as end:
         run(
             "train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", tmp_path,
@@ -366,6 +368,8 @@ def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     assert store["test_0001"].tolist() == [[3, 2, 5, 4], [5, 4, 7, 6]]
     assert store.settings == {"method": "read", "files": ["train.mat", "test.mat"]}
     assert "exists already" in failure(capsys, *both, train, test)
+    line = failure(capsys, *both, train, test, "--out", tmp_path / "new.npz", "--min-size", 32)
+    assert "--min-size is 32, but with --read nothing is searched" in line
 
 
 def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
@@ -537,9 +541,16 @@ def test_coco_data_has_proposals_and_mistakes_are_named(drawn, trained, tmp_path
     assert "not readable as JSON" in failure(capsys, "eval", "--run", trained, "--data", data)
 
 
+def nothing_is_begun(monkeypatch):
+    """Whatever takes long fails the test."""
+    begins = [(training, "run_training"), (results, "detect_dataset"), (results, "detect_files")]
+    begins += [(module, "search_datasets") for module in (training, results)]
+    for module, name in begins:
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("went on"))
+
+
 def test_the_metric_coco_is_there_before_the_training(capsys, drawn, trained, monkeypatch):
-    for name in ("run_training", "search_datasets", "evaluate_and_report"):
-        monkeypatch.setattr(commands, name, lambda *_, **__: pytest.fail("went on"))
+    nothing_is_begun(monkeypatch)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     train = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", "none")
     for command in (train, ("eval", "--run", trained)):
@@ -578,8 +589,7 @@ def test_several_scales_travel_from_training_to_test_and_can_be_replaced(drawn, 
 
 
 def test_bad_scales_are_refused_before_anything_is_done(capsys, drawn, trained, monkeypatch):
-    for name in ("search_datasets", "run_training", "evaluate_and_report", "detect_files"):
-        monkeypatch.setattr(commands, name, lambda *_, **__: pytest.fail("went on"))
+    nothing_is_begun(monkeypatch)
     train = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", "none")
     test = ("eval", "--run", trained)
     find = ("detect", drawn / "JPEGImages", "--checkpoint", trained)
@@ -728,6 +738,12 @@ def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path
     for many in ((), ("--many",)):
         line = failure(capsys, *asked, retrained(settings), *many)
         assert "absent.yml: no such model" in line
+    model = write_edge_model(tmp_path / "model.yml")
+    settings = Search("edge-boxes", edge_model=model).to_dict()
+    run(*asked, retrained(settings))
+    write_edge_model(model, threshold=0.9)
+    line = failure(capsys, *asked, retrained(settings))
+    assert "model.yml: another model than the one that made the proposals" in line
 
 
 def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
@@ -853,6 +869,21 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
     assert rows_of(tmp_path / "shared" / "detections") == lines
     names = {path.name for path in (tmp_path / "shared" / "detections").iterdir()}
     assert len(names) == 7 and {"part-00003.1-of-2.parquet", "part-00002.2-of-2.parquet"} <= names
+
+    # However a job is cut: what one part has detected no other does again.
+    capsys.readouterr()
+    run(*command[:-1], tmp_path / "shared", "--format", "parquet")
+    run(*shards, "2/3")
+    assert capsys.readouterr().out.count("images: 0 done") == 2
+    assert rows_of(tmp_path / "shared" / "detections") == lines
+
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg"))  # no UTF-8
+    strange.write_bytes((folder / "test_0000.jpg").read_bytes())
+    for _ in range(2):
+        run("detect", strange, "--many", "--checkpoint", trained, "--out", tmp_path / "strange",
+            "--format", "parquet")  # fmt: skip
+    (row,) = rows_of(tmp_path / "strange" / "detections")
+    assert row["image"].endswith("/\\udcff.jpg")
 
     (parts / "part-00002.parquet").write_text("other")
     assert "part-00002.parquet: not a part of detections" in failure(capsys, *parquet)

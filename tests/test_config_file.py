@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fastrcnn_engine import cli, commands
-from fastrcnn_engine.commands import Train, configured
+from fastrcnn_engine import cli
+from fastrcnn_engine.commands import training
+from fastrcnn_engine.commands.training import Train, configured
 from fastrcnn_engine.config_file import presets, read_settings
 
 
@@ -95,7 +96,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, monkey
         "{data: here, split: val, seed: 9, flip: false, short_side: [72, 96]}"
     )
     seen = []
-    monkeypatch.setattr(commands, "train", lambda options, command: seen.append(options))
+    monkeypatch.setattr(training, "train", lambda options, command: seen.append(options))
     cli.main(["train", f"--config={tmp_path / 'run.yaml'}", "--seed", "5", "--short-side", "80"])
     cli.main(["train", "--split", "all", "--config", str(tmp_path / "run.yaml"), "--flip"])
     first, second = seen
@@ -114,9 +115,9 @@ def test_a_missing_config_is_a_mistake_and_not_a_training(capsys):
 
 def test_the_settings_saved_with_a_run_are_a_config(tmp_path, monkeypatch):
     """Written by the command, read by the command: the same settings, resolved."""
-    monkeypatch.setattr(commands, "load_dataset", lambda *_, **__: None)
-    monkeypatch.setattr(commands, "ProposalStore", lambda _: type("Store", (), {"settings": None}))
-    monkeypatch.setattr(commands, "_check_proposals", lambda *_: None)
+    monkeypatch.setattr(training, "load_dataset", lambda *_, **__: None)
+    monkeypatch.setattr(training, "ProposalStore", lambda _: type("Store", (), {"settings": None}))
+    monkeypatch.setattr(training, "check_proposals", lambda *_: None)
 
     class Trained(Exception):
         pass
@@ -124,7 +125,7 @@ def test_the_settings_saved_with_a_run_are_a_config(tmp_path, monkeypatch):
     def stop(config):
         raise Trained
 
-    monkeypatch.setattr(commands, "run_training", stop)
+    monkeypatch.setattr(training, "run_training", stop)
     saved = []
     for number, given in enumerate((
         ["--network", "tiny", "--short-side", "72", "96", "--max-side", "99", "--classes", "a", "b",

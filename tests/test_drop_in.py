@@ -37,12 +37,11 @@ def test_the_guide_shows_the_examples() -> None:
         assert code and f"\n{code}\n" in page, code
 
 
-def test_every_example_gives_the_same_before_and_after(bench) -> None:
-    """With this package in torchvision's place, where that is not installed."""
-    try:
-        peers = [bench.TorchVision(1)]
-    except Exception:
-        peers = [SimpleNamespace(name="torchvision", ops=fastrcnn_engine)]
+def test_every_example_runs(bench) -> None:
+    """With this package in torchvision's place: the tests are run without torchvision, and whether
+    results are the same as its own the benchmark checks before it times. The loop is a comparison.
+    """
+    peers = [SimpleNamespace(name="torchvision", ops=fastrcnn_engine)]
     sections = bench.sections(peers, "cpu")
     assert [len(section.rows) for section in sections] == [2, 2, 2, 2]
     for section in sections:

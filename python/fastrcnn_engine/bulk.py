@@ -83,7 +83,9 @@ class ParquetParts:
         ])  # fmt: skip
         path.mkdir(parents=True, exist_ok=True)
         own = sorted(path.glob(self._part("?????").name))
-        self.known = {image for part in own for image in self._images(part)}
+        # Of all parts, of a job that was cut otherwise too: the folder is one table.
+        parts = path.glob("part-*.parquet")
+        self.known = {image for part in parts for image in self._images(part)}
         self.next = int(own[-1].name[5:10]) + 1 if own else 0
         self._start()
 
@@ -113,12 +115,16 @@ class ParquetParts:
 
     def _write(self) -> None:
         part = self._part(f"{self.next:05}")
-        unfinished = part.with_name(f".{part.name}.tmp")  # readers of a folder pass over a dot
+        # Readers of a folder pass over a dot. The process: another run may work on the same part.
+        unfinished = part.with_name(f".{part.name}.{os.getpid()}.tmp")
         with open(unfinished, "wb") as file:
             table = self.arrow.Table.from_batches(self.rows).combine_chunks()
             self.arrow.parquet.write_table(table, file)
             file.flush()
             os.fsync(file.fileno())
+        if part.exists():
+            unfinished.unlink()
+            raise FileExistsError(f"{part} is there already: another run works on the same part")
         os.replace(unfinished, part)
         self.next += 1
         self._start()
@@ -166,7 +172,7 @@ def detect_many(
     Raises OSError when a row cannot be written; what was written stays.
     """
     images = list(dict.fromkeys(images))
-    left = [image for image in images if str(image) not in rows.known]
+    left = [image for image in images if _text(image) not in rows.known]
 
     def prepare(image: Path) -> Prepared:
         pixels = load_image(image)
@@ -179,11 +185,11 @@ def detect_many(
         for image, prepared in _ahead(
             prepare, left, workers or os.cpu_count() or 1, by_turns=by_turns
         ):
-            row: dict[str, Any] = {"image": str(image)}
+            row: dict[str, Any] = {"image": _text(image)}
             try:
                 pixels, proposals = prepared.result()
             except (OSError, ValueError) as error:
-                row["error"] = str(error)
+                row["error"] = _text(error)
                 unreadable += 1
             else:
                 found = detect_image(model, pixels, proposals, **detection)
@@ -217,6 +223,11 @@ def _ahead(
                 queue.extend(begun(8 * workers if by_turns else 1))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _text(value: object) -> str:
+    """As text that any file takes: of a file name that is not UTF-8 the bytes are spelt out."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _whole_lines(path: Path) -> set[str]:

@@ -123,9 +123,9 @@ class Demo:
     """Training iterations of two images each (paper 4.1: 40 000 for VOC)."""
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import training
 
-        commands.demo(self, command)
+        training.demo(self, command)
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ class CheckData:
     """Folder for check.json, sizes.svg and samples.jpg."""
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import data
 
-        commands.check_data(self)
+        data.check_data(self)
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,9 @@ class Proposals:
     search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import data
 
-        commands.proposals(self)
+        data.proposals(self)
 
 
 @dataclass(frozen=True)
@@ -225,9 +225,9 @@ class Eval:
     detection: Detection = field(default_factory=Detection)
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import results
 
-        commands.evaluate(self, command)
+        results.evaluate(self, command)
 
 
 @dataclass(frozen=True)
@@ -269,9 +269,9 @@ class Detect:
     name."""
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import results
 
-        commands.detect(self)
+        results.detect(self)
 
 
 @dataclass(frozen=True)
@@ -298,9 +298,9 @@ class Compress:
     """A torch device: cpu, cuda, cuda:1."""
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import detectors
 
-        commands.compress(self)
+        detectors.compress(self)
 
 
 @dataclass(frozen=True)
@@ -325,9 +325,9 @@ class Svm:
     """A torch device: cpu, cuda, cuda:1."""
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import detectors
 
-        commands.svm(self)
+        detectors.svm(self)
 
 
 @dataclass(frozen=True)
@@ -355,9 +355,9 @@ class Export:
     """... unless the long side would pass this; None: as in the training."""
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import detectors
 
-        commands.export(self)
+        detectors.export(self)
 
 
 @dataclass(frozen=True)
@@ -375,9 +375,9 @@ class ReportRuns:
     """The page to write."""
 
     def run(self, command: str) -> None:
-        from fastrcnn_engine import commands
+        from fastrcnn_engine.commands import results
 
-        commands.report(self)
+        results.report(self)
 
 
 @dataclass(frozen=True)
@@ -437,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _command_class(name: str) -> type:
     if name == "train":  # its settings are those of the training loop, which needs torch
-        from fastrcnn_engine.commands import Train
+        from fastrcnn_engine.commands.training import Train
 
         return Train
     return {
@@ -456,7 +456,7 @@ def _defaults(name: str, arguments: list[str]) -> dict[str, Any]:
     source = parser.parse_known_args(arguments)[0].config
     if source is None:
         return {}
-    from fastrcnn_engine.commands import configured
+    from fastrcnn_engine.commands.training import configured
 
     return {"default": configured(source)}
 

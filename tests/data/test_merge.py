@@ -45,16 +45,25 @@ def test_boxes_follow_one_another_and_none_comes_twice():
 
 @pytest.mark.parametrize(
     "name",
-    ["val/139", "139", 139, "000000000139", "000000000139.jpg", "val2017/000000000139.jpg",
+    ["val/139", "139", "000000000139", "000000000139.jpg", "val2017/000000000139.jpg",
      "data/coco/val2017/000000000139.jpg"],
 )  # fmt: skip
 def test_names_of_a_coco_image(name):
     dataset = split_of(
         "val/139", "val/285", folder="val2017", files=["000000000139.jpg", "000000000285.jpg"]
     )
-    boxes = {str(name): box(1), "285": box(2)}
+    boxes = {name: box(1), "285": box(2)}
     merged = merge_proposals([file_of(boxes)], [dataset])
     np.testing.assert_array_equal(merged.boxes["val/139"], box(1))
+
+
+def test_an_id_is_itself_whatever_else_may_be_written_so():
+    boxes = {"1_2": box(1), "12": box(2), "0012": box(3)}
+    merged = merge_proposals([file_of(boxes)], [split_of(*boxes)])
+    for image_id, own in boxes.items():
+        np.testing.assert_array_equal(merged.boxes[image_id], own)
+    with pytest.raises(ValueError, match="'00012' may be any of"):
+        merge_proposals([file_of({"00012": box(1)})], [split_of(*boxes)])
 
 
 @pytest.mark.parametrize("name", ["2008_000002", "2008000002", "JPEGImages/2008_000002.jpg"])

@@ -146,7 +146,6 @@ def test_a_hostile_pickle_is_named_and_does_not_run(tmp_path, protocol):
         "system": Calls(os.system, f"touch {ran}"),
         "eval": Calls(eval, code),
         "exec": Calls(exec, code),
-        "getattr": Calls(getattr, "text", "upper"),
         "import": Calls(__import__, "os"),
         "popen": Calls(subprocess.Popen, ["touch", str(ran)]),
         "save": Calls(np.save, str(ran), [1]),
@@ -186,6 +185,10 @@ NDARRAY = RECONSTRUCT + b"(cnumpy\nndarray\n(I0\ntVb\ntR"
         (NDARRAY + b"(I1\n(I1000\nt" + DTYPE % b"f4" + b"I00\nVabcd\ntb.", "reshape"),
         (NDARRAY + b"(I1\n(I1\ntVf4\nI00\nVabcd\ntb.", "array of type 'f4'"),
         (NDARRAY + b"(I1\n(I1\nt" + DTYPE % b"f4" + b"I00\n(lp0\ntb.", "list"),
+        # Some versions of Python write the member of an enum so.
+        (b"cbuiltins\ngetattr\n(Vtext\nVupper\ntR.", "asks for 'upper' of 'text'"),
+        (b"cbuiltins\ngetattr\n(cdetectron2.structures.boxes\nBoxMode\nV__class__\ntR.",
+         "asks for '__class__' of"),
         (b"c_codecs\nencode\n(Vtext\nVrot13\ntR.", "encodes a text as 'rot13'"),
         (b"cbuiltins\nbytes\n(I1000000\ntR.", "takes 0 positional arguments"),
         # BUILD sets attributes: of what is called, and of the classes.
@@ -211,6 +214,12 @@ def test_what_an_honest_file_would_not_do_is_refused(tmp_path, stream, message):
     # Nothing of it stays behind.
     honest = written(tmp_path / "honest.pkl", [np.arange(3), {1}], 2)
     assert read_pickle(honest)[0].tolist() == [0, 1, 2]
+
+
+def test_the_member_of_an_enum_as_some_versions_of_python_write_it(tmp_path):
+    path = tmp_path / "p.pkl"
+    path.write_bytes(b"cbuiltins\ngetattr\n(cdetectron2.structures.boxes\nBoxMode\nVXYWH_ABS\ntR.")
+    assert read_pickle(path) == 1
 
 
 def test_a_missing_file_is_named(tmp_path):

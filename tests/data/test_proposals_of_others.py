@@ -63,6 +63,13 @@ def test_image_files_are_zero_based_and_column_first(tmp_path, name):
     assert boxes.dtype == np.float32 and boxes.tolist() == [[0, 1, 20, 10]]
 
 
+@pytest.mark.parametrize("content", [b"", b"MATLAB", bytes(200), b"MATLAB 5.0 " * 50])
+def test_broken_mat_files_are_named(tmp_path, content):
+    (tmp_path / "broken.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.mat: (not readable as|has no variable)"):
+        read_proposals(tmp_path / "broken.mat")
+
+
 def test_mat_files_that_cannot_be_used_are_named(tmp_path):
     zero_based = np.array([[0, 1, 20, 10]], np.uint16)  # in a set file
     scipy.io.savemat(tmp_path / "set.mat", {"boxes": cell_of(zero_based)})
@@ -119,10 +126,12 @@ def test_detectron2_writes_lists_by_image_id(tmp_path, protocol):
 def test_detectron_names_the_lists_otherwise(tmp_path, ids):
     content = {"boxes": [BOXES.astype(np.float64)], "scores": [LOGITS[:, None]], "indexes": ids}
     file = read_proposals(pickled(tmp_path / "voc.pkl", content))
-    assert file.boxes["000005"].tolist() == RANKED and file.ranked
+    # Its boxes name their last pixel already.
+    ranked = BOXES[np.argsort(-LOGITS)].tolist()
+    assert file.boxes["000005"].tolist() == ranked and file.ranked
     del content["scores"]
     file = read_proposals(pickled(tmp_path / "voc.pkl", content))
-    assert file.boxes["000005"][0].tolist() == [0, 0, 49, 39] and not file.ranked
+    assert file.boxes["000005"].tolist() == BOXES.tolist() and not file.ranked
 
 
 def test_boxes_of_corner_and_size(tmp_path):
@@ -140,6 +149,7 @@ def test_boxes_of_corner_and_size(tmp_path):
         ({"boxes": 5}, "boxes must be a list"),
         ({"scores": [LOGITS, LOGITS]}, "scores must be a list"),
         ({"scores": [LOGITS[:2]]}, "a: 2 scores for 3 boxes"),
+        ({"scores": [{"high": 1}]}, "a: scores must be an array of numbers"),
         ({"boxes": [np.zeros((3, 6))]}, r"a: boxes must be \(P, 4\), got \(3, 6\)"),
         ({"boxes": [["one", "two", "three"]]}, "a: boxes must be an array of numbers"),
         ({"boxes": [np.float32([[5, 5, 4, 9]])], "scores": [[1]]}, "a, row 0: boxes with x1 > x2"),

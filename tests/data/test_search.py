@@ -152,6 +152,11 @@ def test_the_model_of_edge_boxes_is_part_of_the_settings(tmp_path):
     store = compute_proposals(items, tmp_path / "p.npz", **options)
     assert store.settings["edge_model"] == str(model)
     assert Search.from_dict(store.settings) == Search("edge-boxes", edge_model=model)
+    # Where it lies is no part: the file of another folder, or machine, goes on.
+    moved = tmp_path / "elsewhere" / "m.yml"
+    moved.parent.mkdir()
+    moved.write_bytes(model.read_bytes())
+    compute_proposals(items, tmp_path / "p.npz", **options | {"edge_model": moved})
     write_edge_model(model, threshold=0.9)
     with pytest.raises(ValueError, match=r"p\.npz: holds proposals made with"):
         compute_proposals(items, tmp_path / "p.npz", **options)

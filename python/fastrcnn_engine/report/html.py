@@ -324,7 +324,8 @@ def _missed(cuts: Sequence[Cut], mistakes: Mistakes | None) -> str:
 <h2>Missed objects by falling size</h2>
 <ul class="legend"><li><i class="missed"></i>missed object</li>
 <li><i class="wrong"></i>wrong detection</li>
-<li><i class="right"></i>detection that is right, of another object</li></ul>
+<li><i class="right"></i>detection that is right, of another object</li>
+<li><i class="other"></i>of a difficult one</li></ul>
 <p class="hint">{chosen}. Beside each, the detection that overlaps it most, if one does.</p>
 <div class="grid cuts">{figures}</div>
 </section>"""

@@ -86,7 +86,7 @@ em.missed { color: var(--missed); }
   border: 3px solid; vertical-align: -1px; }
 i.right { border-color: var(--right); } i.wrong { border-color: var(--wrong); }
 i.missed { border: 3px dashed var(--missed); }
-i.roi { border-color: #0ea5e9; }
+i.other { border-color: #64748b; } i.roi { border-color: #0ea5e9; }
 .legend i.bins { border: 1px solid var(--faint);
   background: linear-gradient(90deg, transparent 47%, var(--faint) 47% 53%, transparent 53%); }
 .legend i.heat { width: 70px; border: 0; margin-left: 5px;

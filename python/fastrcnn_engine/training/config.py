@@ -243,7 +243,7 @@ if TYPE_CHECKING:
 
     @dataclass(frozen=True)
     class ResolvedConfig(TrainConfig):
-        """What `resolved` gives: what a recipe has is not None there."""
+        """What `resolved` gives: what a recipe has is not None there. For type checkers alone."""
 
         iterations: int = 0
         learning_rate: float = 0.0

@@ -16,7 +16,7 @@ import numpy as np
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import progress_bar
 from fastrcnn_engine.data.proposals.opencv import one_thread_each
-from fastrcnn_engine.data.proposals.search import Search
+from fastrcnn_engine.data.proposals.search import Search, same_boxes
 from fastrcnn_engine.data.proposals.store import ProposalStore, write_proposals
 
 SAVE_SECONDS = 120  # a killed run loses at most this much work
@@ -60,7 +60,7 @@ def compute_proposals(
     for path in (out_path, *parts):
         if path.exists():
             old = ProposalStore(path)
-            if old.settings != settings:
+            if not same_boxes(old.settings, settings):
                 raise ValueError(
                     f"{path}: holds proposals made with {old.settings}, asked for are "
                     f"{settings}; give another file or remove this one"

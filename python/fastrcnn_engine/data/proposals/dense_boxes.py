@@ -9,7 +9,7 @@ ASPECTS = (0.5, 1.0, 2.0)  # height / width
 
 
 def dense_boxes(width: int, height: int) -> np.ndarray:
-    """Boxes of all sizes and places in an image, (P, 4) float32; some 5000 in one of 4 to 3.
+    """Boxes of all sizes and places in an image, (P, 4) float32; some 5600 in one of 4 to 3.
 
     They have the areas of squares with SIDES, and ASPECTS; neighbours lie a quarter of the width
     or height apart, and all are whole pixels within the image. The paper does not say how its

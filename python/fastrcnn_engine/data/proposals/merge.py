@@ -70,7 +70,7 @@ def merge_proposals(
         else:
             pairs = []
             for name in file.boxes:
-                image_id = _image_of(name, known, file.path)
+                image_id = name if name in records else _image_of(name, known, file.path)
                 if image_id is None:
                     unknown.append((file.path, name))
                 else:

@@ -43,7 +43,7 @@ def read_proposals(path: str | os.PathLike[str]) -> ProposalFile:
 
     Pickles run nothing (see `read_pickle`). Their boxes end where the last pixel ends, at x2 of
     [x1, x2): one pixel is taken off to name the last pixel, but no side gets shorter than one.
-    Scores put the boxes in falling order.
+    Those of Detectron (`indexes`) name it already. Scores put the boxes in falling order.
 
     Raises FileNotFoundError, and ValueError for a file of another kind or with other boxes, naming
     file and image.
@@ -72,7 +72,7 @@ def _read_mat(path: Path) -> ProposalFile:
 
     try:
         content = loadmat(path)
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+    except Exception as error:  # scipy has no list of what a broken file raises
         raise ValueError(f"{path}: not readable as a MATLAB file ({error})") from None
     if "boxes" not in content:
         names = sorted(name for name in content if not name.startswith("__"))
@@ -109,6 +109,7 @@ def _read_pickled(path: Path) -> ProposalFile:
 
 
 def _of_detectron(content: dict[str, Any], path: Path) -> ProposalFile:
+    inclusive = "indexes" in content  # Detectron's name; its boxes name their last pixel
     ids = content.get("ids", content.get("indexes"))
     scores = content.get("objectness_logits", content.get("scores"))
     mode = content.get("bbox_mode", XYXY)
@@ -129,7 +130,8 @@ def _of_detectron(content: dict[str, Any], path: Path) -> ProposalFile:
         if mode == XYWH:
             own = np.concatenate([own[:, :2], own[:, :2] + own[:, 2:]], axis=1)
         score = None if scores is None else scores[row]
-        found[name] = _falling(_last_pixels(own, where), score, where)
+        corners = _corners(own, where) if inclusive else _last_pixels(own, where)
+        found[name] = _falling(corners, score, where)
     return ProposalFile(path, found, ranked=scores is not None)
 
 
@@ -184,7 +186,10 @@ def _falling(boxes: np.ndarray, scores: Any, where: str) -> np.ndarray:
     """The boxes by falling score; equal ones and those without stay in their order."""
     if scores is None:
         return boxes
-    scores = np.asarray(scores, dtype=np.float64).ravel()
+    try:
+        scores = np.asarray(scores, dtype=np.float64).ravel()
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: scores must be an array of numbers") from None
     if len(scores) != len(boxes):
         raise ValueError(f"{where}: {len(scores)} scores for {len(boxes)} boxes")
     return boxes[np.argsort(-scores, kind="stable")]

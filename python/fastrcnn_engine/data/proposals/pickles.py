@@ -129,20 +129,29 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
     def box_mode(number: int) -> int:
         return int(number)
 
+    box_modes = {"XYXY_ABS": 0, "XYWH_ABS": 1, "XYXY_REL": 2, "XYWH_REL": 3, "XYWHA_ABS": 4}
+
+    def member(kind: Any, name: Any) -> int:  # how Python 3.11.0 to 3.11.4 write that of an enum
+        if kind is not box_mode_kind or name not in box_modes:
+            raise pickle.UnpicklingError(f"it asks for {name!r} of {kind!r}")
+        return box_modes[name]
+
     class InstanceData(dict):
         def __setstate__(self, state: dict[str, Any]) -> None:
             self.update(state)
 
     array_kind = _StandIn(lambda *_: None)
+    box_mode_kind = _StandIn(box_mode)
     known: dict[tuple[str, str], Any] = {
         ("_codecs", "encode"): _StandIn(encoded),
-        ("detectron2.structures.boxes", "BoxMode"): _StandIn(box_mode),
+        ("detectron2.structures.boxes", "BoxMode"): box_mode_kind,
         ("mmengine.structures.instance_data", "InstanceData"): InstanceData,
         ("numpy", "ndarray"): array_kind,
         ("numpy", "dtype"): _StandIn(_DType),
     }
     for module in ("builtins", "__builtin__"):
         known[module, "bytes"] = _StandIn(no_bytes)
+        known[module, "getattr"] = _StandIn(member)
         known[module, "set"] = set
         known[module, "frozenset"] = frozenset
     for core in ("numpy.core", "numpy._core"):  # before and since NumPy 2

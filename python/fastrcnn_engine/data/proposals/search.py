@@ -34,7 +34,7 @@ class Search:
             (see `at_most`). None keeps all.
         seed: of that draw.
 
-    Raises ValueError for settings that are out of range or belong to another method.
+    Raises ValueError for settings that are out of range and an edge_model of another method.
     """
 
     method: str = "selective-search"
@@ -120,3 +120,14 @@ class Search:
         if settings.get("edge_model") is not None:
             known["edge_model"] = Path(settings["edge_model"])
         return cls(method=method, **known)
+
+
+def same_boxes(settings: Mapping[str, Any] | None, others: Mapping[str, Any]) -> bool:
+    """Whether two files say of themselves that the same search made them.
+
+    Where a model lies does not count, as its checksum does.
+    """
+    if settings is None:
+        return False
+    one, other = ({k: v for k, v in s.items() if k != "edge_model"} for s in (settings, others))
+    return one == other

@@ -1,0 +1,1 @@
+"""What each command does. Imported by the command line once a command has been chosen."""

@@ -1,0 +1,99 @@
+"""What several commands share: checks, and what they print."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
+from fastrcnn_engine.evaluation.voc import METRICS, VOCResult
+from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.pipeline import Run
+from fastrcnn_engine.report.html import number
+from fastrcnn_engine.training.distributed import environment
+
+CACHE = "proposals.npz"  # in the folder of a run
+
+
+def print_result(
+    console: Console, run: Run, result: VOCResult, coco: COCOResult | None
+) -> None:
+    """The table of a test, its headline, and where its files are."""
+    at = f"IoU {result.iou_threshold:g}"
+    if coco is None:
+        title, headline, value = f"AP at {at}", f"mAP ({result.metric})", result.mean_ap
+        columns = ("AP, area", "AP, 11 points")
+        means = [result.mean_ap_of(metric) for metric in METRICS]
+        averages = [[one.ap(metric) for metric in METRICS] for one in result.per_class]
+    else:
+        title, headline, value = "COCO", "AP (coco)", coco.numbers["AP"]
+        columns = ("AP", "AP50", "AP75")
+        means = [coco.numbers[name] for name in columns]
+        averages = [one.values() for one in coco.per_class.values()]
+    table = Table(title=f"{run.title}: {title}", title_justify="left")
+    table.add_column("class")
+    for name in (*columns, "objects", "detections", f"right at {at}"):
+        table.add_column(name, justify="right")
+    for one, values in zip(result.per_class, averages, strict=True):
+        counts = (str(one.npos), str(one.ndet), str(one.tp))
+        table.add_row(one.name, *map(number, values), *counts)
+    table.add_section()
+    table.add_row("[bold]mean[/]", *map(number, means), "", "", "")
+    console.print(table)
+    if coco is not None:
+        for name, meaning in NUMBERS.items():
+            console.print(f"{name:>5} {number(coco.numbers[name])}  {meaning}")
+    total = sum(run.seconds.values())
+    console.print(f"{headline}: [bold]{number(value)}[/]   {total:.0f} s")
+    console.print(f"figures: {run.out / 'metrics.json'}", soft_wrap=True)
+    console.print(f"report: {run.out / 'report.html'}", soft_wrap=True)
+
+
+def print_notes(console: Console, what: str, notes: list[str], most: int = 5) -> None:
+    """How many notes there are, and the first of them; nothing where there are none."""
+    if notes:
+        console.print(f"[yellow]{len(notes)} {what}:[/]")
+        for note in notes[:most]:
+            console.print(f"  {note}", soft_wrap=True, markup=False)
+        if len(notes) > most:
+            console.print(f"  and {len(notes) - most} more")
+
+
+def check_metric(metric: cli.Metric) -> None:
+    """What the metric needs is installed."""
+    if metric == "coco":
+        pycocotools()
+
+
+def check_alone() -> None:
+    """Of several processes each would search all images and write the same file."""
+    if environment()[1] > 1:
+        raise ValueError(
+            "--proposals is missing: several processes need a file that is there already, and "
+            "`fastrcnn-engine proposals` makes it"
+        )
+
+
+def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
+    """Every image has proposals. Found out now, not after hours of training or detection."""
+    for dataset in datasets:
+        for record in dataset.records:
+            store[record.image_id]
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint a user means by a file, or by the folder of a run."""
+    return path / "checkpoint.pt" if path.is_dir() else path
+
+
+def resize(model: FastRCNN, options: cli.Eval | cli.Detect | cli.Export) -> None:
+    """Scale images to the sizes of the options, where these name any."""
+    given = {"short_side": options.short_side, "max_side": options.max_side}
+    given = {name: size for name, size in given.items() if size is not None}
+    model.preprocessing = dataclasses.replace(model.preprocessing, **given)

@@ -1,0 +1,137 @@
+"""What compress, svm and export do: other detectors of a trained one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.commands.common import check_proposals, checkpoint_file, resize
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
+from fastrcnn_engine.models import RANKS, FastRCNN
+from fastrcnn_engine.models import compress as compress_head
+from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint, train_svms
+
+
+def compress(options: cli.Compress) -> None:
+    """See cli.Compress."""
+    console = Console(highlight=False)
+    if options.rois < 1:
+        raise ValueError(f"--rois is {options.rois}; it must be at least 1")
+    ranks = {name: getattr(options, name) for name in RANKS}
+    if options.energy is not None and any(rank is not None for rank in ranks.values()):
+        raise ValueError("give either --energy or ranks, --fc6 and --fc7")
+    if options.energy is None:
+        ranks = {name: RANKS[name] if rank is None else rank for name, rank in ranks.items()}
+    checkpoint = checkpoint_file(options.checkpoint)
+    out = _new_checkpoint(options.out or checkpoint.parent / "compressed")
+    content = load_checkpoint(checkpoint)
+    model = load_network(checkpoint, device=options.device)
+    head = model.head
+    by_energy = options.energy is not None
+    for layer in compress_head(model, None if by_energy else ranks, energy=options.energy):
+        console.print(
+            f"{layer.name}: {layer.outputs} x {layer.inputs}, rank {layer.rank} keeps "
+            f"{100 * layer.energy:.2f} % of the squared singular values"
+        )
+    before, after = (_head_costs(model, one, options.rois) for one in (head, model.head))
+    save_checkpoint(out, model, **_of_the_training(content))
+    table = Table("", "before", "after", "after / before")
+    for name, old in before.items():
+        shown = f"{old:,.2f}" if isinstance(old, float) else f"{old:,}"
+        new = f"{after[name]:,.2f}" if isinstance(old, float) else f"{after[name]:,}"
+        table.add_row(name, shown, new, f"{after[name] / old:.3f}")
+    console.print(table)
+    console.print(f"checkpoint: {out}", soft_wrap=True)
+
+
+def svm(options: cli.Svm) -> None:
+    """See cli.Svm."""
+    console = Console(highlight=False)
+    checkpoint = checkpoint_file(options.checkpoint)
+    out = _new_checkpoint(options.out or checkpoint.parent / "svm")
+    content = load_checkpoint(checkpoint)
+    trained = content.get("config", {})
+    for name in ("data", "proposals"):
+        if getattr(options, name) is None and name not in trained:
+            raise ValueError(f"{checkpoint} does not say what it was trained on; give --{name}")
+    model = load_network(checkpoint, device=options.device)
+    data = Path(options.data or trained["data"])
+    skips = trained.get("on_bad_image") == "skip"  # as the training read them
+    split = trained.get("split", "trainval")
+    dataset = load_dataset(data, split, model.classes, stated_sizes=skips)
+    store = ProposalStore(options.proposals or trained["proposals"])
+    check_proposals([dataset], store)
+    table = Table("class", "objects", "hard negatives", "trainings")
+    for one in train_svms(model, dataset.records, store, seed=trained.get("seed", 3)):
+        table.add_row(one.name, str(one.objects), str(one.negatives), str(one.fits))
+    save_checkpoint(out, model, **_of_the_training(content))
+    console.print(table)
+    console.print(f"checkpoint: {out}", soft_wrap=True)
+
+
+def export(options: cli.Export) -> None:
+    """See cli.Export."""
+    console = Console(highlight=False)
+    checkpoint = checkpoint_file(options.checkpoint)
+    out = options.out or checkpoint.parent / "detector.onnx"
+    model = load_network(checkpoint)
+    resize(model, options)
+    export_onnx(
+        model, out, score_threshold=options.score_threshold, nms_threshold=options.nms_threshold,
+        max_detections=options.max_detections,
+    )  # fmt: skip
+    table = Table("", "", box=None, show_header=False)
+    for name, meaning in (INPUTS | OUTPUTS).items():
+        table.add_row(name, meaning)
+    console.print(table)
+    settings = ", ".join(f"{k} {v}" for k, v in model.preprocessing.to_dict().items())
+    console.print(f"preprocessing: {settings}", soft_wrap=True)
+    console.print(f"file: {out} ({out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+def _new_checkpoint(folder: Path) -> Path:
+    """The checkpoint to write into a folder, which must not hold one."""
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        raise ValueError(f"--out: {path} exists already; give another folder")
+    return path
+
+
+def _of_the_training(content: dict[str, Any]) -> dict[str, Any]:
+    """What eval and detect want to know of it; the optimiser does not fit a changed network."""
+    kept = ("config", "iteration", "learned_from")
+    return {key: content[key] for key in kept if key in content}
+
+
+@torch.inference_mode()
+def _head_costs(model: FastRCNN, head: torch.nn.Module, rois: int) -> dict[str, int | float]:
+    """What ``head`` and the sibling layers cost: the layers that see every RoI."""
+    parts = (head, model.cls_score, model.bbox_pred)
+    linear = [x for part in parts for x in part.modules() if isinstance(x, torch.nn.Linear)]
+    parameters = sum(p.numel() for part in parts for p in part.parameters())
+    backbone = sum(p.numel() for p in model.backbone.parameters())
+    side = model.pooled_size
+    channels = linear[0].in_features // side**2
+    pooled = torch.rand((rois, channels, side, side), device=model.delta_mean.device)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        hidden = head(pooled)
+        # The number is there only when a GPU has done it all.
+        (model.cls_score(hidden).sum() + model.bbox_pred(hidden).sum()).item()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "parameters of the network": parameters + backbone,
+        "parameters after RoI pooling": parameters,
+        "multiply-adds a RoI": sum(x.weight.numel() for x in linear),
+        f"ms for {rois} RoIs": 1000 * statistics.median(seconds[1:]),
+    }

@@ -1,0 +1,184 @@
+"""What eval, detect and report do."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.bulk import JsonLines, ParquetParts, detect_many
+from fastrcnn_engine.commands.common import (
+    CACHE,
+    check_alone,
+    check_metric,
+    check_proposals,
+    checkpoint_file,
+    print_result,
+    resize,
+)
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import ProposalStore, Search
+from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
+from fastrcnn_engine.evaluation.voc import check_settings
+from fastrcnn_engine.pipeline import (
+    Run,
+    detect_dataset,
+    detect_files,
+    evaluate_and_report,
+    expand_folders,
+    run_files,
+    search_datasets,
+)
+from fastrcnn_engine.report.compare import render_comparison
+from fastrcnn_engine.shards import WHOLE, shard_file, shard_of
+from fastrcnn_engine.training import load_checkpoint, load_network
+from fastrcnn_engine.training.distributed import join
+
+
+def evaluate(options: cli.Eval, command: str) -> None:
+    """See cli.Eval."""
+    console = Console(highlight=False)
+    given = options.run_dir or options.checkpoint
+    if given is None or (options.run_dir is not None and options.checkpoint is not None):
+        raise ValueError("give either --run or --checkpoint")
+    check_settings("area", options.iou_threshold)
+    check_metric(options.metric)
+    checkpoint = checkpoint_file(given)
+    trained = load_checkpoint(checkpoint).get("config", {})
+    if options.data is None and "data" not in trained:
+        raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
+    with join(options.device) as processes:
+        model = load_network(checkpoint, device=str(processes.device))
+        resize(model, options)
+        detection = options.detection.settings()
+        data = Path(options.data or trained["data"])
+        dataset = load_dataset(data, options.split, model.classes)
+        home = checkpoint.parent
+        # Ids of two data sets may be the same: proposals of one must never serve for the other.
+        foreign = data.resolve() != Path(trained.get("data", "")).resolve()
+        name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
+        run = Run(
+            title=f"Fast R-CNN on {dataset.root.name}",
+            out=options.out or home / name,
+            command=command,
+            seed=trained.get("seed"),
+            settings={"Training": trained},
+        )
+        with run.timed("proposals"):
+            used = None if foreign else _trained_on(trained)
+            if options.proposals is not None:
+                store = ProposalStore(options.proposals)
+                check_proposals([dataset], store)
+            elif used is not None and all(r.image_id in used for r in dataset.records):
+                store = used
+            else:
+                cache = (run.out if foreign else home) / CACHE
+                check_alone()
+                search = _search_of_training(home, trained, console)
+                store = search_datasets([dataset], cache, dataclasses.asdict(search))
+        with run.timed("detection"):
+            found = detect_dataset(model, dataset, store, detection, processes)
+    if found is None:
+        return
+    results = evaluate_and_report(
+        run, model, dataset, store, found,
+        detection=detection,
+        metric=options.metric,
+        iou_threshold=options.iou_threshold,
+        log=home / "log.jsonl",
+    )  # fmt: skip
+    print_result(console, run, *results)
+
+
+def detect(options: cli.Detect) -> None:
+    """See cli.Detect."""
+    console = Console(highlight=False)
+    if options.shard != WHOLE and not options.many:
+        raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
+    if options.format != "jsonl" and not options.many:
+        raise ValueError(f"--format is {options.format}, but only --many writes it")
+    images = expand_folders(options.images, lists=options.many)
+    images = shard_of(list(dict.fromkeys(images)), options.shard)
+    checkpoint = checkpoint_file(options.checkpoint)
+    trained = load_checkpoint(checkpoint).get("config", {})
+    model = load_network(checkpoint, device=options.device)
+    resize(model, options)
+    search = _search_of_training(checkpoint.parent, trained, console)
+    if options.mode is not None:
+        if search.method != "selective-search":
+            raise ValueError(
+                f"--mode is {options.mode}, but the proposals of the training are of "
+                f"{search.method}, which has no modes"
+            )
+        search = dataclasses.replace(search, mode=options.mode)
+    score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
+    detection = {"score_threshold": score}
+    if options.many:
+        if options.format == "parquet":
+            rows = ParquetParts(options.out / "detections", options.shard)
+        else:
+            rows = JsonLines(shard_file(options.out / "detections.jsonl", options.shard))
+        many = detect_many(model, images, rows, search=search, detection=detection)
+        speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
+        console.print(
+            f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
+            f"not be read; results: {many.path}",
+            soft_wrap=True,
+        )
+        return
+    results = detect_files(model, images, options.out, search=search, detection=detection)
+    table = Table("image", "detections", "drawn")
+    for path, drawn, found in results:
+        names = [model.classes[label - 1] for label in found.labels.tolist()]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+        table.add_row(str(path), counts or "none", str(drawn))
+    console.print(table)
+    console.print(f"boxes: {options.out / 'detections.json'}", soft_wrap=True)
+
+
+def report(options: cli.ReportRuns) -> None:
+    """See cli.ReportRuns."""
+    console = Console(highlight=False)
+    text = render_comparison([run_files(folder) for folder in options.runs])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    console.print(f"report: {options.out}", soft_wrap=True)
+
+
+def _search_of_training(home: Path, trained: dict[str, Any], console: Console) -> Search:
+    """How the proposals of the training were made, as their file tells; else the defaults.
+
+    Raises FileNotFoundError for a model of edge boxes that is not there any more, ValueError for
+    one that has changed.
+    """
+    own = ProposalStore(home / CACHE) if (home / CACHE).is_file() else None
+    silent = None
+    for store in (own, _trained_on(trained)):
+        if store is None or store.settings is None:
+            continue
+        search = Search.from_dict(store.settings)
+        if search is not None:
+            checksum = search.to_dict().get("edge_model_crc32")
+            if checksum != store.settings.get("edge_model_crc32"):
+                raise ValueError(
+                    f"{search.edge_model}: another model than the one that made the proposals of "
+                    f"{store.path}"
+                )
+            return search
+        silent = store
+    if silent is not None:
+        console.print(
+            f"proposals: {silent.path} does not say how to make more of its kind; images are "
+            f"searched by {Search().method}",
+            soft_wrap=True,
+        )
+    return Search()
+
+
+def _trained_on(trained: dict[str, Any]) -> ProposalStore | None:
+    path = trained.get("proposals")
+    return ProposalStore(path) if path is not None and Path(path).is_file() else None

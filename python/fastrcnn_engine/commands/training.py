@@ -1,0 +1,255 @@
+"""What demo and train do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.commands.common import (
+    CACHE,
+    check_alone,
+    check_metric,
+    check_proposals,
+    print_notes,
+    print_result,
+)
+from fastrcnn_engine.config_file import read_settings
+from fastrcnn_engine.data.demo_set import write_demo_set
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import ProposalStore, Search
+from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.pipeline import (
+    Run,
+    detect_dataset,
+    evaluate_and_report,
+    search_datasets,
+    write_json,
+)
+from fastrcnn_engine.report.environment import versions
+from fastrcnn_engine.report.html import number
+from fastrcnn_engine.training import TrainConfig, TrainResult, settled
+from fastrcnn_engine.training import train as run_training
+from fastrcnn_engine.training.distributed import environment, join
+
+# What a demo takes away before it starts again in the folder of an earlier one.
+DEMO_FILES = (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html")
+
+
+@dataclass(frozen=True)
+class Train(TrainConfig):
+    """Train Fast R-CNN in one stage (paper, section 2.3), and test it if a test split is named.
+
+    Sources of the defaults: "paper" is Fast R-CNN, section 2.3 unless named; "code" is the
+    author's released code where the paper is silent. The folder of the run gets checkpoint.pt,
+    log.jsonl, config.json and, without --proposals, proposals.npz; with --test-split also
+    report.html, metrics.json and detections.json. A run that was stopped goes on with --resume as
+    if nothing had happened. `torchrun -m fastrcnn_engine train ...` trains on several GPUs.
+    """
+
+    config: str | None = None
+    """Where settings come from that are not named here: a preset (bccd-tiny, demo, voc07-L,
+    voc07-M, voc07-S) or a YAML file of your own; the config.json of a run is one too."""
+    # Wider than the field it overrides: the loop is given a config that has its proposals.
+    proposals: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Proposal file (.npz) with every image; None computes one into the folder of the run."""
+    output: Annotated[Path, tyro.conf.arg(name="out")] = Path("runs/train")
+    """Folder of the run."""
+    test_split: str | None = None
+    """Split to test on after the training; None does not test."""
+    metric: cli.Metric = "area"
+    """Headline AP of the test: area (VOC10 and later), 11point (VOC07, the paper's tables) or coco
+    (its twelve numbers; difficult objects of VOC count as crowds)."""
+    search: cli.Search = field(default_factory=cli.Search)
+    detection: cli.Detection = field(default_factory=cli.Detection)
+
+    def run(self, command: str) -> None:
+        train(self, command)
+
+
+def configured(source: str) -> Train:
+    """The defaults of `train` with the settings of a preset or a file in their place."""
+    settings = {"data": tyro.MISSING, **read_settings(source, Train), "config": source}
+    return Train(**settings)
+
+
+def demo(options: cli.Demo, command: str) -> None:
+    """See cli.Demo."""
+    console = Console(highlight=False)
+    out, data = options.out, options.out / "drawn"
+    _check_demo_folder(out, data)
+    for name in DEMO_FILES:
+        (out / name).unlink(missing_ok=True)  # ids are the same for every seed, images are not
+    run = Run("Fast R-CNN on drawn images", out, command, options.seed)
+    with run.timed("drawing the images"):
+        write_demo_set(
+            data, seed=options.seed, train=options.train_images, test=options.test_images
+        )
+    training_set, test_set = load_dataset(data, "train"), load_dataset(data, "test")
+    # The images are small and clear: a coarse and quick search finds their objects.
+    search = cli.Search(short_side=120)
+    with run.timed("proposals"):
+        store = search_datasets([training_set, test_set], out / CACHE, dataclasses.asdict(search))
+    config = TrainConfig(
+        data=data,
+        proposals=out / CACHE,
+        output=out,
+        split="train",
+        network="tiny",
+        seed=options.seed,
+        iterations=options.iterations,
+        short_side=240,  # their own size
+    )
+    asked = {"test_split": "test", "search": dataclasses.asdict(search)}
+    _train_and_test(run, config, asked, store, test_set, cli.Detection(), console)
+
+
+def train(options: Train, command: str) -> None:
+    """See Train."""
+    console = Console(highlight=False)
+    # A mistake there is found before the training, not after it.
+    options.detection.settings()
+    check_metric(options.metric)
+    search = dataclasses.asdict(options.search)
+    Search(**{name: value for name, value in search.items() if name != "workers"})
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
+    if config.proposals is None:
+        check_alone()
+    _check_folder(config)
+    run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
+    skips = config.on_bad_image == "skip"
+    datasets = [load_dataset(config.data, config.split, config.classes, stated_sizes=skips)]
+    if options.test_split is not None:
+        datasets.append(load_dataset(config.data, options.test_split, datasets[0].classes))
+    test_set = datasets[1] if len(datasets) > 1 else None
+    if config.val_split is not None:
+        datasets.append(load_dataset(config.data, config.val_split, datasets[0].classes))
+    asked = {
+        "test_split": options.test_split,
+        "metric": options.metric,
+        "search": dataclasses.asdict(options.search),
+        "detection": dataclasses.asdict(options.detection),
+    }
+    with run.timed("proposals"):
+        if config.proposals is None:
+            cache = config.output / CACHE
+            store = search_datasets(datasets, cache, search)
+            config = dataclasses.replace(config, proposals=cache)
+        else:
+            store = ProposalStore(config.proposals)
+            check_proposals(datasets, store)
+    _train_and_test(run, config, asked, store, test_set, options.detection, console)
+
+
+def _train_and_test(
+    run: Run,
+    config: TrainConfig,
+    asked: dict[str, Any],
+    store: ProposalStore,
+    test_set: Dataset | None,
+    detection: cli.Detection,
+    console: Console,
+) -> None:
+    """asked: settings of the command that are none of the training, for config.json."""
+    config = settled(config)
+    settings = config.to_dict()
+    # What --config takes (config_file.FACTS: without the last three). Whether to resume is a
+    # matter of the moment.
+    content = {
+        "training": {name: value for name, value in settings.items() if name != "resume"},
+        **asked,
+        "proposals_made_with": store.settings, "command": run.command, "versions": versions(),
+    }  # fmt: skip
+    first = environment()[0] == 0  # of several processes it alone writes and prints
+    if first:
+        write_json(run.out / "config.json", content)
+    with run.timed("training"):
+        trained = run_training(config)
+    if first:
+        _print_training(console, trained)
+    if test_set is None:
+        return
+    run.settings["Training"] = settings
+    used = detection.settings()
+    with join(config.device) as processes, run.timed("detection"):
+        found = detect_dataset(trained.model, test_set, store, used, processes)
+    if found is None:
+        return
+    results = evaluate_and_report(
+        run, trained.model, test_set, store, found,
+        detection=used, metric=asked.get("metric", "area"), log=trained.log,
+    )  # fmt: skip
+    print_result(console, run, *results)
+
+
+def _print_training(console: Console, trained: TrainResult) -> None:
+    """What became of layers and images, where the time went, and the files."""
+    for change in trained.layers:
+        console.print(f"{change.layer}: {change.action}, {change.detail}", soft_wrap=True)
+    print_notes(console, "boxes or images dropped or clipped", trained.problems)
+    print_notes(console, "images without a usable RoI, not trained on", trained.unusable)
+    print_notes(console, "images that cannot be read, replaced by others", trained.bad_images)
+    if trained.seconds is not None:
+        table = Table("an iteration", "ms", "%")
+        whole = sum(trained.seconds.values())
+        for part, seconds in trained.seconds.items():
+            table.add_row(part, f"{1000 * seconds:.1f}", f"{100 * seconds / whole:.1f}")
+        table.add_row("whole", f"{1000 * whole:.1f}", "")
+        console.print(table)
+    console.print(f"checkpoint: {trained.checkpoint}", soft_wrap=True)
+    if trained.best is not None:
+        console.print(
+            f"best on {trained.best['split']}: {trained.checkpoint.with_name('best.pt')}, mAP "
+            f"{number(trained.best['mAP'])} after iteration {trained.best['iteration']}",
+            soft_wrap=True,
+        )
+
+
+def _check_folder(config: TrainConfig) -> None:
+    """A new run must not overwrite one, nor use proposals that belong to other images."""
+    out = config.output
+    if not config.resume and (out / "checkpoint.pt").exists():
+        raise ValueError(
+            f"--out: {out} holds the checkpoint of a run already; --resume goes on with it, "
+            "another --out starts a new one"
+        )
+    before = _data_of_run(out)
+    # The data of a resumed run may have moved; the training compares what is in it.
+    if not config.resume and before is not None and before.resolve() != config.data.resolve():
+        raise ValueError(
+            f"--out: {out} holds a run on {before}, --data is {config.data}; give another --out"
+        )
+
+
+def _check_demo_folder(out: Path, data: Path) -> None:
+    """A demo deletes what an earlier one left, and nothing else."""
+    before = _data_of_run(out)
+    # A demo that was stopped early has its images and proposals but no config.json yet.
+    stopped = before is None and data.is_dir() and not (out / "checkpoint.pt").exists()
+    own = stopped or (before is not None and before.resolve() == data.resolve())
+    there = [name for name in (*DEMO_FILES, "config.json") if (out / name).exists()]
+    if there and not own:
+        raise ValueError(
+            f"--out: {out} holds {', '.join(there)}, which no demo left there; give another --out"
+        )
+
+
+def _data_of_run(out: Path) -> Path | None:
+    """The data set that the run in this folder learned from; None if there is no run."""
+    path = out / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return Path(json.loads(path.read_text(encoding="utf-8"))["training"]["data"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"--out: {path} was not written by this program; give another --out"
+        ) from None
