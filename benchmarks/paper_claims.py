@@ -99,12 +99,13 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in seeds
         for run in runs_of(settings, seed, args.modes, args.work / f"seed-{seed}")
     ]
-    if set(args.modes) != set(MODES):
-        return  # the rest is to come: nothing to compare yet
-    result["checks"] = show(result["results"])
     path = args.out or harness.RESULTS / f"paper-claims-{datetime.date.today()}.json"
+    if set(args.modes) == set(MODES):
+        result["checks"] = show(result["results"])
+        draw(result, path.with_suffix(".png"))
+    elif args.out is None:
+        return  # the rest is to come: nothing to compare yet
     harness.save(result, path)
-    draw(result, path.with_suffix(".png"))
 
 
 def runs_of(settings: Settings, seed: int, modes: list[str], work: Path) -> list[dict[str, Any]]:
