@@ -89,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--modes", nargs="+", choices=MODES, default=list(MODES), help="default all"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/paper_claims"))
-    parser.add_argument("--out", type=Path, help="result file; default one of all modes in benchmarks/results")
+    parser.add_argument(
+        "--out", type=Path, help="result file; default, of all modes, in benchmarks/results"
+    )
     args = parser.parse_args(arguments)
     settings, seeds = chosen(args, Settings)
     result = harness.document("paper_claims", args.threads, args.seeds, [], {})
