@@ -96,6 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings, seeds = chosen(args, Settings)
     result = harness.document("paper_claims", args.threads, args.seeds, [], {})
     result["settings"] = dataclasses.asdict(settings)
+    if settings.data is not None:
+        result["settings"]["data"] = Path(settings.data).resolve().name
     result["results"] = [
         run
         for seed in seeds

@@ -231,6 +231,12 @@ def test_eval_checks_its_threshold_and_device_before_detecting(capsys, trained, 
     assert "device is 'gpu'" in failure(capsys, "eval", "--run", trained, "--device", "gpu")
 
 
+def test_a_demo_is_one_process_s_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without torchrun" in failure(capsys, "demo", "--out", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
 def test_demo_deletes_nothing_but_a_demo(capsys, trained, tmp_path):
     before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
     assert str(trained) in failure(capsys, "demo", "--out", trained)

@@ -83,6 +83,8 @@ def configured(source: str) -> Train:
 def demo(options: cli.Demo, command: str) -> None:
     """See cli.Demo."""
     console = Console(highlight=False)
+    if environment()[1] > 1:
+        raise ValueError("the demo is one process's work; run it without torchrun")
     out, data = options.out, options.out / "drawn"
     _check_demo_folder(out, data)
     for name in DEMO_FILES:
