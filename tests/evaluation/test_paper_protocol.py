@@ -107,9 +107,8 @@ def whole_set(outputs, total, threshold):
     return kept
 
 
-@pytest.mark.parametrize("proposals", [20, 39, 40, 41, 99, 101, 180])
-@pytest.mark.parametrize("steps", [16, 10**6])  # many ties, hardly any
-def test_random_sets_agree_with_the_whole_set_in_memory(proposals, steps):
+def random_set(proposals, steps):
+    """Outputs of five images, as best_of_set takes them."""
     rng = np.random.default_rng(proposals)
     outputs = []
     for number in range(5):
@@ -118,6 +117,13 @@ def test_random_sets_agree_with_the_whole_set_in_memory(proposals, steps):
         # Images differ in how sure they are, and get surer: the threshold has to rise.
         scores = rng.integers(0, steps, (proposals, 3)) / steps * (number + 3) / 8
         outputs.append((f"{number}", boxes.astype(np.float32), scores.astype(np.float32)))
+    return outputs
+
+
+@pytest.mark.parametrize("proposals", [20, 39, 40, 41, 99, 101, 180])
+@pytest.mark.parametrize("steps", [16, 10**6])  # many ties, hardly any
+def test_random_sets_agree_with_the_whole_set_in_memory(proposals, steps):
+    outputs = random_set(proposals, steps)
     expected = whole_set(outputs, 5, 0.3)
     for order in (outputs, outputs[::-1], [outputs[i] for i in (2, 0, 4, 1, 3)]):
         found = best_of_set(iter(order), 5, nms_threshold=0.3)
@@ -151,13 +157,7 @@ def shared(parts, total):
 @pytest.mark.parametrize("proposals", [39, 41, 101, 180])
 @pytest.mark.parametrize("steps", [16, 10**6])
 def test_processes_that_share_a_set_keep_what_one_keeps(processes, proposals, steps):
-    rng = np.random.default_rng(proposals)
-    outputs = []
-    for number in range(5):
-        corner = rng.uniform(0, 100, (proposals, 3, 2))
-        boxes = np.concatenate([corner, corner + rng.uniform(5, 60, corner.shape)], axis=2)
-        scores = rng.integers(0, steps, (proposals, 3)) / steps * (number + 3) / 8
-        outputs.append((f"{number}", boxes.astype(np.float32), scores.astype(np.float32)))
+    outputs = random_set(proposals, steps)
     # One part may alone be over the limit of the set: of it all the others are too weak.
     outputs[2] = (*outputs[2][:2], outputs[2][2] / 1000)
     for total in (1, 5):

@@ -53,10 +53,14 @@ class Preprocessing:
             )
         object.__setattr__(self, "short_side", tuple(sides) if len(sides) > 1 else sides[0])
 
+    @property
+    def short_sides(self) -> tuple[int, ...]:
+        """Those of the levels of the image pyramid, smallest first."""
+        return self.short_side if isinstance(self.short_side, tuple) else (self.short_side,)
+
     def levels(self) -> tuple[Preprocessing, ...]:
         """The levels of the image pyramid, smallest first: this with each short side alone."""
-        sides = self.short_side if isinstance(self.short_side, tuple) else (self.short_side,)
-        return tuple(replace(self, short_side=side) for side in sides)
+        return tuple(replace(self, short_side=side) for side in self.short_sides)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, fit for a checkpoint or JSON."""

@@ -199,7 +199,7 @@ def pyramid_maps(model: FastRCNN, image: np.ndarray, proposals: np.ndarray) -> I
 
     device = model.delta_mean.device
     levels = model.preprocessing.levels()
-    sides = np.atleast_1d(model.preprocessing.short_side).tolist()
+    sides = model.preprocessing.short_sides
     assigned = nearest_levels(proposals, [level.scale(*image.shape[:2]) for level in levels])
     for number, level in enumerate(levels):
         rows = np.flatnonzero(assigned == number)

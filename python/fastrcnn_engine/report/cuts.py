@@ -11,7 +11,13 @@ import numpy as np
 
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.evaluation.mistakes import FalsePositive, Mistakes
-from fastrcnn_engine.report.draw import Mark, detection_mark, draw_marks, truth_mark
+from fastrcnn_engine.report.draw import (
+    Mark,
+    detection_mark,
+    detection_name,
+    draw_marks,
+    truth_mark,
+)
 from fastrcnn_engine.report.gallery import Drawn
 
 if TYPE_CHECKING:
@@ -71,7 +77,7 @@ def cut_wrong(
             marks.append(truth_mark(record, match, one.truth))
             beside = _overlap(classes[int(record.labels[one.truth]) - 1], one.iou)
         marks.append(detection_mark(found, match, one.row))
-        name = f"{classes[int(found.labels[one.row]) - 1]} {one.score:.2f}"
+        name = detection_name(found, one.row, classes)
         cuts.append(Cut(_picture(record, marks, size), name, one.kind, beside, one.image_id))
     return cuts
 
@@ -93,8 +99,7 @@ def cut_missed(
         marks, beside = [truth_mark(record, match, one.truth)], ""
         if one.row is not None:
             marks.append(detection_mark(found, match, one.row))
-            name = f"{classes[int(found.labels[one.row]) - 1]} {found.scores[one.row]:.2f}"
-            beside = _overlap(name, one.iou)
+            beside = _overlap(detection_name(found, one.row, classes), one.iou)
         name = classes[int(record.labels[one.truth]) - 1]
         cuts.append(Cut(_picture(record, marks, size), name, "", beside, one.image_id))
     return cuts

@@ -83,7 +83,7 @@ def verdict_marks(
         marks.append(replace(mark, label=classes[label - 1]) if mark.colour == MISSED else mark)
     order = np.argsort(-np.asarray(detections.scores), kind="stable")
     for row in order[::-1].tolist():  # the strongest on top
-        name = f"{classes[detections.labels[row] - 1]} {detections.scores[row]:.2f}"
+        name = detection_name(detections, row, classes)
         marks.append(replace(detection_mark(detections, match, row), label=name))
     return marks
 
@@ -98,6 +98,11 @@ def detection_mark(detections: Any, match: ImageMatch, row: int) -> Mark:
     """Detection `row` of an image in its colour of verdict_marks, without a label."""
     colour = {TRUE_POSITIVE: RIGHT, FALSE_POSITIVE: WRONG, IGNORED: OTHER}
     return Mark(tuple(detections.boxes[row].tolist()), colour[int(match.status[row])])
+
+
+def detection_name(detections: Any, row: int, classes: Sequence[str]) -> str:
+    """Class and score of detection `row` of an image, as pictures and captions have them."""
+    return f"{classes[int(detections.labels[row]) - 1]} {detections.scores[row]:.2f}"
 
 
 def draw_marks(

@@ -14,7 +14,7 @@ from fastrcnn_engine.evaluation.mistakes import Mistakes
 from fastrcnn_engine.evaluation.pooled import PooledRoI
 from fastrcnn_engine.evaluation.voc import TRUE_POSITIVE
 from fastrcnn_engine.report.cuts import Window, draw_cut, window_around
-from fastrcnn_engine.report.draw import ROI, Mark, detection_mark, draw_marks
+from fastrcnn_engine.report.draw import ROI, Mark, detection_mark, detection_name, draw_marks
 from fastrcnn_engine.report.gallery import Drawn
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def look(
     return Looked(
         photo=photo,
         heat=draw_heat(draw_cut(image, window, [], size), window, pooled, roi),
-        name=f"{classes[found.labels[row] - 1]} {found.scores[row]:.2f}",
+        name=detection_name(found, row, classes),
         verdict=verdict,
         image_id=image_id,
         roi=outline.box,

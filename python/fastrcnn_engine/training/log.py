@@ -43,7 +43,7 @@ class TrainLog:
                 old.unlink()
             self.events = summary_writer()(folder)
             for line in lines:
-                self._show(json.loads(line))
+                _show(self.events, json.loads(line))
         # Without a buffer: what cannot be written now is not tried again while the file is closed.
         self.file = open(path, "ab", buffering=0)
 
@@ -55,13 +55,6 @@ class TrainLog:
         if self.events is not None:
             self.events.close()
 
-    def _show(self, entry: dict[str, Any]) -> None:
-        if self.events is None:
-            return
-        for name, value in entry.items():
-            if isinstance(value, float):
-                self.events.add_scalar(name, value, entry["iteration"])
-
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line. Raises OSError that names the file, on a full disk for example."""
         line = (json.dumps(entry) + "\n").encode()
@@ -71,12 +64,19 @@ class TrainLog:
         except OSError as error:
             raise OSError(f"cannot write the log {self.path}: {error.strerror}") from error
         if self.events is not None:
-            self._show(entry)
+            _show(self.events, entry)
             self.events.flush()  # to be looked at now, not in two minutes
 
     def sync(self) -> None:
         """Have everything on the disk: a checkpoint must not know more than the log."""
         os.fsync(self.file.fileno())
+
+
+def _show(events: Any, entry: dict[str, Any]) -> None:
+    """Add the numbers of a line to what TensorBoard shows."""
+    for name, value in entry.items():
+        if isinstance(value, float):
+            events.add_scalar(name, value, entry["iteration"])
 
 
 def _lines_until(path: Path, iteration: int) -> list[bytes]:

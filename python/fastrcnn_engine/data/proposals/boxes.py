@@ -7,6 +7,11 @@ import hashlib
 import numpy as np
 
 
+def well_formed(boxes: np.ndarray) -> np.ndarray:
+    """Which boxes (P, 4) are finite with x1 <= x2 and y1 <= y2: bool (P,)."""
+    return np.all(np.isfinite(boxes), axis=1) & np.all(boxes[:, :2] <= boxes[:, 2:], axis=1)
+
+
 def at_least(boxes: np.ndarray, min_size: int) -> np.ndarray:
     """Which boxes (P, 4) are `min_size` pixels wide and high or more: bool (P,)."""
     return np.all(boxes[:, 2:] - boxes[:, :2] + 1 >= min_size, axis=1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrcnn_engine.data.proposals.boxes import well_formed
 from fastrcnn_engine.data.proposals.pickles import read_pickle
 from fastrcnn_engine.data.proposals.store import ProposalStore
 
@@ -171,8 +172,7 @@ def _last_pixels(boxes: np.ndarray, where: str) -> np.ndarray:
 def _corners(boxes: Any, where: str) -> np.ndarray:
     """As float32 (P, 4), if x1 <= x2 and y1 <= y2 and no number is negative."""
     corners = _numbers(boxes, where).astype(np.float32)
-    good = np.isfinite(corners).all(axis=1) & (corners[:, :2] <= corners[:, 2:]).all(axis=1)
-    good &= (corners >= 0).all(axis=1)
+    good = well_formed(corners) & (corners >= 0).all(axis=1)
     if not good.all():
         row = int(np.argmin(good))
         raise ValueError(

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from fastrcnn_engine.data.proposals.boxes import well_formed
+
 ALIGNMENT = 64  # bytes, of each array in the file: mapped arrays are as good as allocated ones
 
 
@@ -153,7 +155,7 @@ def _checked(image_id: str, boxes: np.ndarray) -> np.ndarray:
     boxes = np.ascontiguousarray(boxes, dtype=np.float32)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"proposals of image {image_id!r} must be (P, 4), got {boxes.shape}")
-    good = np.isfinite(boxes).all(axis=1) & (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
+    good = well_formed(boxes)
     if not good.all():
         row = int(np.argmin(good))
         raise ValueError(
