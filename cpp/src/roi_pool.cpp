@@ -101,19 +101,13 @@ RowsByImage rows_by_image(const View<const float, 2>& rois, int64_t images) {
   return sorted;
 }
 
-// RoIs of one image and the part of its map that holds their bins.
-struct RoiGroup {
-  int64_t image;
-  int64_t first, count;  // of PooledRois::rois
-  Window window;
-};
-
 // Every RoI located on its map, image by image.
 struct PooledRois {
   std::vector<BinRange> edges;
   std::vector<PooledRoi> rois;
   std::vector<int64_t> image_of;
   std::vector<Window> windows;  // a RoI's own
+  std::vector<int64_t> spared;  // cells of one channel that a RoI need not read where there are squares
   int64_t cells_read = 0;       // of one channel, by all RoIs
 
   int64_t size() const { return static_cast<int64_t>(rois.size()); }
@@ -130,11 +124,21 @@ BinRange hull(const BinRange* ranges, int64_t count) {
   return hull;
 }
 
-int64_t total_length(const BinRange* ranges, int64_t count) {
-  int64_t total = 0;
-  for (int64_t p = 0; p < count; ++p) total += std::max<int64_t>(ranges[p].end - ranges[p].begin, 0);
-  return total;
-}
+// What the bins along one side of a RoI read. Sums without branches, which would be guessed wrong.
+struct Lengths {
+  int64_t cells = 0;    // all
+  int64_t halved = 0;   // of those of more than one cell, and the squares that cover these
+  int64_t squares = 0;
+
+  Lengths(const BinRange* ranges, int64_t count) {
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t length = std::max<int64_t>(ranges[p].end - ranges[p].begin, 0);
+      cells += length;
+      halved += length > 1 ? length : 0;
+      squares += length > 1 ? (length + 1) / 2 : 0;
+    }
+  }
+};
 
 template <typename Call>
 PooledRois locate(const Call& call) {
@@ -159,11 +163,18 @@ PooledRois locate(const Call& call) {
       located.image_of.push_back(image);
       located.windows.push_back(
           {rows.begin, columns.begin, rows.end - rows.begin, columns.end - columns.begin});
-      located.cells_read += total_length(ys, ph) * total_length(xs, pw);
+      const Lengths vertical(ys, ph), horizontal(xs, pw);
+      located.cells_read += vertical.cells * horizontal.cells;
+      located.spared.push_back(vertical.halved * horizontal.halved -
+                               vertical.squares * horizontal.squares);
     }
   }
   return located;
 }
+
+// Making a cell's square costs as much as reading so many cells of bins, most of it because cells and squares
+// together do not fit the L2 cache.
+constexpr int64_t kSquareCost = 8;
 
 // Packing costs by the cell. RoIs of an image share one window of whole rows, or have a window each,
 // whichever holds fewer cells: many RoIs must not pack the same cells again and again, and few small
@@ -172,20 +183,23 @@ std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width, int64_
   std::vector<RoiGroup> groups;
   for (int64_t first = 0, last; first < located.size(); first = last) {
     const int64_t image = located.image_of[first];
-    int64_t own_cells = 0, begin = std::numeric_limits<int64_t>::max(), end = 0;
+    int64_t own_cells = 0, spared = 0, begin = std::numeric_limits<int64_t>::max(), end = 0;
     const int64_t limit = std::min(first + most, located.size());
     for (last = first; last < limit && located.image_of[last] == image; ++last) {
       const Window& window = located.windows[last];
       own_cells += window.cells();
+      spared += located.spared[last];
       if (window.cells() == 0) continue;
       begin = std::min(begin, window.y);
       end = std::max(end, window.y + window.height);
     }
     const Window shared{std::min(begin, end), 0, std::max<int64_t>(end - begin, 0), map_width};
     if (shared.cells() <= own_cells) {
-      groups.push_back({image, first, last - first, shared});
+      const bool by_squares = spared > kSquareCost * shared.cells();
+      groups.push_back({image, &located.rois[first], last - first, shared, by_squares});
     } else {
-      for (int64_t i = first; i < last; ++i) groups.push_back({image, i, 1, located.windows[i]});
+      for (int64_t i = first; i < last; ++i)
+        groups.push_back({image, &located.rois[i], 1, located.windows[i], false});
     }
   }
   return groups;
@@ -227,14 +241,17 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   const std::vector<RoiGroup> groups =
       group(located, call.features.w, std::max(ceil_div(rois, parts), kFewest));
   int64_t largest = 0;
-  for (const RoiGroup& group : groups) largest = std::max(largest, group.window.cells());
+  bool by_squares = false;
+  for (const RoiGroup& group : groups) {
+    largest = std::max(largest, group.window.cells());
+    by_squares |= group.by_squares;
+  }
   const auto items = static_cast<int64_t>(groups.size()) * blocks;
   const int threads = static_cast<int>(std::min<int64_t>(most_threads, items));
-  const Scratch scratch(kernels.block_scratch(largest, call.output.cells()), threads);
+  const Scratch scratch(kernels.block_scratch(largest, call.output.cells(), by_squares), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {
-    const RoiGroup& group = groups[item / blocks];
-    kernels.pool_block(call, group.image, item % blocks * kernels.block, &located.rois[group.first],
-                        group.count, group.window, past_caches, scratch.of(thread));
+    kernels.pool_block(call, groups[item / blocks], item % blocks * kernels.block, past_caches,
+                       scratch.of(thread));
   });
 }
 

@@ -42,6 +42,7 @@ struct PackedMap {
   int64_t row;        // elements from one row to the next
   int64_t map_width;  // what argmax counts rows by
   bool incomparable;  // some number of it
+  const L* squares;   // as origin: the maximum of 2 x 2 cells, by the first of them; null: not made
 };
 
 // `cells` neighbouring cells of `count` planes, by squares. Returns whether some are incomparable.
@@ -113,7 +114,37 @@ PackedMap<L> pack(const MapView<const T>& map, int64_t image, int64_t channel, i
                                                : pack_cells(from, map.c, count, run, to);
   }
   const int64_t row = window.width * kBlock<L>;
-  return {packed - window.y * row - window.x * kBlock<L>, row, map.w, incomparable};
+  return {packed - window.y * row - window.x * kBlock<L>, row, map.w, incomparable, nullptr};
+}
+
+// ---- squares: maxima of 2 x 2 cells, laid out as the cells ------------------------------------------------
+
+// Returns whether they will do: among zeros of both signs the first in a bin is the maximum, and they do not
+// know which that is.
+template <typename L>
+bool make_squares(const L* packed, const Window& window, L* squares) {
+  constexpr int64_t lanes = kLanes<L>, block = kBlock<L>;
+  const int64_t row = window.width * block;
+  [[maybe_unused]] constexpr auto minus_zero = std::numeric_limits<IndexOf<L>>::min();
+  Vector<IndexOf<L>> any_minus_zero{};
+  for (int64_t y = 0; y < window.height; ++y) {
+    // The last row has none below it: only its zeros are looked at.
+    const int64_t below = y + 1 < window.height ? row : 0;
+    const L* cell = packed + y * row;
+    L* square = squares + y * row - block;
+    Vector<L> left[kVectors];
+    for (int64_t x = 0; x < window.width; ++x, cell += block, square += block) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const Vector<L> upper = in_register(load(cell + v * lanes));
+        if constexpr (!kIsKey<L>) any_minus_zero |= (Vector<IndexOf<L>>)upper == minus_zero;
+        const Vector<L> pair = larger<L, lanes>(load(cell + below + v * lanes), upper);
+        if (x > 0) store(square + v * lanes, larger<L, lanes>(pair, left[v]));
+        left[v] = pair;
+      }
+    }
+  }
+  return !any_lane(any_minus_zero);
 }
 
 // ---- pool ---------------------------------------------------------------------------------------------
@@ -204,6 +235,52 @@ void pool_bins(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t coun
   }
 }
 
+// The same by squares: an odd row or column of a bin is in two of them. Bins of one row or column are read by
+// cells, in the same loop: which of two loops a bin takes would be guessed wrong too often.
+template <typename L>
+void pool_by_squares(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t count,
+                 const PackedMap<L>& map, const Pooled<L>& pooled) {
+  constexpr int64_t block = kBlock<L>, lanes = kLanes<L>;
+  const int64_t row = map.row, step = pooled.step;
+  const bool past_caches = pooled.past_caches;
+  L* maxima = pooled.maxima;
+  const BinRange *y = roi.ys + first_bin / pw, *x = roi.xs + first_bin % pw;
+  const BinRange* const row_end = roi.xs + pw;
+  for (; count > 0; --count, maxima += step) {
+    const int64_t top = y->begin, left = x->begin;
+    const int64_t rows = y->end - top, columns = x->end - left;
+    if (++x == row_end) x = roi.xs, ++y;
+    Vector<L> best[kVectors];
+    if (rows <= 0 || columns <= 0) {
+      for (int v = 0; v < kVectors; ++v) best[v] = splat<lanes>(L(0));
+    } else {
+      const bool by_squares = (rows > 1) & (columns > 1);
+      const int64_t side = by_squares ? 2 : 1;
+      const int64_t next = side * block, next_row = side * row, width = (columns - side) * block;
+      const L* from = (by_squares ? map.squares : map.origin) + top * row + left * block;
+      const L* last = from + width;                     // of a row
+      const L* const end = last + (rows - side) * row;  // of the bin
+      for (int v = 0; v < kVectors; ++v) best[v] = load(from + v * lanes);
+      const auto take = [&](const L* values) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v)
+          best[v] = larger<L, lanes>(load(values + v * lanes), best[v]);
+      };
+      for (from += next;;) {
+        for (; from < last; from += next) take(from);
+        take(last);
+        if (last == end) break;
+        last = last + next_row < end ? last + next_row : end;
+        from = last - width;
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      if constexpr (kIsKey<L>) best[v] = semantics::order_key(best[v]);
+      put(maxima + v * lanes, best[v], past_caches);
+    }
+  }
+}
+
 // ---- put the bins where the result has them -----------------------------------------------------------
 
 // Turns `Lanes` consecutive bins of every channel, [bin][kBlock], into runs of the tile, which is
@@ -233,16 +310,18 @@ void put_bins(const L* by_bin, int64_t count, int64_t bins, L* tile) {
 template <typename L>
 struct BlockScratch {
   L* packed;               // the window
+  L* squares;              // of the window
   L* maxima;               // kLanes bins, [bin][kBlock]
   L* tile;                 // the RoI, [channel][bins]
   IndexOf<L>* cells;       // as maxima
   IndexOf<L>* cells_tile;  // as tile
   int64_t bytes;
 
-  BlockScratch(void* memory, int64_t window_cells, int64_t bins)
+  BlockScratch(void* memory, int64_t window_cells, int64_t bins, bool by_squares)
       : next_(reinterpret_cast<uintptr_t>(memory)) {
     const uintptr_t begin = next_;
     take(packed, window_cells * kBlock<L>);
+    take(squares, by_squares ? window_cells * kBlock<L> : 0);
     take(maxima, kLanes<L> * kBlock<L>);
     take(tile, kBlock<L> * bins + kRunSpare<L>);  // the last channel's run goes on too
     take(cells, kLanes<L> * kBlock<L>);
@@ -267,6 +346,7 @@ void pool_roi(const RoiPoolForward<T, Index>& call, int64_t channel, int64_t cou
   const int64_t bins = call.output.cells();
   const bool planes = call.output.layout == Layout::nchw, with_argmax = call.argmax.data != nullptr;
   auto pool = with_argmax ? pool_bins<true, false, L> : pool_bins<false, false, L>;
+  if (map.squares != nullptr) pool = pool_by_squares<L>;
   if constexpr (!kIsKey<L>)
     if (map.incomparable) pool = with_argmax ? pool_bins<true, true, L> : pool_bins<false, true, L>;
 
@@ -309,17 +389,20 @@ void pool_roi(const RoiPoolForward<T, Index>& call, int64_t channel, int64_t cou
   }
 }
 
-// Channels [channel, channel + kBlock<L>) of some RoIs. False where keys cannot say all there is to say.
+// Channels [channel, channel + kBlock<L>) of a group. False where keys cannot say all there is to say.
 template <typename L, typename T, typename Index>
-bool pool_lanes(const RoiPoolForward<T, Index>& call, int64_t image, int64_t channel,
-                const PooledRoi* rois, int64_t count, const Window& window, bool past_caches,
-                void* memory) {
+bool pool_lanes(const RoiPoolForward<T, Index>& call, const RoiGroup& group, int64_t channel,
+                bool past_caches, void* memory) {
+  const Window& window = group.window;
   const int64_t left = call.features.c - channel, channels = left < kBlock<L> ? left : kBlock<L>;
-  const BlockScratch<L> scratch(memory, window.cells(), call.output.cells());
-  const auto map = pack(call.features, image, channel, channels, window, scratch.packed);
+  const BlockScratch<L> scratch(memory, window.cells(), call.output.cells(), group.by_squares);
+  auto map = pack(call.features, group.image, channel, channels, window, scratch.packed);
   if (kIsKey<L> && map.incomparable) return false;
-  for (int64_t r = 0; r < count; ++r)
-    pool_roi(call, channel, channels, rois[r], map, past_caches, scratch);
+  const bool by_squares = group.by_squares && call.argmax.data == nullptr && !map.incomparable;
+  if (by_squares && make_squares(scratch.packed, window, scratch.squares))
+    map.squares = map.origin + (scratch.squares - scratch.packed);
+  for (int64_t r = 0; r < group.count; ++r)
+    pool_roi(call, channel, channels, group.rois[r], map, past_caches, scratch);
   if (past_caches) end_streaming();
   return true;
 }
@@ -328,11 +411,10 @@ template <typename T>
 using ComparedAs = std::conditional_t<sizeof(T) == 2, int16_t, T>;
 
 template <typename T, typename Index>
-void pool_block(const RoiPoolForward<T, Index>& call, int64_t image, int64_t channel,
-                const PooledRoi* rois, int64_t count, const Window& window, bool past_caches,
-                void* scratch) {
+void pool_block(const RoiPoolForward<T, Index>& call, const RoiGroup& group, int64_t channel,
+                bool past_caches, void* scratch) {
   const auto pool = [&]<typename L>(int64_t first) {
-    return pool_lanes<L>(call, image, first, rois, count, window, past_caches, scratch);
+    return pool_lanes<L>(call, group, first, past_caches, scratch);
   };
   if constexpr (kIsKey<ComparedAs<T>>) {
     // 16 bits can number every cell, and none.
@@ -346,9 +428,9 @@ void pool_block(const RoiPoolForward<T, Index>& call, int64_t image, int64_t cha
 }
 
 template <typename T>
-int64_t block_scratch(int64_t window_cells, int64_t bins) {
-  const int64_t first = BlockScratch<ComparedAs<T>>(nullptr, window_cells, bins).bytes;
-  const int64_t second = BlockScratch<Wide<T>>(nullptr, window_cells, bins).bytes;
+int64_t block_scratch(int64_t window_cells, int64_t bins, bool by_squares) {
+  const int64_t first = BlockScratch<ComparedAs<T>>(nullptr, window_cells, bins, by_squares).bytes;
+  const int64_t second = BlockScratch<Wide<T>>(nullptr, window_cells, bins, by_squares).bytes;
   return first > second ? first : second;
 }
 

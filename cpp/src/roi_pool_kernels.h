@@ -27,17 +27,26 @@ struct Window {
   FRCNN_HD int64_t cells() const { return height * width; }
 };
 
+// RoIs of one image, and a part of its map that holds their bins.
+struct RoiGroup {
+  int64_t image;
+  const PooledRoi* rois;
+  int64_t count;
+  Window window;
+  bool by_squares;  // it pays to make the maxima of 2 x 2 cells first, where argmax is not wanted
+};
+
 template <typename T, typename Index>
 struct RoiPoolKernels {
   using Forward = RoiPoolForward<T, Index>;
 
   int64_t block;  // channels packed together
-  // Pools `count` RoIs of one image for channels [channel, channel + block), as far as there are so
-  // many. `window` holds every bin. `past_caches`: the result is too large to stay in them.
-  void (*pool_block)(const Forward& call, int64_t image, int64_t channel, const PooledRoi* rois,
-                     int64_t count, const Window& window, bool past_caches, void* scratch);
+  // Pools a group for channels [channel, channel + block), as far as there are so many. `past_caches`:
+  // the result is too large to stay in them.
+  void (*pool_block)(const Forward& call, const RoiGroup& group, int64_t channel, bool past_caches,
+                     void* scratch);
   // Bytes of scratch memory for that, aligned to 64.
-  int64_t (*block_scratch)(int64_t window_cells, int64_t bins);
+  int64_t (*block_scratch)(int64_t window_cells, int64_t bins, bool by_squares);
 };
 
 template <typename T, typename Index>

@@ -19,14 +19,14 @@ extern "C" [[gnu::noinline]] void measured(const std::function<void()>& call) { 
 
 int main(int, char** arguments) {
   set_num_threads(1);
-  constexpr int64_t c = 64, h = 38, w = 63, r = 64, p = 7, boxes = 2000;
+  constexpr int64_t c = 64, h = 38, w = 63, r = 64, many = 300, p = 7, boxes = 2000;
   std::mt19937 bits(7);
   const auto uniform = [&bits](float low, float high) {
     return low + (high - low) * (static_cast<float>(bits() >> 8) / (1 << 24));
   };
-  std::vector<float> features(c * h * w), rois, output(r * c * p * p), corners, scores;
+  std::vector<float> features(c * h * w), rois, output(many * c * p * p), corners, scores;
   for (float& x : features) x = uniform(-1, 1);
-  for (int64_t i = 0; i < r; ++i) {
+  for (int64_t i = 0; i < many; ++i) {
     const float x = uniform(0, 700), y = uniform(0, 400);
     rois.insert(rois.end(), {0, x, y, x + uniform(20, 300), y + uniform(20, 200)});
   }
@@ -43,8 +43,11 @@ int main(int, char** arguments) {
     const std::string suffix = layout == Layout::nchw ? "" : ", channels-last";
     RoiPoolForward<float> forward;
     forward.features = {features.data(), 1, c, h, w, layout};
-    forward.rois = {rois.data(), {r, 5}};
     forward.spatial_scale = 1 / 16.0f;
+    forward.rois = {rois.data(), {many, 5}};
+    forward.output = {output.data(), many, c, p, p, layout};
+    calls["values of many" + suffix] = [=] { cpu::roi_pool_forward(forward); };
+    forward.rois = {rois.data(), {r, 5}};
     forward.output = {output.data(), r, c, p, p, layout};
     calls["values" + suffix] = [=] { cpu::roi_pool_forward(forward); };
     forward.argmax = {argmax.data(), r, c, p, p, layout};

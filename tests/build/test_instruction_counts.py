@@ -17,6 +17,8 @@ from engine_sources import SUPPORTED
 COUNTS = {
     "values": 1.31,
     "values, channels-last": 0.74,
+    "values of many": 4.88,
+    "values of many, channels-last": 2.85,
     "argmax": 1.94,
     "argmax, channels-last": 1.06,
     "gradient": 2.52,

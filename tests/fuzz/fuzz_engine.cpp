@@ -136,7 +136,7 @@ void roi_pool(Dice& dice) {
   const int64_t n = dice.between(0, 3), h = dice.between(0, 12), w = dice.between(0, 12);
   const int64_t c = dice.one_in(3) ? dice.between(30, 150) : dice.between(0, 5);
   const int64_t ph = dice.between(1, dice.one_in(9) ? 40 : 8), pw = dice.between(1, 8);
-  const int64_t r = n == 0 ? 0 : dice.between(0, 6);
+  const int64_t r = n == 0 ? 0 : dice.between(0, dice.one_in(6) ? 90 : 6);
   const Layout layout = dice.one_in(2) ? Layout::nchw : Layout::nhwc;
 
   Buffer<T> features(n * c * h * w);
@@ -176,6 +176,16 @@ void roi_pool(Dice& dice) {
           const T expected = cell < 0 ? T{} : features[forward.features.offset(image, k, cell)];
           CHECK(same(output[at], expected));
         }
+  }
+
+  // Many RoIs without argmax are pooled by squares of cells, and all must be the same.
+  if (valid_rows && !with_argmax) {
+    Buffer<T> by_cells(output.size());
+    auto other = forward;
+    other.output.data = by_cells.data();
+    other.argmax = {argmax.data(), r, c, ph, pw, layout};
+    cpu::roi_pool_forward(other);
+    for (int64_t i = 0; i < output.size(); ++i) CHECK(same(output[i], by_cells[i]));
   }
 
   // 16-bit features are compared by their bits: as their own values widened, all must be the same.

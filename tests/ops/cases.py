@@ -69,6 +69,11 @@ def _signed_zeros() -> np.ndarray:
     return np.where(signs == 0, 0.0, -0.0)
 
 
+def _signed_zeros_among_negatives() -> np.ndarray:
+    """The maximum of most bins is a zero, of either sign, and not their first cell."""
+    return np.random.default_rng(6).choice([-0.0, 0.0, -1.0], (1, 4, 9, 11), p=[0.2, 0.2, 0.6])
+
+
 def _scattered(value: float, seed: int) -> np.ndarray:
     """Noise in which every third cell is `value`."""
     x = _noise(2, 5, 9, 11, seed=seed)
@@ -145,6 +150,13 @@ _TIES = [
     RoiPoolCase("all-equal", np.full((1, 3, 9, 11), 0.25), _FULL, (3, 3), smooth=False),
     RoiPoolCase("all-zero", np.zeros((1, 3, 9, 11)), _FULL, (3, 3), smooth=False),
     RoiPoolCase("signed-zeros", _signed_zeros(), _FULL, (3, 3), smooth=False),
+    RoiPoolCase(
+        "signed-zeros-among-negatives",
+        _signed_zeros_among_negatives(),
+        _random_rois(20, 1, 11, 9, 5),
+        (3, 3),
+        smooth=False,
+    ),
 ]
 
 _BIN_ARITHMETIC = [

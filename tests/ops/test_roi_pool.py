@@ -179,6 +179,21 @@ def test_few_small_and_many_rois_pool_alike(layout, rois_per_image, dtype):
     assert_same_bits(take(argmax), expected_argmax)
 
 
+@every_case
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_values_of_many_rois_equal_the_reference(case: RoiPoolCase, layout, dtype):
+    """So many that maxima of 2 x 2 cells are made first (kSquareCost in cpp/src/roi_pool.cpp)."""
+    with np.errstate(over="ignore"):
+        features = torch.from_numpy(laid_out(case.features, layout)).to(dtype)
+    given = case.output_size, case.scale
+    expected, _ = reference.roi_pool(features.double().numpy(), case.rois, *given)
+    times = 100
+    rois = torch.from_numpy(np.tile(case.rois, (times, 1)))
+    values = fe.roi_pool(features, rois, *given)
+    assert_same_bits(values.double().numpy(), np.tile(expected, (times, 1, 1, 1)))
+
+
 @every_layout
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_half_maps_of_more_cells_than_16_bits_can_number(layout, dtype):
