@@ -69,18 +69,22 @@ class Run:
 
 
 def search_datasets(
-    datasets: Sequence[Dataset], path: Path, search: Mapping[str, Any], *, shard: str = WHOLE
+    datasets: Sequence[Dataset],
+    path: Path,
+    search: Search,
+    *,
+    workers: int | None = None,
+    shard: str = WHOLE,
 ) -> ProposalStore:
     """Proposals of all images of the data sets, kept in `path`; those in the file already stay.
 
-    search: keyword arguments of compute_proposals.
     shard: a part of the images, which has a file of its own beside `path`. The whole takes over
         what is in the files of parts and searches the rest.
     """
     items = {r.image_id: r.image_path for dataset in datasets for r in dataset.records}
     own = shard_of(list(items.items()), shard)
     parts = shard_files(path) if shard == WHOLE else []
-    return compute_proposals(own, shard_file(path, shard), parts=parts, **search)
+    return compute_proposals(own, shard_file(path, shard), search, workers=workers, parts=parts)
 
 
 def detect_dataset(

@@ -15,6 +15,7 @@ from PIL import Image
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
+    Search,
     compute_proposals,
     proposal_recall,
     search,
@@ -292,7 +293,7 @@ def test_an_image_that_changed_is_searched_again(tmp_path):
 
 def test_files_of_parts_are_taken_over(tmp_path, monkeypatch):
     items = save_scenes(tmp_path, count=5)
-    how = {"short_side": 60, "progress": False}
+    how = {"search": Search(short_side=60), "progress": False}
     compute_proposals(items, tmp_path / "whole.npz", **how)
     parts = [tmp_path / "a.npz", tmp_path / "absent.npz", tmp_path / "b.npz"]
     compute_proposals(items[::3], parts[0], **how)
@@ -321,22 +322,18 @@ def test_files_of_parts_are_taken_over(tmp_path, monkeypatch):
     compute_proposals(items, tmp_path / "new.npz", parts=parts, **how)
     assert len(searched) == 3
     with pytest.raises(ValueError, match=r"a\.npz: holds proposals made with"):
-        compute_proposals(items, tmp_path / "other.npz", parts=parts, short_side=50, progress=False)
+        compute_proposals(items, tmp_path / "other.npz", Search(short_side=50), parts=parts)
     assert not (tmp_path / "other.npz").exists()
 
 
 def test_proposals_of_other_settings_are_never_mixed(tmp_path):
     items = save_scenes(tmp_path, 2)
     out = tmp_path / "p.npz"
-    compute_proposals(items[:1], out, mode="fast", progress=False)
+    compute_proposals(items[:1], out, Search(mode="fast"), progress=False)
     before = out.read_bytes()
-    for options in (
-        {"mode": "fine"},
-        {"mode": "fast", "short_side": 99},
-        {"mode": "fast", "min_size": 1},
-    ):
+    for other in (Search(), Search(mode="fast", short_side=99), Search(mode="fast", min_size=1)):
         with pytest.raises(ValueError, match=r"p\.npz: holds proposals made with .*'fast'"):
-            compute_proposals(items, out, progress=False, **options)
+            compute_proposals(items, out, other, progress=False)
     assert out.read_bytes() == before
 
 

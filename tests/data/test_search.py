@@ -117,7 +117,7 @@ def test_a_file_does_not_depend_on_workers_or_order(tmp_path, method):
     items = save_scenes(tmp_path, 4)
     for name, own, workers in (("one", items, 1), ("two", items[::-1], 2)):
         compute_proposals(
-            own, tmp_path / name, workers=workers, progress=False, method=method, max_boxes=15
+            own, tmp_path / name, Search(method, max_boxes=15), workers=workers, progress=False
         )
     one, two = ProposalStore(tmp_path / "one"), ProposalStore(tmp_path / "two")
     assert one.settings == two.settings and one.settings["max_boxes"] == 15
@@ -148,21 +148,22 @@ def test_settings_of_files():
 def test_the_model_of_edge_boxes_is_part_of_the_settings(tmp_path):
     items = save_scenes(tmp_path, 2)
     model = write_edge_model(tmp_path / "model.yml")
-    options = {"method": "edge-boxes", "edge_model": model, "progress": False}
-    store = compute_proposals(items, tmp_path / "p.npz", **options)
+    search = Search("edge-boxes", edge_model=model)
+    store = compute_proposals(items, tmp_path / "p.npz", search, progress=False)
     assert store.settings["edge_model"] == str(model)
-    assert Search.from_dict(store.settings) == Search("edge-boxes", edge_model=model)
+    assert Search.from_dict(store.settings) == search
     # Where it lies is no part: the file of another folder, or machine, goes on.
     moved = tmp_path / "elsewhere" / "m.yml"
     moved.parent.mkdir()
     moved.write_bytes(model.read_bytes())
-    compute_proposals(items, tmp_path / "p.npz", **options | {"edge_model": moved})
+    there = Search("edge-boxes", edge_model=moved)
+    compute_proposals(items, tmp_path / "p.npz", there, progress=False)
     write_edge_model(model, threshold=0.9)
     with pytest.raises(ValueError, match=r"p\.npz: holds proposals made with"):
-        compute_proposals(items, tmp_path / "p.npz", **options)
+        compute_proposals(items, tmp_path / "p.npz", search, progress=False)
     model.unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.yml: no such model"):
-        compute_proposals(items, tmp_path / "p.npz", **options)
+        compute_proposals(items, tmp_path / "p.npz", search, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -180,5 +181,3 @@ def test_the_model_of_edge_boxes_is_part_of_the_settings(tmp_path):
 def test_wrong_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Search(**options)
-    with pytest.raises(ValueError, match=message):
-        compute_proposals([], "nowhere.npz", **options)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
 from fastrcnn_engine.evaluation.voc import METRICS, VOCResult
@@ -78,6 +78,13 @@ def check_alone() -> None:
             "--proposals is missing: several processes need a file that is there already, and "
             "`fastrcnn-engine proposals` makes it"
         )
+
+
+def search_of(options: cli.Search) -> Search:
+    """The options as the search they ask for. ValueError for values out of range."""
+    fields = dataclasses.asdict(options)
+    del fields["workers"]
+    return Search(**fields)
 
 
 def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:

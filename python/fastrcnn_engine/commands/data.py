@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.commands.common import CACHE, print_notes
+from fastrcnn_engine.commands.common import CACHE, print_notes, search_of
 from fastrcnn_engine.data.check import check_dataset
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
-    Search,
     merge_proposals,
     proposal_recall,
     read_proposals,
@@ -86,8 +84,10 @@ def proposals(options: cli.Proposals) -> None:
     if options.read:
         store = _read_and_merged(options, datasets, out, console)
     else:
-        search = dataclasses.asdict(options.search)
-        store = search_datasets(datasets, out, search, shard=options.shard)
+        store = search_datasets(
+            datasets, out, search_of(options.search),
+            workers=options.search.workers, shard=options.shard,
+        )  # fmt: skip
     recalls = [f"recall at IoU {threshold:g}" for threshold in RECALL_THRESHOLDS]
     table = Table("split", "images", "boxes an image", *recalls)
     for dataset in datasets:
@@ -111,7 +111,7 @@ def _read_and_merged(
         if given != getattr(cli.Search, name):
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} is {given}, but with --read nothing is searched")
-    search = Search(max_boxes=options.search.max_boxes, seed=options.search.seed)  # checks them
+    search = search_of(options.search)  # checks the limit and the seed
     try:
         merged = merge_proposals(
             [read_proposals(path) for path in options.read], datasets,

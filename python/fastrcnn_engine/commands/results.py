@@ -79,7 +79,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
                 cache = (run.out if foreign else home) / CACHE
                 check_alone()
                 search = _search_of_training(home, trained, console)
-                store = search_datasets([dataset], cache, dataclasses.asdict(search))
+                store = search_datasets([dataset], cache, search)
         with run.timed("detection"):
             found = detect_dataset(model, dataset, store, detection, processes)
     if found is None:

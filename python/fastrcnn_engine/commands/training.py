@@ -20,11 +20,12 @@ from fastrcnn_engine.commands.common import (
     check_proposals,
     print_notes,
     print_result,
+    search_of,
 )
 from fastrcnn_engine.config_file import read_settings
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
-from fastrcnn_engine.data.proposals import ProposalStore, Search
+from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.pipeline import (
     Run,
@@ -98,7 +99,7 @@ def demo(options: cli.Demo, command: str) -> None:
     # The images are small and clear: a coarse and quick search finds their objects.
     search = cli.Search(short_side=120)
     with run.timed("proposals"):
-        store = search_datasets([training_set, test_set], out / CACHE, dataclasses.asdict(search))
+        store = search_datasets([training_set, test_set], out / CACHE, search_of(search))
     config = TrainConfig(
         data=data,
         proposals=out / CACHE,
@@ -119,8 +120,7 @@ def train(options: Train, command: str) -> None:
     # A mistake there is found before the training, not after it.
     options.detection.settings()
     check_metric(options.metric)
-    search = dataclasses.asdict(options.search)
-    Search(**{name: value for name, value in search.items() if name != "workers"})
+    search = search_of(options.search)
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     config = settled(TrainConfig(**{name: getattr(options, name) for name in names}))
     if config.proposals is None:
@@ -143,7 +143,8 @@ def train(options: Train, command: str) -> None:
     with run.timed("proposals"):
         if config.proposals is None:
             cache = config.output / CACHE
-            store = search_datasets(datasets, cache, search)
+            workers = options.search.workers
+            store = search_datasets(datasets, cache, search, workers=workers)
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,15 +24,15 @@ SAVE_SECONDS = 120  # a killed run loses at most this much work
 def compute_proposals(
     items: Iterable[tuple[str, str | os.PathLike[str]]],
     out_path: str | os.PathLike[str],
+    search: Search | None = None,
     *,
     workers: int | None = None,
     progress: bool = True,
     parts: Sequence[Path] = (),
-    **search: Any,
 ) -> ProposalStore:
     """Makes the proposals of (image id, image path) pairs, `workers` at once (None: all cores).
 
-    `search` are the fields of `Search`: method, mode, short_side and so on.
+    search: how; None is `Search()`.
 
     Images that are in the file already are kept and not searched again, so an interrupted run goes
     on where it stopped: on Ctrl-C and on errors what is done is written first. An image whose file
@@ -44,15 +43,15 @@ def compute_proposals(
     cores, and they work from any script and beside any thread pool of torch.
 
     Raises ValueError when a file was made with other settings or an id comes twice, and what
-    `load_image` and `Search` raise.
+    `load_image` and `Search.boxes` raise.
     """
-    method = Search(**search)
+    search = search or Search()
     paths: dict[str, str | os.PathLike[str]] = {}
     for image_id, path in items:
         if image_id in paths:
             raise ValueError(f"image {image_id!r} comes twice among the images to search")
         paths[image_id] = path
-    settings = method.to_dict()
+    settings = search.to_dict()
     out_path = Path(out_path)
     fingerprints = {image_id: _fingerprint(path) for image_id, path in paths.items()}
     kept: dict[str, np.ndarray] = {}
@@ -81,10 +80,10 @@ def compute_proposals(
             write_proposals(out_path, items, settings=settings, fingerprints=fingerprints)
 
     def search_one(image_id: str) -> np.ndarray:
-        return method.boxes(load_image(paths[image_id]), image_id)
+        return search.boxes(load_image(paths[image_id]), image_id)
 
     # One search, one core: the pool is the only one. A grid is not searched for.
-    alone = nullcontext() if method.method == "grid" else one_thread_each()
+    alone = nullcontext() if search.method == "grid" else one_thread_each()
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     futures: dict[str, Future[np.ndarray]] = {}
     saved = time.monotonic()
