@@ -2,13 +2,14 @@
 # and make are enough.
 PYTHON ?= python3
 VENV := .venv
+comma := ,
 RUN := $(VENV)/bin/
 SOURCES := $(shell find cpp cuda bindings cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
 
 .PHONY: demo test docs clean
 
 ## Draws a small data set, trains on it, evaluates, and writes runs/demo/report.html (minutes on a CPU).
-demo: $(VENV)/.installed
+demo: $(VENV)/.trains
 	$(RUN)fastrcnn-engine demo
 
 ## Everything the package promises, checked.
@@ -20,11 +21,20 @@ docs: $(VENV)/.installed
 	$(RUN)python -m mkdocs build --strict
 
 # Editable: changes in Python count at once, changes in C++ rebuild here.
-$(VENV)/.installed: $(SOURCES)
+define install
 	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
 	$(RUN)python -m pip install --quiet --upgrade pip
-	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[train,test]'
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[$(1)]'
+endef
+
+# What training takes; the tests take more.
+$(VENV)/.trains: $(SOURCES)
+	$(call install,train)
 	touch $@
+
+$(VENV)/.installed: $(SOURCES)
+	$(call install,train$(comma)test)
+	touch $(VENV)/.trains $@
 
 clean:
 	rm -rf $(VENV) build runs/demo

@@ -960,6 +960,14 @@ def test_a_compressed_detector_is_used_like_any_other(trained, drawn, tmp_path, 
     assert "compressed already: tiny, fc6 rank 64, fc7 rank 32" in line
 
 
+def test_a_network_without_weights_is_told(drawn, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "_train_and_test", lambda *_: None)
+    for network, told in (("caffenet", True), ("tiny", False)):
+        run("train", "--data", drawn, "--split", "train", "--network", network,
+            "--proposals", trained / "proposals.npz", "--out", tmp_path / network)  # fmt: skip
+        assert ("starts from random weights" in capsys.readouterr().out) is told
+
+
 def test_energy_chooses_the_ranks(trained, tmp_path, capsys):
     run("compress", "--checkpoint", trained / "checkpoint.pt", "--out", tmp_path,
         "--energy", "0.5", "--rois", 1)  # fmt: skip

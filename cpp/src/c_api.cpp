@@ -15,7 +15,6 @@ namespace fr = fastrcnn_engine;
 
 namespace {
 
-constexpr double kMaxLogRatio = 4.135166556742356;  // log(1000 / 16)
 
 std::string& last_error() {
   thread_local std::string message;
@@ -48,7 +47,7 @@ void require_array(const void* data, const char* name, std::initializer_list<int
   if (data == nullptr && !empty) fr::fail(name, " must not be null");
 }
 
-double ratio_or_default(double ratio) { return ratio == 0 ? kMaxLogRatio : ratio; }
+double ratio_or_default(double ratio) { return ratio == 0 ? fr::kMaxLogRatio : ratio; }
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 /* The engine from C: pool, suppress, and be refused. Any language that calls C does the same.
  *
- *     cc pool_and_suppress.c -I engine/include -L engine/lib -lfastrcnn_engine_c -o pool_and_suppress */
+ *     cc pool_and_suppress.c -I engine/include -L engine/lib -Wl,-rpath,$PWD/engine/lib -lfastrcnn_engine_c \
+ *         -o pool_and_suppress */
 #include <fastrcnn_engine/c_api.h>
 #include <stdio.h>
 

@@ -13,11 +13,14 @@ struct EncodeBoxes {
   View<T, 2> deltas;           // (R, 4): dx, dy, dw, dh
 };
 
+// log(1000 / 16), as everybody has it: a box of 16 pixels becomes no wider than 1000.
+constexpr double kMaxLogRatio = 4.135166556742356;
+
 template <typename T>
 struct DecodeBoxes {
   View<const T, 2> proposals;  // (R, 4)
   View<const T, 2> deltas;     // (R, 4 * classes)
-  double max_log_ratio = 0;    // dw and dh are held at this; > 0
+  double max_log_ratio = kMaxLogRatio;  // dw and dh are held at this; > 0
   View<T, 2> boxes;            // (R, 4 * classes)
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "fastrcnn_engine/box_codec.h"
 #include "fastrcnn_engine/stream.h"
 #include "fastrcnn_engine/tensor.h"
 
@@ -17,7 +18,7 @@ struct DetectBoxes {
   View<const T, 2> scores;     // (R, K + 1) class probabilities
   View<const T, 2> deltas;     // (R, 4 * (K + 1)) un-normalised; null data: proposals as they are
   double image_height = 0, image_width = 0;
-  double max_log_ratio = 0;    // as in DecodeBoxes
+  double max_log_ratio = kMaxLogRatio;  // as in DecodeBoxes
   double score_threshold = 0;
   float nms_threshold = 0;
   bool inclusive = false;      // corners are pixels: +1 in overlaps, clip to width - 1

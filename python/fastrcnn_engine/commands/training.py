@@ -134,6 +134,12 @@ def train(options: Train, command: str) -> None:
     test_set = datasets[1] if len(datasets) > 1 else None
     if config.val_split is not None:
         datasets.append(load_dataset(config.data, config.val_split, datasets[0].classes))
+    from_scratch = config.weights is None and config.init is None and not config.resume
+    if from_scratch and config.network != "tiny" and environment()[0] == 0:
+        console.print(
+            f"{config.network} starts from random weights, from which it hardly learns; give it "
+            "--weights, or take --network tiny"
+        )
     asked = {
         "test_split": options.test_split,
         "metric": options.metric,

@@ -171,11 +171,12 @@ def _check_rank(layer: nn.Linear, name: str, rank: int) -> None:
     outputs, inputs = layer.out_features, layer.in_features
     if not 1 <= rank <= min(outputs, inputs):
         raise ValueError(
-            f"rank of {name} is {rank}; {outputs} x {inputs} has ranks 1 to {min(outputs, inputs)}"
+            f"rank of {name} is {rank}; {outputs} x {inputs} has ranks 1 to "
+            f"{min(outputs, inputs)}: give a rank or an energy"
         )
     if rank * (outputs + inputs) >= outputs * inputs:
         most = (outputs * inputs - 1) // (outputs + inputs)
         raise ValueError(
             f"rank of {name} is {rank}, which saves nothing: {rank} x ({outputs} + {inputs}) "
-            f"weights instead of {outputs} x {inputs}; it must be at most {most}"
+            f"weights instead of {outputs} x {inputs}; it must be at most {most}, or the energy lower"
         )
