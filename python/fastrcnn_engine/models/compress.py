@@ -178,5 +178,5 @@ def _check_rank(layer: nn.Linear, name: str, rank: int) -> None:
         most = (outputs * inputs - 1) // (outputs + inputs)
         raise ValueError(
             f"rank of {name} is {rank}, which saves nothing: {rank} x ({outputs} + {inputs}) "
-            f"weights instead of {outputs} x {inputs}; it must be at most {most}, or the energy lower"
+            f"weights instead of {outputs} x {inputs}; give at most {most}, or a lower energy"
         )
