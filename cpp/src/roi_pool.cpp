@@ -107,7 +107,7 @@ struct PooledRois {
   std::vector<PooledRoi> rois;
   std::vector<int64_t> image_of;
   std::vector<Window> windows;  // a RoI's own
-  std::vector<int64_t> spared;  // cells of one channel that a RoI need not read where there are squares
+  std::vector<int64_t> spared;  // cells of one channel that a RoI need not read where there are quads
   int64_t cells_read = 0;       // of one channel, by all RoIs
 
   int64_t size() const { return static_cast<int64_t>(rois.size()); }
@@ -126,16 +126,16 @@ BinRange hull(const BinRange* ranges, int64_t count) {
 
 // What the bins along one side of a RoI read. Sums without branches, which would be guessed wrong.
 struct Lengths {
-  int64_t cells = 0;    // all
-  int64_t halved = 0;   // of those of more than one cell, and the squares that cover these
-  int64_t squares = 0;
+  int64_t cells = 0;     // all
+  int64_t in_quads = 0;  // of those of more than one cell, and the quads that cover these
+  int64_t quads = 0;
 
   Lengths(const BinRange* ranges, int64_t count) {
     for (int64_t p = 0; p < count; ++p) {
       const int64_t length = std::max<int64_t>(ranges[p].end - ranges[p].begin, 0);
       cells += length;
-      halved += length > 1 ? length : 0;
-      squares += length > 1 ? (length + 1) / 2 : 0;
+      in_quads += length > 1 ? length : 0;
+      quads += length > 1 ? (length + 1) / 2 : 0;
     }
   }
 };
@@ -165,21 +165,29 @@ PooledRois locate(const Call& call) {
           {rows.begin, columns.begin, rows.end - rows.begin, columns.end - columns.begin});
       const Lengths vertical(ys, ph), horizontal(xs, pw);
       located.cells_read += vertical.cells * horizontal.cells;
-      located.spared.push_back(vertical.halved * horizontal.halved -
-                               vertical.squares * horizontal.squares);
+      located.spared.push_back(vertical.in_quads * horizontal.in_quads -
+                               vertical.quads * horizontal.quads);
     }
   }
   return located;
 }
 
-// Making a cell's square costs as much as reading so many cells of bins, most of it because cells and squares
-// together do not fit the L2 cache.
-constexpr int64_t kSquareCost = 8;
+// Making a cell's quad costs as much as reading so many cells of bins, most of it because cells and quads
+// together do not fit the L2 cache; if not even the last one, more.
+#ifndef FRCNN_QUAD_COST  // smaller in a test
+#define FRCNN_QUAD_COST 8
+#endif
+constexpr int64_t kQuadCost = FRCNN_QUAD_COST, kLastCache = int64_t{16} << 20;
+
+int64_t quad_cost(int64_t packed_bytes) {
+  return packed_bytes > kLastCache ? 5 * kQuadCost / 2 : kQuadCost;
+}
 
 // Packing costs by the cell. RoIs of an image share one window of whole rows, or have a window each,
 // whichever holds fewer cells: many RoIs must not pack the same cells again and again, and few small
-// ones must not pack a whole map. At most `most` RoIs share one.
-std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width, int64_t most) {
+// ones must not pack a whole map. At most `most` RoIs share one. A packed cell has `cell_bytes`.
+std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width, int64_t most,
+                            int64_t cell_bytes, bool may_have_quads) {
   std::vector<RoiGroup> groups;
   for (int64_t first = 0, last; first < located.size(); first = last) {
     const int64_t image = located.image_of[first];
@@ -195,8 +203,8 @@ std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width, int64_
     }
     const Window shared{std::min(begin, end), 0, std::max<int64_t>(end - begin, 0), map_width};
     if (shared.cells() <= own_cells) {
-      const bool by_squares = spared > kSquareCost * shared.cells();
-      groups.push_back({image, &located.rois[first], last - first, shared, by_squares});
+      const bool pays = spared > quad_cost(shared.cells() * cell_bytes) * shared.cells();
+      groups.push_back({image, &located.rois[first], last - first, shared, may_have_quads && pays});
     } else {
       for (int64_t i = first; i < last; ++i)
         groups.push_back({image, &located.rois[i], 1, located.windows[i], false});
@@ -239,16 +247,17 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   const int most_threads = worthwhile_threads(rois * blocks, microseconds, call.threads);
   const int64_t parts = most_threads > 1 ? ceil_div(2 * most_threads, blocks) : 1;
   const std::vector<RoiGroup> groups =
-      group(located, call.features.w, std::max(ceil_div(rois, parts), kFewest));
+      group(located, call.features.w, std::max(ceil_div(rois, parts), kFewest),
+            kernels.block * static_cast<int64_t>(sizeof(T)), call.argmax.data == nullptr);
   int64_t largest = 0;
-  bool by_squares = false;
+  bool with_quads = false;
   for (const RoiGroup& group : groups) {
     largest = std::max(largest, group.window.cells());
-    by_squares |= group.by_squares;
+    with_quads |= group.with_quads;
   }
   const auto items = static_cast<int64_t>(groups.size()) * blocks;
   const int threads = static_cast<int>(std::min<int64_t>(most_threads, items));
-  const Scratch scratch(kernels.block_scratch(largest, call.output.cells(), by_squares), threads);
+  const Scratch scratch(kernels.block_scratch(largest, call.output.cells(), with_quads), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {
     kernels.pool_block(call, groups[item / blocks], item % blocks * kernels.block, past_caches,
                        scratch.of(thread));

@@ -42,7 +42,7 @@ struct PackedMap {
   int64_t row;        // elements from one row to the next
   int64_t map_width;  // what argmax counts rows by
   bool incomparable;  // some number of it
-  const L* squares;   // as origin: the maximum of 2 x 2 cells, by the first of them; null: not made
+  const L* quads;     // as origin: the maximum of 2 x 2 cells, by the first of them; null: not made
 };
 
 // `cells` neighbouring cells of `count` planes, by squares. Returns whether some are incomparable.
@@ -117,34 +117,42 @@ PackedMap<L> pack(const MapView<const T>& map, int64_t image, int64_t channel, i
   return {packed - window.y * row - window.x * kBlock<L>, row, map.w, incomparable, nullptr};
 }
 
-// ---- squares: maxima of 2 x 2 cells, laid out as the cells ------------------------------------------------
+// ---- quads: maxima of 2 x 2 cells, laid out as the cells --------------------------------------------------
+
+// In this mode of the machine small numbers count as zeros, of either sign.
+FRCNN_INLINE bool denormals_are_zeros() {
+  const volatile float smallest = std::numeric_limits<float>::denorm_min();
+  return !(smallest > 0);
+}
 
 // Returns whether they will do: among zeros of both signs the first in a bin is the maximum, and they do not
 // know which that is.
 template <typename L>
-bool make_squares(const L* packed, const Window& window, L* squares) {
+bool make_quads(const L* packed, const Window& window, L* quads) {
   constexpr int64_t lanes = kLanes<L>, block = kBlock<L>;
+  if (!kIsKey<L> && denormals_are_zeros()) return false;
   const int64_t row = window.width * block;
-  [[maybe_unused]] constexpr auto minus_zero = std::numeric_limits<IndexOf<L>>::min();
-  Vector<IndexOf<L>> any_minus_zero{};
   for (int64_t y = 0; y < window.height; ++y) {
     // The last row has none below it: only its zeros are looked at.
     const int64_t below = y + 1 < window.height ? row : 0;
     const L* cell = packed + y * row;
-    L* square = squares + y * row - block;
+    L* quad = quads + y * row - block;
+    Vector<IndexOf<L>> minus_zeros{};
     Vector<L> left[kVectors];
-    for (int64_t x = 0; x < window.width; ++x, cell += block, square += block) {
+    for (int64_t x = 0; x < window.width; ++x, cell += block, quad += block) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const Vector<L> upper = in_register(load(cell + v * lanes));
-        if constexpr (!kIsKey<L>) any_minus_zero |= (Vector<IndexOf<L>>)upper == minus_zero;
+        if constexpr (!kIsKey<L>)  // only the sign is set
+          minus_zeros |= (Vector<IndexOf<L>>)upper == std::numeric_limits<IndexOf<L>>::min();
         const Vector<L> pair = larger<L, lanes>(load(cell + below + v * lanes), upper);
-        if (x > 0) store(square + v * lanes, larger<L, lanes>(pair, left[v]));
+        if (x > 0) store(quad + v * lanes, larger<L, lanes>(pair, left[v]));
         left[v] = pair;
       }
     }
+    if (any_lane(minus_zeros)) return false;
   }
-  return !any_lane(any_minus_zero);
+  return true;
 }
 
 // ---- pool ---------------------------------------------------------------------------------------------
@@ -235,10 +243,10 @@ void pool_bins(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t coun
   }
 }
 
-// The same by squares: an odd row or column of a bin is in two of them. Bins of one row or column are read by
+// The same from quads: an odd row or column of a bin is in two of them. Bins of one row or column are read by
 // cells, in the same loop: which of two loops a bin takes would be guessed wrong too often.
 template <typename L>
-void pool_by_squares(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t count,
+void pool_quads(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t count,
                  const PackedMap<L>& map, const Pooled<L>& pooled) {
   constexpr int64_t block = kBlock<L>, lanes = kLanes<L>;
   const int64_t row = map.row, step = pooled.step;
@@ -254,10 +262,10 @@ void pool_by_squares(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_
     if (rows <= 0 || columns <= 0) {
       for (int v = 0; v < kVectors; ++v) best[v] = splat<lanes>(L(0));
     } else {
-      const bool by_squares = (rows > 1) & (columns > 1);
-      const int64_t side = by_squares ? 2 : 1;
+      const bool by_quads = (rows > 1) & (columns > 1);
+      const int64_t side = by_quads ? 2 : 1;
       const int64_t next = side * block, next_row = side * row, width = (columns - side) * block;
-      const L* from = (by_squares ? map.squares : map.origin) + top * row + left * block;
+      const L* from = (by_quads ? map.quads : map.origin) + top * row + left * block;
       const L* last = from + width;                     // of a row
       const L* const end = last + (rows - side) * row;  // of the bin
       for (int v = 0; v < kVectors; ++v) best[v] = load(from + v * lanes);
@@ -310,18 +318,18 @@ void put_bins(const L* by_bin, int64_t count, int64_t bins, L* tile) {
 template <typename L>
 struct BlockScratch {
   L* packed;               // the window
-  L* squares;              // of the window
+  L* quads;                // of the window
   L* maxima;               // kLanes bins, [bin][kBlock]
   L* tile;                 // the RoI, [channel][bins]
   IndexOf<L>* cells;       // as maxima
   IndexOf<L>* cells_tile;  // as tile
   int64_t bytes;
 
-  BlockScratch(void* memory, int64_t window_cells, int64_t bins, bool by_squares)
+  BlockScratch(void* memory, int64_t window_cells, int64_t bins, bool with_quads)
       : next_(reinterpret_cast<uintptr_t>(memory)) {
     const uintptr_t begin = next_;
     take(packed, window_cells * kBlock<L>);
-    take(squares, by_squares ? window_cells * kBlock<L> : 0);
+    take(quads, with_quads ? window_cells * kBlock<L> : 0);
     take(maxima, kLanes<L> * kBlock<L>);
     take(tile, kBlock<L> * bins + kRunSpare<L>);  // the last channel's run goes on too
     take(cells, kLanes<L> * kBlock<L>);
@@ -346,7 +354,7 @@ void pool_roi(const RoiPoolForward<T, Index>& call, int64_t channel, int64_t cou
   const int64_t bins = call.output.cells();
   const bool planes = call.output.layout == Layout::nchw, with_argmax = call.argmax.data != nullptr;
   auto pool = with_argmax ? pool_bins<true, false, L> : pool_bins<false, false, L>;
-  if (map.squares != nullptr) pool = pool_by_squares<L>;
+  if (map.quads != nullptr) pool = pool_quads<L>;
   if constexpr (!kIsKey<L>)
     if (map.incomparable) pool = with_argmax ? pool_bins<true, true, L> : pool_bins<false, true, L>;
 
@@ -395,12 +403,11 @@ bool pool_lanes(const RoiPoolForward<T, Index>& call, const RoiGroup& group, int
                 bool past_caches, void* memory) {
   const Window& window = group.window;
   const int64_t left = call.features.c - channel, channels = left < kBlock<L> ? left : kBlock<L>;
-  const BlockScratch<L> scratch(memory, window.cells(), call.output.cells(), group.by_squares);
+  const BlockScratch<L> scratch(memory, window.cells(), call.output.cells(), group.with_quads);
   auto map = pack(call.features, group.image, channel, channels, window, scratch.packed);
   if (kIsKey<L> && map.incomparable) return false;
-  const bool by_squares = group.by_squares && call.argmax.data == nullptr && !map.incomparable;
-  if (by_squares && make_squares(scratch.packed, window, scratch.squares))
-    map.squares = map.origin + (scratch.squares - scratch.packed);
+  if (group.with_quads && !map.incomparable && make_quads(scratch.packed, window, scratch.quads))
+    map.quads = map.origin + (scratch.quads - scratch.packed);
   for (int64_t r = 0; r < group.count; ++r)
     pool_roi(call, channel, channels, group.rois[r], map, past_caches, scratch);
   if (past_caches) end_streaming();
@@ -428,9 +435,9 @@ void pool_block(const RoiPoolForward<T, Index>& call, const RoiGroup& group, int
 }
 
 template <typename T>
-int64_t block_scratch(int64_t window_cells, int64_t bins, bool by_squares) {
-  const int64_t first = BlockScratch<ComparedAs<T>>(nullptr, window_cells, bins, by_squares).bytes;
-  const int64_t second = BlockScratch<Wide<T>>(nullptr, window_cells, bins, by_squares).bytes;
+int64_t block_scratch(int64_t window_cells, int64_t bins, bool with_quads) {
+  const int64_t first = BlockScratch<ComparedAs<T>>(nullptr, window_cells, bins, with_quads).bytes;
+  const int64_t second = BlockScratch<Wide<T>>(nullptr, window_cells, bins, with_quads).bytes;
   return first > second ? first : second;
 }
 

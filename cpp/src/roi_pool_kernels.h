@@ -33,7 +33,7 @@ struct RoiGroup {
   const PooledRoi* rois;
   int64_t count;
   Window window;
-  bool by_squares;  // it pays to make the maxima of 2 x 2 cells first, where argmax is not wanted
+  bool with_quads;  // the maxima of every 2 x 2 cells are made first: no argmax is wanted, and it pays
 };
 
 template <typename T, typename Index>
@@ -46,7 +46,7 @@ struct RoiPoolKernels {
   void (*pool_block)(const Forward& call, const RoiGroup& group, int64_t channel, bool past_caches,
                      void* scratch);
   // Bytes of scratch memory for that, aligned to 64.
-  int64_t (*block_scratch)(int64_t window_cells, int64_t bins, bool by_squares);
+  int64_t (*block_scratch)(int64_t window_cells, int64_t bins, bool with_quads);
 };
 
 template <typename T, typename Index>

@@ -178,7 +178,7 @@ void roi_pool(Dice& dice) {
         }
   }
 
-  // Many RoIs without argmax are pooled by squares of cells, and all must be the same.
+  // Without argmax RoIs are pooled from the maxima of 2 x 2 cells, and all must be the same.
   if (valid_rows && !with_argmax) {
     Buffer<T> by_cells(output.size());
     auto other = forward;

@@ -183,7 +183,7 @@ def test_few_small_and_many_rois_pool_alike(layout, rois_per_image, dtype):
 @every_layout
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
 def test_values_of_many_rois_equal_the_reference(case: RoiPoolCase, layout, dtype):
-    """So many that maxima of 2 x 2 cells are made first (kSquareCost in cpp/src/roi_pool.cpp)."""
+    """So many that maxima of 2 x 2 cells are made first (kQuadCost in cpp/src/roi_pool.cpp)."""
     with np.errstate(over="ignore"):
         features = torch.from_numpy(laid_out(case.features, layout)).to(dtype)
     given = case.output_size, case.scale
@@ -192,6 +192,25 @@ def test_values_of_many_rois_equal_the_reference(case: RoiPoolCase, layout, dtyp
     rois = torch.from_numpy(np.tile(case.rois, (times, 1)))
     values = fe.roi_pool(features, rois, *given)
     assert_same_bits(values.double().numpy(), np.tile(expected, (times, 1, 1, 1)))
+
+
+@every_layout
+def test_denormals_that_count_as_zeros(layout):
+    """Then the first of several is the maximum of many RoIs too, whatever its sign."""
+    rng = np.random.default_rng(12)
+    features = rng.choice([0, 1e-40, -1e-40, -1], (1, 64, 20, 30)).astype(np.float32)
+    features = torch.from_numpy(laid_out(features, layout))
+    corners = rng.uniform(0, 300, (300, 2))
+    rois = np.hstack([np.zeros((300, 1)), corners, corners + rng.uniform(0, 200, (300, 2))])
+    rois = torch.from_numpy(rois.astype(np.float32))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine has no such mode")
+    try:
+        alone = fe.roi_pool(features, rois, 7, 1 / 16)
+        values, _ = fe.roi_pool_with_argmax(features, rois, 7, 1 / 16)
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same_bits(alone.numpy(), values.numpy())
 
 
 @every_layout
