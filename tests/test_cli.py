@@ -681,6 +681,56 @@ def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
         assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
 
 
+def test_brackets_and_colons_are_printed_as_they_are(drawn, tmp_path, capsys, monkeypatch):
+    """In rich's eyes [unknown] is a style, [/star] the end of one, and :ring: a picture."""
+    monkeypatch.setenv("COLUMNS", "300")  # nothing is broken into lines
+    data, out = tmp_path / "[bold]" / "data", tmp_path / "o_[" / "mk] :ring:"  # o_[/mk]
+    shutil.copytree(drawn, data)
+    names = {"cross": "[cross]", "disc": "[unknown]", "ring": ":ring:", "square": "[bold]",
+             "star": "[/star]", "triangle": "[/]"}  # fmt: skip
+    for path in (data / "Annotations").iterdir():
+        text = path.read_text()
+        for old, new in names.items():
+            text = text.replace(f"<name>{old}<", f"<name>{new}<")
+        path.write_text(text)
+
+    def printed(*arguments) -> str:
+        run(*arguments)
+        return capsys.readouterr().out
+
+    def shows_classes(text: str) -> bool:
+        return all(name in text for name in names.values())
+
+    text = printed("check-data", "--data", data, "--split", "train", "--out", out / "check")
+    assert shows_classes(text) and str(out / "check/check.json") in text
+    boxes = out / "boxes.npz"
+    text = printed("proposals", "--data", data, "--split", "train", "test", "--short-side", 80,
+                   "--out", boxes)  # fmt: skip
+    assert f"proposals: {boxes}" in text
+    text = printed(
+        "train", "--data", data, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--out", out / "run", "--iterations", 2, "--short-side", 120, "--proposals", boxes,
+    )  # fmt: skip
+    assert shows_classes(text) and f"checkpoint: {out / 'run/checkpoint.pt'}" in text
+    assert f"report: {out / 'run/report.html'}" in text
+    text = printed("eval", "--run", out / "run", "--metric", "coco")
+    assert shows_classes(text) and f"figures: {out / 'run/eval-test/metrics.json'}" in text
+    find = ("detect", data / "JPEGImages", "--checkpoint", out / "run", "--score", "-1")
+    text = printed(*find, "--out", out / "found")
+    found = json.loads((out / "found" / "detections.json").read_text())["images"]
+    assert all(one["class"] in text for rows in found.values() for one in rows)
+    assert str(out / "found/test_0000-detections.jpg") in text
+    text = printed(*find, "--out", out / "found", "--many")
+    assert f"results: {out / 'found/detections.jsonl'}" in text
+    text = printed("svm", "--checkpoint", out / "run")
+    assert shows_classes(text) and f"checkpoint: {out / 'run/svm/checkpoint.pt'}" in text
+    page = out / "page.html"
+    assert f"report: {page}" in printed("report", out / "run", "--out", page)
+    bad = out / "[red].jpg"
+    bad.write_text("no image")
+    assert str(bad) in failure(capsys, "detect", bad, "--checkpoint", out / "run")
+
+
 @pytest.fixture
 def retrained(trained, tmp_path):
     """A copy of the run whose proposals are made anew; returns the function that makes them."""

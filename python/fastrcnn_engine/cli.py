@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 Method = Literal["selective-search", "edge-boxes", "grid"]
 Mode = Literal["fast", "quality", "fine"]
@@ -461,19 +461,25 @@ def _defaults(name: str, arguments: list[str]) -> dict[str, Any]:
     return {"default": configured(source)}
 
 
+def plain_console() -> Console:
+    """The console of every command. It prints texts as they are: a path or the name of a class may
+    hold brackets, which are no markup, or colons around a word, which are no emoji."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def _print_help() -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     console.print("Fast R-CNN: train and use an object detector on precomputed proposals.\n")
-    console.print("[bold]usage:[/] fastrcnn-engine COMMAND [OPTIONS]\n")
+    console.print(Text("usage:", "bold"), "fastrcnn-engine COMMAND [OPTIONS]\n")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     for name, summary in COMMANDS.items():
-        table.add_row(f"[bold]{name}[/]", summary)
+        table.add_row(Text(name, "bold"), summary)
     console.print(table)
     console.print(
         "\nfastrcnn-engine COMMAND --help explains every option, its default and its source.\n"
         "--version prints the version; --debug shows where an error came from.\n"
     )
-    console.print("[bold]examples:[/]")
+    console.print("examples:", style="bold")
     for example in (
         "fastrcnn-engine demo",
         "fastrcnn-engine check-data --data VOC2007 --split trainval",
@@ -486,4 +492,4 @@ def _print_help() -> None:
         "fastrcnn-engine svm --checkpoint runs/train",
         "fastrcnn-engine report runs/a runs/b --out compare.html",
     ):
-        console.print(f"  {escape(example)}", soft_wrap=True)
+        console.print(f"  {example}", soft_wrap=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
@@ -23,7 +22,7 @@ from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpo
 
 def compress(options: cli.Compress) -> None:
     """See cli.Compress."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     if options.rois < 1:
         raise ValueError(f"--rois is {options.rois}; it must be at least 1")
     ranks = {name: getattr(options, name) for name in RANKS}
@@ -55,7 +54,7 @@ def compress(options: cli.Compress) -> None:
 
 def svm(options: cli.Svm) -> None:
     """See cli.Svm."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
     out = _new_checkpoint(options.out or checkpoint.parent / "svm")
     content = load_checkpoint(checkpoint)
@@ -80,7 +79,7 @@ def svm(options: cli.Svm) -> None:
 
 def export(options: cli.Export) -> None:
     """See cli.Export."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
     out = options.out or checkpoint.parent / "detector.onnx"
     model = load_network(checkpoint)

@@ -41,7 +41,7 @@ from fastrcnn_engine.training.distributed import join
 
 def evaluate(options: cli.Eval, command: str) -> None:
     """See cli.Eval."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     given = options.run_dir or options.checkpoint
     if given is None or (options.run_dir is not None and options.checkpoint is not None):
         raise ValueError("give either --run or --checkpoint")
@@ -96,7 +96,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
 
 def detect(options: cli.Detect) -> None:
     """See cli.Detect."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     if options.shard != WHOLE and not options.many:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
     if options.format != "jsonl" and not options.many:
@@ -142,7 +142,7 @@ def detect(options: cli.Detect) -> None:
 
 def report(options: cli.ReportRuns) -> None:
     """See cli.ReportRuns."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     text = render_comparison([run_files(folder) for folder in options.runs])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")

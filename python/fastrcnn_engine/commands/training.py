@@ -83,7 +83,7 @@ def configured(source: str) -> Train:
 
 def demo(options: cli.Demo, command: str) -> None:
     """See cli.Demo."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     if environment()[1] > 1:
         raise ValueError("the demo is one process's work; run it without torchrun")
     out, data = options.out, options.out / "drawn"
@@ -116,7 +116,7 @@ def demo(options: cli.Demo, command: str) -> None:
 
 def train(options: Train, command: str) -> None:
     """See Train."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     # A mistake there is found before the training, not after it.
     options.detection.settings()
     check_metric(options.metric)
