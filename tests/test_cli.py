@@ -834,11 +834,13 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     text = " ".join(capsys.readouterr().out.split())
     assert "images: 4 done" in text and "4 done before, 0 could not be read" in text
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    # images[0] is named twice and has one line; nothing but the lines was written.
+    # images[0] is named twice and has one line; nothing but the lines and their origin was written.
     named = [str(bad), str(images[0]), str(tmp_path / "absent.jpg"), *map(str, images[1:])]
     assert [line["image"] for line in lines] == named
     assert "bad.jpg: not readable" in lines[0]["error"] and "no such" in lines[2]["error"]
-    assert [one.name for one in out.iterdir()] == ["detections.jsonl"]
+    assert {one.name for one in out.iterdir()} == {
+        "detections.jsonl", "detections.jsonl.made-by.json",
+    }  # fmt: skip
     run("detect", images[0], "--checkpoint", trained, "--score", 0, "--out", tmp_path / "one")
     one = json.loads((tmp_path / "one" / "detections.json").read_text())["images"]
     assert one[str(images[0])] == lines[1]["detections"] != []
@@ -848,7 +850,7 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
         run(*command[:-1], tmp_path / "parts", "--shard", part)
         text = (tmp_path / f"parts/detections.{part[0]}-of-2.jsonl").read_text()
         parts += [json.loads(line) for line in text.splitlines()]
-    assert len(list((tmp_path / "parts").iterdir())) == 2
+    assert len(list((tmp_path / "parts").iterdir())) == 3  # and what made them
     assert len(parts) == 8 and {p["image"] for p in parts} == set(named)
     assert "shard is '3/2'" in failure(capsys, *command, "--shard", "3/2")
     assert "only --many" in failure(capsys, "detect", folder, "--shard", "1/2")
@@ -948,6 +950,47 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
     assert "only --many writes it" in failure(capsys, "detect", bad, "--format", "parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "needs pyarrow: pip install pyarrow" in failure(capsys, *parquet)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_another_checkpoint_score_size_or_search_are_not_taken_for_this_run_s(
+    trained, drawn, tmp_path, capsys, kind
+):
+    other = tmp_path / "other.pt"
+    content = load_checkpoint(trained / "checkpoint.pt")
+    content["model"]["cls_score.bias"] += 1
+    torch.save(content, other)
+    image, out = drawn / "JPEGImages/test_0000.jpg", tmp_path / "out"
+    find = ("detect", image, "--many", "--out", out, "--format", kind, "--checkpoint")
+    command = (*find, trained, "--score", "0.03")
+    run(*command, "--shard", "2/2")  # has no image: another start of the job changes nothing
+    run(*command, "--shard", "1/2")
+    note = out / ("detections.jsonl.made-by.json" if kind == "jsonl" else "detections.made-by.json")
+    kept = json.loads(note.read_text())
+    assert kept["score_threshold"] == 0.03 and kept["search"]["short_side"] == 80
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for changed, says in (
+        ((*find, other, "--score", "0.03"), "checkpoint_crc32 was"),
+        ((*find, trained, "--score", "0.5"), "score_threshold was 0.03, is 0.5; give another"),
+        ((*command, "--short-side", 96), "short_side was 120, is 96"),
+        ((*command, "--mode", "fast"), "search was"),
+        ((*command, "--score", "0.5", "--shard", "2/2"), "score_threshold was 0.03, is 0.5"),
+    ):
+        line = failure(capsys, *changed)
+        assert says in line and note.name in line
+    assert all(path.read_bytes() == content for path, content in before.items())
+    copy = tmp_path / "elsewhere.pt"  # the same checkpoint
+    copy.write_bytes((trained / "checkpoint.pt").read_bytes())
+    shutil.copy(trained / "proposals.npz", tmp_path)
+    run(*find, copy, "--score", "0.03", "--shard", "1/2")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "0 done, 1 done before" in text and "older version" not in text
+
+    note.unlink()
+    for _ in range(2):  # each time: what is new does not make them any better known
+        run(*command[:-1], "0.5", "--shard", "1/2")
+        text = " ".join(capsys.readouterr().out.split())
+        assert "older version" in text and "0 done, 1 done before" in text
 
 
 def test_export_without_its_packages_says_which_extra_has_them(trained, capsys, monkeypatch):

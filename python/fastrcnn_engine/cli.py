@@ -238,7 +238,8 @@ class Detect:
     with the boxes drawn in, and detections.json with class, score and box. --many is for very many
     images: a line of detections.jsonl for each, at once, or a row in Parquet, without pictures.
     Run it again after an interruption: images that have a line or row are passed over, and one
-    that cannot be read has one that says why.
+    that cannot be read has one that says why. What made them stands beside them; another
+    checkpoint, score, size or search is refused there.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]

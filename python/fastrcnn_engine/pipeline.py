@@ -377,19 +377,23 @@ def run_files(folder: Path) -> RunFiles:
         raise FileNotFoundError(f"{folder}: no run here; looked for metrics.json and log.jsonl")
     settings: dict[str, Any] = {}
     if config.is_file():
-        content = _read_json(config)
+        content = read_json(config)
         parts = [content.get("training", {}), content.get("detection", {})]
         settings = {name: value for part in parts for name, value in (part or {}).items()}
     return RunFiles(
-        str(folder), None if metrics is None else _read_json(metrics), read_log(log), settings
+        str(folder), None if metrics is None else read_json(metrics), read_log(log), settings
     )
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
+    """The keys and values of a JSON file. Raises ValueError, naming it, for other content."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold keys and values, got {content!r:.60}")
+    return content
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -404,7 +408,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     """Writes JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
+    # The process: parts of a job that begin together write the same file.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(content, indent=indent, default=str) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 

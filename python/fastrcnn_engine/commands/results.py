@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.bulk import JsonLines, ParquetParts, detect_many
+from fastrcnn_engine.bulk import JsonLines, ParquetParts, check_made_by, detect_many
 from fastrcnn_engine.commands.common import (
     CACHE,
     check_alone,
@@ -24,6 +25,7 @@ from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
 from fastrcnn_engine.evaluation.voc import check_settings
+from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import (
     Run,
     detect_dataset,
@@ -118,17 +120,8 @@ def detect(options: cli.Detect) -> None:
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
-        if options.format == "parquet":
-            rows = ParquetParts(options.out / "detections", options.shard)
-        else:
-            rows = JsonLines(shard_file(options.out / "detections.jsonl", options.shard))
-        many = detect_many(model, images, rows, search=search, detection=detection)
-        speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
-        console.print(
-            f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
-            f"not be read; results: {many.path}",
-            soft_wrap=True,
-        )
+        checksum = f"{zlib.crc32(checkpoint.read_bytes()):08x}"
+        _detect_many(options, model, images, search, detection, checksum, console)
         return
     results = detect_files(model, images, options.out, search=search, detection=detection)
     table = Table("image", "detections", "drawn")
@@ -138,6 +131,46 @@ def detect(options: cli.Detect) -> None:
         table.add_row(str(path), counts or "none", str(drawn))
     console.print(table)
     console.print(f"boxes: {options.out / 'detections.json'}", soft_wrap=True)
+
+
+def _detect_many(
+    options: cli.Detect,
+    model: FastRCNN,
+    images: list[Path],
+    search: Search,
+    detection: dict[str, Any],
+    checksum: str,
+    console: Console,
+) -> None:
+    """A row for each image. checksum: of the checkpoint."""
+    sizes = model.preprocessing.to_dict()
+    made_by = {
+        "checkpoint_crc32": checksum,
+        **detection,
+        **{name: sizes[name] for name in ("short_side", "max_side")},
+        # Where a model of edge boxes lies does not count, as its checksum does.
+        "search": {k: v for k, v in search.to_dict().items() if k != "edge_model"},
+    }
+    parquet = options.format == "parquet"
+    path = options.out / ("detections" if parquet else "detections.jsonl")
+    known = check_made_by(path, made_by)
+    if parquet:
+        rows = ParquetParts(path, options.shard)
+    else:
+        rows = JsonLines(shard_file(path, options.shard))
+    if not known:
+        console.print(
+            f"rows: {path} has some of an older version, which does not say what made them; "
+            "they stay as they are",
+            soft_wrap=True,
+        )
+    many = detect_many(model, images, rows, search=search, detection=detection)
+    speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
+    console.print(
+        f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
+        f"not be read; results: {many.path}",
+        soft_wrap=True,
+    )
 
 
 def report(options: cli.ReportRuns) -> None:
