@@ -39,7 +39,7 @@ from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.models import ranks_of
-from fastrcnn_engine.pipeline import read_log
+from fastrcnn_engine.pipeline import read_log, run_files
 from fastrcnn_engine.training import load_checkpoint, load_network
 
 
@@ -477,6 +477,27 @@ def test_eval_on_another_data_set_does_not_use_the_proposals_of_the_first(traine
     first, second = ProposalStore(trained / "proposals.npz"), ProposalStore(out / "proposals.npz")
     assert first.settings == second.settings
     assert not np.array_equal(first["test_0000"], second["test_0000"])
+
+
+def test_a_test_replaces_no_other_test_of_the_run(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("eval-*", "metrics.json"))
+    shutil.copy(folder / "checkpoint.pt", folder / "best.pt")
+    same = ("eval", "--split", "test", "--proposals", folder / "proposals.npz")
+    own, best = (*same, "--run", folder), (*same, "--checkpoint", folder / "best.pt")
+    coco = (*own, "--metric", "coco")
+    low = (*own, "--detection.score-threshold", "0.001")
+    for command in (own, coco, own, low, best, coco):
+        run(*command)
+    names = {"eval-test": "area", "eval-test-2": "coco", "eval-test-3": "area",
+             "best-eval-test": "area"}  # fmt: skip
+    assert {path.name for path in folder.glob("*eval*")} == set(names)
+    for name, metric in names.items():
+        assert metrics_of(folder / name)["metric"] == metric
+    used = metrics_of(folder / "eval-test-3")["settings"]["Detection"]
+    assert used["score_threshold"] == 0.001
+    # That of best.pt is none of the run; the newest of the others counts.
+    assert run_files(folder).metrics == metrics_of(folder / "eval-test-2")
 
 
 def metrics_of(folder: Path) -> dict:
@@ -1098,9 +1119,9 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
     text = capsys.readouterr().out
     assert "hard negatives" in text and str(out / "checkpoint.pt") in text.replace("\n", "")
     assert load_network(out / "checkpoint.pt").classifier == "svm"
-    for protocol in ("today", "paper"):
+    for protocol, name in (("today", "eval-test"), ("paper", "eval-test-2")):
         run("eval", "--run", out, "--detection.protocol", protocol)
-        used = metrics_of(out / "eval-test")["settings"]["Detection"]
+        used = metrics_of(out / name)["settings"]["Detection"]
         assert used["classifier"] == "svm" and used.get("score_threshold") is None
     assert metrics_of(trained)["settings"]["Detection"]["score_threshold"] == 0.05
     picture = drawn / "JPEGImages" / "test_0000.jpg"

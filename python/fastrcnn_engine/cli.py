@@ -214,7 +214,8 @@ class Eval:
     iou_threshold: float = 0.5
     """IoU a match needs (VOC: 0.5); coco has ten of its own."""
     out: Path | None = None
-    """Folder for the results; None is eval-SPLIT in the folder of the run."""
+    """Folder for the results; None is eval-SPLIT in the folder of the run, of best.pt
+    best-eval-SPLIT. Where another command has left its results, -2 and so on is added."""
     short_side: int | tuple[int, ...] | None = None
     """Images are scaled to this short side; several make an image pyramid (paper 5.2). None: the
     size or sizes of the training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fastrcnn_engine.pipeline import (
     detect_files,
     evaluate_and_report,
     expand_folders,
+    read_json,
     run_files,
     search_datasets,
 )
@@ -63,9 +65,11 @@ def evaluate(options: cli.Eval, command: str) -> None:
         # Ids of two data sets may be the same: proposals of one must never serve for the other.
         foreign = data.resolve() != Path(trained.get("data", "")).resolve()
         name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
+        # A run is judged by eval-SPLIT: what best.pt or an older checkpoint gets is not for there.
+        prefix = "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}-"
         run = Run(
             title=f"Fast R-CNN on {dataset.root.name}",
-            out=options.out or home / name,
+            out=options.out or _folder_of_test(home / f"{prefix}{name}", command),
             command=command,
             seed=trained.get("seed"),
             settings={"Training": trained},
@@ -78,7 +82,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
             elif used is not None and all(r.image_id in used for r in dataset.records):
                 store = used
             else:
-                cache = (run.out if foreign else home) / CACHE
+                cache = (options.out or home / name if foreign else home) / CACHE
                 check_alone()
                 search = _search_of_training(home, trained, console)
                 store = search_datasets([dataset], cache, search)
@@ -94,6 +98,18 @@ def evaluate(options: cli.Eval, command: str) -> None:
         log=home / "log.jsonl",
     )  # fmt: skip
     print_result(console, run, *results)
+
+
+def _folder_of_test(folder: Path, command: str) -> Path:
+    """The folder, or FOLDER-2, FOLDER-3 and so on: the first without the test of another command.
+
+    So the same command again replaces its own results, and never those of others.
+    """
+    numbers = itertools.count(2)
+    out = folder
+    while (done := out / "metrics.json").is_file() and read_json(done).get("command") != command:
+        out = folder.with_name(f"{folder.name}-{next(numbers)}")
+    return out
 
 
 def detect(options: cli.Detect) -> None:
