@@ -880,6 +880,16 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     assert path.read_text() == '{"other": 1}\n'
 
 
+def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):
+    images, listed = sorted((drawn / "JPEGImages").glob("test*.jpg")), tmp_path / "list.txt"
+    text = "".join(f"  {path}\t\r\n\r\n" for path in images)
+    listed.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert pipeline.expand_folders([listed], lists=True) == images
+    listed.write_text(text, encoding="utf-16")
+    line = failure(capsys, "detect", listed, "--many", "--checkpoint", trained)
+    assert "list.txt: not readable as UTF-8" in line and "save it as UTF-8" in line
+
+
 def rows_of(folder):
     """The rows of all parts as the lines of JSON have them, by image."""
     import pyarrow.dataset

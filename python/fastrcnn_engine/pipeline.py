@@ -23,7 +23,7 @@ from fastrcnn_engine.data.proposals import (
     proposal_recall,
 )
 from fastrcnn_engine.data.records import Dataset
-from fastrcnn_engine.data.voc import IMAGE_SUFFIXES
+from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
 from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
 from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
@@ -358,8 +358,7 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
                 raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             files += inside
         elif lists and path.suffix.lower() == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            files += [Path(line) for line in lines if line.strip()]
+            files += [Path(line) for line in read_lines(path) if line]
         else:
             files.append(path)
     return files
