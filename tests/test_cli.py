@@ -287,6 +287,18 @@ def test_the_end_of_a_log_may_be_cut_off(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == [{"iteration": 2}, {"iteration": 4}]
 
 
+@pytest.mark.parametrize("line", ["{iteration: 4}", "[4]", "7", '{"loss": 1}', "\xff"])
+def test_a_bad_line_of_a_log_is_named_before_the_detection(
+    trained, tmp_path, capsys, monkeypatch, line
+):
+    nothing_is_begun(monkeypatch)
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"iteration": 2}}\n{line}\n{{"iteration": 6}}\n', encoding="latin-1")
+    shutil.copy(trained / "checkpoint.pt", tmp_path)
+    for command in (("eval", "--run", tmp_path), ("report", tmp_path)):
+        assert f"{log}, line 2: not a line of a training log" in failure(capsys, *command)
+
+
 def test_debug_lets_the_error_through(tmp_path):
     with pytest.raises(FileNotFoundError):
         run("proposals", "--data", tmp_path / "absent", "--debug")

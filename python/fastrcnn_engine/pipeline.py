@@ -44,6 +44,8 @@ from fastrcnn_engine.training.distributed import Processes
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
+# Of metrics.json, what a comparison of runs needs.
+OF_A_TEST = ("mAP", "metric", "images", "seconds", "settings", "classes")
 
 
 @dataclass
@@ -135,7 +137,7 @@ def evaluate_and_report(
     detection: Mapping[str, Any],
     metric: Metric | Literal["coco"] = "area",
     iou_threshold: float = 0.5,
-    log: Path | None = None,
+    log: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[VOCResult, COCOResult | None]:
     """Evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
 
@@ -145,7 +147,7 @@ def evaluate_and_report(
     found: as detect_dataset made them by `detection`.
     metric: the headline, "area" or "11point" of VOC or "coco". Counts, curves and pictures are
         those of VOC at `iou_threshold`, whichever it is.
-    log: a log.jsonl for the loss curves. Only detections of some confidence are drawn.
+    log: the rows of a log.jsonl, for the loss curves. Only detections of some confidence are drawn.
     """
     if "score_threshold" in detection and detection["score_threshold"] is None:
         used = SCORE_THRESHOLDS[model.classifier]
@@ -229,7 +231,7 @@ def evaluate_and_report(
                 "seed": run.seed,
             },
             seconds=run.seconds,
-            log=read_log(log) if log is not None else (),
+            log=log,
             settings=run.settings,
             proposal_recall=recall["recall"],
             command=run.command,
@@ -377,11 +379,16 @@ def run_files(folder: Path) -> RunFiles:
     settings: dict[str, Any] = {}
     if config.is_file():
         content = read_json(config)
-        parts = [content.get("training", {}), content.get("detection", {})]
-        settings = {name: value for part in parts for name, value in (part or {}).items()}
-    return RunFiles(
-        str(folder), None if metrics is None else read_json(metrics), read_log(log), settings
-    )
+        for name in ("training", "detection"):
+            part = content.get(name) or {}
+            if not isinstance(part, dict):
+                raise ValueError(f"{config}: {name} must be a section, got {part!r:.60}")
+            settings |= part
+    tested = None if metrics is None else read_json(metrics)
+    missing = [] if tested is None else [name for name in OF_A_TEST if name not in tested]
+    if missing:
+        raise ValueError(f"{metrics}: not of a test by this program; it lacks {', '.join(missing)}")
+    return RunFiles(str(folder), tested, read_log(log), settings)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -396,12 +403,27 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a training log, one JSON object a line; none if there is no such file."""
+    """The rows of a training log, one JSON object a line; none if there is no such file.
+
+    Raises ValueError for another line, naming it.
+    """
     if not path.is_file():
         return []
+    rows = []
     # What follows the last line's end was cut off when the run was killed.
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines() if line]
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    for number, line in enumerate(whole.splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["iteration"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{path}, line {number}: not a line of a training log; take it out, or move the "
+                "file away"
+            ) from None
+    return rows
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:

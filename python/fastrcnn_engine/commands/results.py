@@ -34,6 +34,7 @@ from fastrcnn_engine.pipeline import (
     evaluate_and_report,
     expand_folders,
     read_json,
+    read_log,
     run_files,
     search_datasets,
 )
@@ -55,13 +56,14 @@ def evaluate(options: cli.Eval, command: str) -> None:
     trained = load_checkpoint(checkpoint).get("config", {})
     if options.data is None and "data" not in trained:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
+    home = checkpoint.parent
+    log = read_log(home / "log.jsonl")
     with join(options.device) as processes:
         model = load_network(checkpoint, device=str(processes.device))
         resize(model, options)
         detection = options.detection.settings()
         data = Path(options.data or trained["data"])
         dataset = load_dataset(data, options.split, model.classes)
-        home = checkpoint.parent
         # Ids of two data sets may be the same: proposals of one must never serve for the other.
         foreign = data.resolve() != Path(trained.get("data", "")).resolve()
         name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
@@ -95,7 +97,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
         detection=detection,
         metric=options.metric,
         iou_threshold=options.iou_threshold,
-        log=home / "log.jsonl",
+        log=log,
     )  # fmt: skip
     print_result(console, run, *results)
 

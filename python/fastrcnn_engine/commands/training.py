@@ -31,6 +31,7 @@ from fastrcnn_engine.pipeline import (
     Run,
     detect_dataset,
     evaluate_and_report,
+    read_log,
     search_datasets,
     write_json,
 )
@@ -194,7 +195,7 @@ def _train_and_test(
         return
     results = evaluate_and_report(
         run, trained.model, test_set, store, found,
-        detection=used, metric=asked.get("metric", "area"), log=trained.log,
+        detection=used, metric=asked.get("metric", "area"), log=read_log(trained.log),
     )  # fmt: skip
     print_result(console, run, *results)
 

@@ -135,6 +135,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of this package (format {FORMAT} expected); "
             "bare state dicts of pre-trained networks go to the weights option"
         )
+    network, needed = content.get("network"), {"name", "classes", "preprocessing"}
+    whole = isinstance(network, dict) and needed <= network.keys()
+    if not whole or not isinstance(content.get("model"), dict):
+        raise ValueError(
+            f"{path} is not a whole checkpoint: it must hold the network "
+            f"({', '.join(sorted(needed))}) and the weights of its model"
+        )
     return content
 
 
