@@ -35,10 +35,12 @@ from fastrcnn_engine.data.proposals import (
 )
 from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
+from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.models import ranks_of
+from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.pipeline import read_log, run_files
 from fastrcnn_engine.training import load_checkpoint, load_network
 
@@ -468,6 +470,19 @@ def test_results_in_the_format_of_voc_are_those_of_the_json(trained):
         boxes = [np.array([r[2:] for r in sorted(rows)]) for rows in (again[image_id], expected)]
         np.testing.assert_allclose(*boxes, atol=4e-5)  # the 1 that is added and taken away
     assert sum(map(len, again.values())) > 0
+
+
+def test_results_in_the_format_of_voc_have_a_file_for_each_class(tmp_path):
+    classes = ("a/b", "a_b", "a/b_", "/", "c")
+    dataset = Dataset(classes, [], [], tmp_path, "own/test")
+    count = len(classes)
+    boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
+    rows, labels = np.arange(count), np.arange(1, count + 1)
+    found = {"image": Detections(boxes, np.ones(count, np.float32), labels, rows)}
+    pipeline.write_voc_results(tmp_path, dataset, found)
+    first = {p.name: float(p.read_text().split()[2]) for p in tmp_path.glob("comp4_det_own_test_*")}
+    assert sorted(first.values()) == [1, 5, 9, 13, 17]
+    assert first["comp4_det_own_test_a_b.txt"] == 5, "the name is its own"
 
 
 def test_eval_agrees_with_the_test_of_the_training(trained, capsys):

@@ -299,11 +299,17 @@ def detections_as_json(found: Mapping[str, Detections], classes: Sequence[str]) 
 def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detections]) -> None:
     """comp4_det_SPLIT_CLASS.txt for each class, as VOC's own programs read them.
 
-    A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits.
+    A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits. A
+    slash in a name is written as _, with more of these where that is the name of another class.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    taken = set(dataset.classes)
     for label, name in enumerate(dataset.classes, start=1):
-        path = folder / f"comp4_det_{dataset.split}_{name.replace('/', '_')}.txt"
+        shown = name.replace("/", "_")
+        while shown != name and shown in taken:
+            shown += "_"
+        taken.add(shown)
+        path = folder / f"comp4_det_{dataset.split.replace('/', '_')}_{shown}.txt"
         with open(path, "w", encoding="utf-8") as file:
             for image_id, one in found.items():
                 own = one.labels == label
