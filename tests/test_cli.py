@@ -717,16 +717,24 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     assert "detections.json" in capsys.readouterr().out
 
 
-def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
-    # An input may even have the name of a drawn picture: the second run finds those of the first.
-    source = drawn / "JPEGImages" / "test_0000.jpg"
-    photo = tmp_path / "photo.jpg"
-    photo.write_bytes(source.read_bytes())
-    for expected in (1, 3):
-        before = {path: path.read_bytes() for path in tmp_path.glob("*.jpg")}
-        run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0")
-        assert all(path.read_bytes() == content for path, content in before.items())
-        assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
+def test_detect_writes_over_no_image_and_leaves_out_what_it_drew(trained, drawn, tmp_path):
+    # A photo may have the name of a drawn picture; the second run finds the pictures of the first.
+    photos = [tmp_path / "photo.jpg", tmp_path / "photo-detections.jpg"]
+    for photo in photos:
+        photo.write_bytes((drawn / "JPEGImages" / "test_0000.jpg").read_bytes())
+    before = [photo.read_bytes() for photo in photos]
+    for many in ((), (), ("--many",)):
+        run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0", *many)
+        assert [photo.read_bytes() for photo in photos] == before
+        found = json.loads((tmp_path / "detections.json").read_text())["images"]
+        assert set(found) == set(map(str, photos))
+        drawings = {path.name for path in tmp_path.glob("*.jpg") if path not in photos}
+        assert drawings == {"photo-detections-2.jpg", "photo-detections-detections.jpg"}
+    assert len((tmp_path / "detections.jsonl").read_text().splitlines()) == 2
+    # Named by itself a drawing is an image like any other.
+    drawing = tmp_path / "photo-detections-2.jpg"
+    run("detect", drawing, "--checkpoint", trained, "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "photo-detections-2-detections.jpg").is_file()
 
 
 def test_brackets_and_colons_are_printed_as_they_are(drawn, tmp_path, capsys, monkeypatch):

@@ -244,8 +244,8 @@ class Detect:
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, folders of images, or with --many also text files (.txt) that name an image
-    a line."""
+    """Image files, folders of images (the pictures that this command drew there are left out), or
+    with --many also text files (.txt) that name an image a line."""
     checkpoint: Path = Path("runs/train/checkpoint.pt")
     """A checkpoint file, or the folder of a training run."""
     out: Path = Path("runs/detect")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ from fastrcnn_engine.training.distributed import Processes
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
+DRAWN = b"drawn by fastrcnn-engine detect"  # the comment in a picture that detect_files makes
 # Of metrics.json, what a comparison of runs needs.
 OF_A_TEST = ("mAP", "metric", "images", "seconds", "settings", "classes")
 
@@ -346,7 +348,7 @@ def detect_files(
         drawn = _free_name(out, path.stem, taken)
         taken.add(drawn.resolve())
         picture = draw_marks(image, detection_marks(found, model.classes))
-        Image.fromarray(picture).save(drawn, quality=92)
+        Image.fromarray(picture).save(drawn, quality=92, comment=DRAWN)
         results.append((path, drawn, found))
     content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
     write_json(out / "detections.json", content)
@@ -354,7 +356,8 @@ def detect_files(
 
 
 def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
-    """Image files, with every folder replaced by the images in it, by name.
+    """Image files, with every folder replaced by the images in it, by name, but for those that
+    detect_files drew there.
 
     lists: a text file (.txt) is replaced by the images it names, one a line.
     """
@@ -362,6 +365,7 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
     for path in paths:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = [one for one in inside if not _is_drawn(one)]
             if not inside:
                 raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             files += inside
@@ -439,6 +443,17 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(content, indent=indent, default=str) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether detect_files drew this picture. The name alone might be that of somebody's photo."""
+    if not re.search(r"-detections(-\d+)?\.jpg$", path.name):
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get("comment") == DRAWN
+    except (OSError, Image.DecompressionBombError):
+        return False  # whatever reads the images tells of it
 
 
 def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
