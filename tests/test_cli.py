@@ -100,6 +100,8 @@ def test_help_names_the_paper(capsys):
     text = capsys.readouterr().out
     for words in ("paper", "--learning-rate", "0.0005", "--rois-per-batch", "128", "--resume"):
         assert words in text
+    # Names of fields and options of other commands, which this one has not.
+    assert "output/" not in text and "--max-boxes" not in text
 
 
 def test_overview_lists_the_commands(capsys):
@@ -688,7 +690,9 @@ def test_table_6(capsys, drawn, trained, tmp_path):
     assert "init, its checkpoint, is missing" in line
     line = failure(capsys, *same, "--out", second, "--tasks", "boxes", "--init", tmp_path / "no.pt")
     assert "no.pt does not exist" in line
-    run(*same, "--out", second, "--tasks", "boxes", "--init", first / "checkpoint.pt")
+    run(*same, "--out", second, "--tasks", "boxes", "--init", first)  # the folder of a run
+    config = json.loads((second / "config.json").read_text())
+    assert config["training"]["init"] == str(first / "checkpoint.pt")
     assert metrics_of(second)["settings"]["Detection"]["box_regression"] is True
     # The scores are those of the first stage, on boxes that have moved.
     scores = [

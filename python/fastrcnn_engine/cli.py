@@ -63,7 +63,7 @@ class Search:
     """The most of an image: the best of edge boxes, of the others as many drawn, by the id of the
     image and the seed alone. Those of a smaller number are among those of a larger. None: all."""
     seed: int = 3
-    """Of the draw of --max-boxes."""
+    """Seed of the draw where an image has more boxes than that."""
     workers: int | None = None
     """Images searched at once; None is one for each core."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -93,11 +92,6 @@ def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
     for dataset in datasets:
         for record in dataset.records:
             store[record.image_id]
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The checkpoint a user means by a file, or by the folder of a run."""
-    return path / "checkpoint.pt" if path.is_dir() else path
 
 
 def resize(model: FastRCNN, options: cli.Eval | cli.Detect | cli.Export) -> None:

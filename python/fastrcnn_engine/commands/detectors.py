@@ -11,13 +11,14 @@ import torch
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.commands.common import check_proposals, checkpoint_file, resize
+from fastrcnn_engine.commands.common import check_proposals, resize
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
 from fastrcnn_engine.models import RANKS, FastRCNN
 from fastrcnn_engine.models import compress as compress_head
 from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint, train_svms
+from fastrcnn_engine.training.checkpoint import checkpoint_file
 
 
 def compress(options: cli.Compress) -> None:

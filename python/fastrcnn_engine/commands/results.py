@@ -18,7 +18,6 @@ from fastrcnn_engine.commands.common import (
     check_alone,
     check_metric,
     check_proposals,
-    checkpoint_file,
     print_result,
     resize,
 )
@@ -41,6 +40,7 @@ from fastrcnn_engine.pipeline import (
 from fastrcnn_engine.report.compare import render_comparison
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_of
 from fastrcnn_engine.training import load_checkpoint, load_network
+from fastrcnn_engine.training.checkpoint import checkpoint_file
 from fastrcnn_engine.training.distributed import join
 
 

@@ -112,6 +112,11 @@ def _reason(error: BaseException | None) -> str:
     return str(first).splitlines()[0]
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint a user means by a file, or by the folder of a run."""
+    return path / "checkpoint.pt" if path.is_dir() else path
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU, with ``weights_only=True``: the file cannot run code.
 
