@@ -597,6 +597,18 @@ def test_coco_data_has_proposals_and_mistakes_are_named(drawn, trained, tmp_path
     assert "not readable as JSON" in failure(capsys, "eval", "--run", trained, "--data", data)
 
 
+def test_detection_settings_out_of_range_are_refused_before_anything_is_done(
+    capsys, drawn, trained, monkeypatch
+):
+    nothing_is_begun(monkeypatch)
+    train = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", "none")
+    for command in (train, ("eval", "--run", trained)):
+        for name, value in (("nms-threshold", "1.5"), ("nms-threshold", "nan"),
+                            ("max-detections", -1), ("score-threshold", "nan")):  # fmt: skip
+            line = failure(capsys, *command, f"--detection.{name}", value)
+            assert f"{name.replace('-', '_')} must be" in line and f"got {value}" in line
+
+
 def nothing_is_begun(monkeypatch):
     """Whatever takes long fails the test."""
     begins = [(training, "run_training"), (results, "detect_dataset"), (results, "detect_files")]

@@ -89,8 +89,21 @@ class Detection:
     def settings(self) -> dict[str, Any]:
         """The settings the protocol takes.
 
-        Raises ValueError for a score threshold or a limit the paper's protocol does not have.
+        Raises ValueError for a value out of range, and for a score threshold or a limit the paper's
+        protocol does not have.
         """
+        import numpy as np
+
+        from fastrcnn_engine.ops import detections
+
+        # The operator's own checks, on no box: now, not after a training.
+        none = np.zeros((0, 4), np.float32)
+        detections(
+            none, none[:, :2], None, (1, 1),
+            score_threshold=self.score_threshold or 0.0,
+            nms_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+        )  # fmt: skip
         values = dataclasses.asdict(self)
         if self.protocol == "paper":
             for name in ("score_threshold", "max_detections"):
