@@ -35,11 +35,13 @@ from fastrcnn_engine.data.proposals import (
 )
 from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
+from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.models import ranks_of
-from fastrcnn_engine.pipeline import read_log
+from fastrcnn_engine.ops import Detections
+from fastrcnn_engine.pipeline import read_log, run_files
 from fastrcnn_engine.training import load_checkpoint, load_network
 
 
@@ -98,6 +100,8 @@ def test_help_names_the_paper(capsys):
     text = capsys.readouterr().out
     for words in ("paper", "--learning-rate", "0.0005", "--rois-per-batch", "128", "--resume"):
         assert words in text
+    # Names of fields and options of other commands, which this one has not.
+    assert "output/" not in text and "--max-boxes" not in text
 
 
 def test_overview_lists_the_commands(capsys):
@@ -287,6 +291,18 @@ def test_the_end_of_a_log_may_be_cut_off(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == [{"iteration": 2}, {"iteration": 4}]
 
 
+@pytest.mark.parametrize("line", ["{iteration: 4}", "[4]", "7", '{"loss": 1}', "\xff"])
+def test_a_bad_line_of_a_log_is_named_before_the_detection(
+    trained, tmp_path, capsys, monkeypatch, line
+):
+    nothing_is_begun(monkeypatch)
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"iteration": 2}}\n{line}\n{{"iteration": 6}}\n', encoding="latin-1")
+    shutil.copy(trained / "checkpoint.pt", tmp_path)
+    for command in (("eval", "--run", tmp_path), ("report", tmp_path)):
+        assert f"{log}, line 2: not a line of a training log" in failure(capsys, *command)
+
+
 def test_debug_lets_the_error_through(tmp_path):
     with pytest.raises(FileNotFoundError):
         run("proposals", "--data", tmp_path / "absent", "--debug")
@@ -458,6 +474,19 @@ def test_results_in_the_format_of_voc_are_those_of_the_json(trained):
     assert sum(map(len, again.values())) > 0
 
 
+def test_results_in_the_format_of_voc_have_a_file_for_each_class(tmp_path):
+    classes = ("a/b", "a_b", "a/b_", "/", "c")
+    dataset = Dataset(classes, [], [], tmp_path, "own/test")
+    count = len(classes)
+    boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
+    rows, labels = np.arange(count), np.arange(1, count + 1)
+    found = {"image": Detections(boxes, np.ones(count, np.float32), labels, rows)}
+    pipeline.write_voc_results(tmp_path, dataset, found)
+    first = {p.name: float(p.read_text().split()[2]) for p in tmp_path.glob("comp4_det_own_test_*")}
+    assert sorted(first.values()) == [1, 5, 9, 13, 17]
+    assert first["comp4_det_own_test_a_b.txt"] == 5, "the name is its own"
+
+
 def test_eval_agrees_with_the_test_of_the_training(trained, capsys):
     run("eval", "--run", trained, "--split", "test", "--metric", "11point")
     before = json.loads((trained / "metrics.json").read_text())
@@ -477,6 +506,27 @@ def test_eval_on_another_data_set_does_not_use_the_proposals_of_the_first(traine
     first, second = ProposalStore(trained / "proposals.npz"), ProposalStore(out / "proposals.npz")
     assert first.settings == second.settings
     assert not np.array_equal(first["test_0000"], second["test_0000"])
+
+
+def test_a_test_replaces_no_other_test_of_the_run(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("eval-*", "metrics.json"))
+    shutil.copy(folder / "checkpoint.pt", folder / "best.pt")
+    same = ("eval", "--split", "test", "--proposals", folder / "proposals.npz")
+    own, best = (*same, "--run", folder), (*same, "--checkpoint", folder / "best.pt")
+    coco = (*own, "--metric", "coco")
+    low = (*own, "--detection.score-threshold", "0.001")
+    for command in (own, coco, own, low, best, coco):
+        run(*command)
+    names = {"eval-test": "area", "eval-test-2": "coco", "eval-test-3": "area",
+             "best-eval-test": "area"}  # fmt: skip
+    assert {path.name for path in folder.glob("*eval*")} == set(names)
+    for name, metric in names.items():
+        assert metrics_of(folder / name)["metric"] == metric
+    used = metrics_of(folder / "eval-test-3")["settings"]["Detection"]
+    assert used["score_threshold"] == 0.001
+    # That of best.pt is none of the run; the newest of the others counts.
+    assert run_files(folder).metrics == metrics_of(folder / "eval-test-2")
 
 
 def metrics_of(folder: Path) -> dict:
@@ -545,6 +595,18 @@ def test_coco_data_has_proposals_and_mistakes_are_named(drawn, trained, tmp_path
     assert "class 'star' is not one of its categories" in line
     path.write_text("{")
     assert "not readable as JSON" in failure(capsys, "eval", "--run", trained, "--data", data)
+
+
+def test_detection_settings_out_of_range_are_refused_before_anything_is_done(
+    capsys, drawn, trained, monkeypatch
+):
+    nothing_is_begun(monkeypatch)
+    train = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", "none")
+    for command in (train, ("eval", "--run", trained)):
+        for name, value in (("nms-threshold", "1.5"), ("nms-threshold", "nan"),
+                            ("max-detections", -1), ("score-threshold", "nan")):  # fmt: skip
+            line = failure(capsys, *command, f"--detection.{name}", value)
+            assert f"{name.replace('-', '_')} must be" in line and f"got {value}" in line
 
 
 def nothing_is_begun(monkeypatch):
@@ -640,7 +702,9 @@ def test_table_6(capsys, drawn, trained, tmp_path):
     assert "init, its checkpoint, is missing" in line
     line = failure(capsys, *same, "--out", second, "--tasks", "boxes", "--init", tmp_path / "no.pt")
     assert "no.pt does not exist" in line
-    run(*same, "--out", second, "--tasks", "boxes", "--init", first / "checkpoint.pt")
+    run(*same, "--out", second, "--tasks", "boxes", "--init", first)  # the folder of a run
+    config = json.loads((second / "config.json").read_text())
+    assert config["training"]["init"] == str(first / "checkpoint.pt")
     assert metrics_of(second)["settings"]["Detection"]["box_regression"] is True
     # The scores are those of the first stage, on boxes that have moved.
     scores = [
@@ -669,16 +733,74 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     assert "detections.json" in capsys.readouterr().out
 
 
-def test_detect_never_writes_over_an_image(trained, drawn, tmp_path):
-    # An input may even have the name of a drawn picture: the second run finds those of the first.
-    source = drawn / "JPEGImages" / "test_0000.jpg"
-    photo = tmp_path / "photo.jpg"
-    photo.write_bytes(source.read_bytes())
-    for expected in (1, 3):
-        before = {path: path.read_bytes() for path in tmp_path.glob("*.jpg")}
-        run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0")
-        assert all(path.read_bytes() == content for path, content in before.items())
-        assert len(list(tmp_path.glob("*-detections*.jpg"))) == expected
+def test_detect_writes_over_no_image_and_leaves_out_what_it_drew(trained, drawn, tmp_path):
+    # A photo may have the name of a drawn picture; the second run finds the pictures of the first.
+    photos = [tmp_path / "photo.jpg", tmp_path / "photo-detections.jpg"]
+    for photo in photos:
+        photo.write_bytes((drawn / "JPEGImages" / "test_0000.jpg").read_bytes())
+    before = [photo.read_bytes() for photo in photos]
+    for many in ((), (), ("--many",)):
+        run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0", *many)
+        assert [photo.read_bytes() for photo in photos] == before
+        found = json.loads((tmp_path / "detections.json").read_text())["images"]
+        assert set(found) == set(map(str, photos))
+        drawings = {path.name for path in tmp_path.glob("*.jpg") if path not in photos}
+        assert drawings == {"photo-detections-2.jpg", "photo-detections-detections.jpg"}
+    assert len((tmp_path / "detections.jsonl").read_text().splitlines()) == 2
+    # Named by itself a drawing is an image like any other.
+    drawing = tmp_path / "photo-detections-2.jpg"
+    run("detect", drawing, "--checkpoint", trained, "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "photo-detections-2-detections.jpg").is_file()
+
+
+def test_brackets_and_colons_are_printed_as_they_are(drawn, tmp_path, capsys, monkeypatch):
+    """In rich's eyes [unknown] is a style, [/star] the end of one, and :ring: a picture."""
+    monkeypatch.setenv("COLUMNS", "300")  # nothing is broken into lines
+    data, out = tmp_path / "[bold]" / "data", tmp_path / "o_[" / "mk] :ring:"  # o_[/mk]
+    shutil.copytree(drawn, data)
+    names = {"cross": "[cross]", "disc": "[unknown]", "ring": ":ring:", "square": "[bold]",
+             "star": "[/star]", "triangle": "[/]"}  # fmt: skip
+    for path in (data / "Annotations").iterdir():
+        text = path.read_text()
+        for old, new in names.items():
+            text = text.replace(f"<name>{old}<", f"<name>{new}<")
+        path.write_text(text)
+
+    def printed(*arguments) -> str:
+        run(*arguments)
+        return capsys.readouterr().out
+
+    def shows_classes(text: str) -> bool:
+        return all(name in text for name in names.values())
+
+    text = printed("check-data", "--data", data, "--split", "train", "--out", out / "check")
+    assert shows_classes(text) and str(out / "check/check.json") in text
+    boxes = out / "boxes.npz"
+    text = printed("proposals", "--data", data, "--split", "train", "test", "--short-side", 80,
+                   "--out", boxes)  # fmt: skip
+    assert f"proposals: {boxes}" in text
+    text = printed(
+        "train", "--data", data, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--out", out / "run", "--iterations", 2, "--short-side", 120, "--proposals", boxes,
+    )  # fmt: skip
+    assert shows_classes(text) and f"checkpoint: {out / 'run/checkpoint.pt'}" in text
+    assert f"report: {out / 'run/report.html'}" in text
+    text = printed("eval", "--run", out / "run", "--metric", "coco")
+    assert shows_classes(text) and f"figures: {out / 'run/eval-test/metrics.json'}" in text
+    find = ("detect", data / "JPEGImages", "--checkpoint", out / "run", "--score", "-1")
+    text = printed(*find, "--out", out / "found")
+    found = json.loads((out / "found" / "detections.json").read_text())["images"]
+    assert all(one["class"] in text for rows in found.values() for one in rows)
+    assert str(out / "found/test_0000-detections.jpg") in text
+    text = printed(*find, "--out", out / "found", "--many")
+    assert f"results: {out / 'found/detections.jsonl'}" in text
+    text = printed("svm", "--checkpoint", out / "run")
+    assert shows_classes(text) and f"checkpoint: {out / 'run/svm/checkpoint.pt'}" in text
+    page = out / "page.html"
+    assert f"report: {page}" in printed("report", out / "run", "--out", page)
+    bad = out / "[red].jpg"
+    bad.write_text("no image")
+    assert str(bad) in failure(capsys, "detect", bad, "--checkpoint", out / "run")
 
 
 @pytest.fixture
@@ -784,11 +906,13 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     text = " ".join(capsys.readouterr().out.split())
     assert "images: 4 done" in text and "4 done before, 0 could not be read" in text
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    # images[0] is named twice and has one line; nothing but the lines was written.
+    # images[0] is named twice and has one line; nothing but the lines and their origin was written.
     named = [str(bad), str(images[0]), str(tmp_path / "absent.jpg"), *map(str, images[1:])]
     assert [line["image"] for line in lines] == named
     assert "bad.jpg: not readable" in lines[0]["error"] and "no such" in lines[2]["error"]
-    assert [one.name for one in out.iterdir()] == ["detections.jsonl"]
+    assert {one.name for one in out.iterdir()} == {
+        "detections.jsonl", "detections.jsonl.made-by.json",
+    }  # fmt: skip
     run("detect", images[0], "--checkpoint", trained, "--score", 0, "--out", tmp_path / "one")
     one = json.loads((tmp_path / "one" / "detections.json").read_text())["images"]
     assert one[str(images[0])] == lines[1]["detections"] != []
@@ -798,13 +922,23 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
         run(*command[:-1], tmp_path / "parts", "--shard", part)
         text = (tmp_path / f"parts/detections.{part[0]}-of-2.jsonl").read_text()
         parts += [json.loads(line) for line in text.splitlines()]
-    assert len(list((tmp_path / "parts").iterdir())) == 2
+    assert len(list((tmp_path / "parts").iterdir())) == 3  # and what made them
     assert len(parts) == 8 and {p["image"] for p in parts} == set(named)
     assert "shard is '3/2'" in failure(capsys, *command, "--shard", "3/2")
     assert "only --many" in failure(capsys, "detect", folder, "--shard", "1/2")
     path.write_text('{"other": 1}\n')
     assert "line 1: not a line of detections" in failure(capsys, *command)
     assert path.read_text() == '{"other": 1}\n'
+
+
+def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):
+    images, listed = sorted((drawn / "JPEGImages").glob("test*.jpg")), tmp_path / "list.txt"
+    text = "".join(f"  {path}\t\r\n\r\n" for path in images)
+    listed.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert pipeline.expand_folders([listed], lists=True) == images
+    listed.write_text(text, encoding="utf-16")
+    line = failure(capsys, "detect", listed, "--many", "--checkpoint", trained)
+    assert "list.txt: not readable as UTF-8" in line and "save it as UTF-8" in line
 
 
 def rows_of(folder):
@@ -898,6 +1032,47 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
     assert "only --many writes it" in failure(capsys, "detect", bad, "--format", "parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "needs pyarrow: pip install pyarrow" in failure(capsys, *parquet)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_another_checkpoint_score_size_or_search_are_not_taken_for_this_run_s(
+    trained, drawn, tmp_path, capsys, kind
+):
+    other = tmp_path / "other.pt"
+    content = load_checkpoint(trained / "checkpoint.pt")
+    content["model"]["cls_score.bias"] += 1
+    torch.save(content, other)
+    image, out = drawn / "JPEGImages/test_0000.jpg", tmp_path / "out"
+    find = ("detect", image, "--many", "--out", out, "--format", kind, "--checkpoint")
+    command = (*find, trained, "--score", "0.03")
+    run(*command, "--shard", "2/2")  # has no image: another start of the job changes nothing
+    run(*command, "--shard", "1/2")
+    note = out / ("detections.jsonl.made-by.json" if kind == "jsonl" else "detections.made-by.json")
+    kept = json.loads(note.read_text())
+    assert kept["score_threshold"] == 0.03 and kept["search"]["short_side"] == 80
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for changed, says in (
+        ((*find, other, "--score", "0.03"), "checkpoint_crc32 was"),
+        ((*find, trained, "--score", "0.5"), "score_threshold was 0.03, is 0.5; give another"),
+        ((*command, "--short-side", 96), "short_side was 120, is 96"),
+        ((*command, "--mode", "fast"), "search was"),
+        ((*command, "--score", "0.5", "--shard", "2/2"), "score_threshold was 0.03, is 0.5"),
+    ):
+        line = failure(capsys, *changed)
+        assert says in line and note.name in line
+    assert all(path.read_bytes() == content for path, content in before.items())
+    copy = tmp_path / "elsewhere.pt"  # the same checkpoint
+    copy.write_bytes((trained / "checkpoint.pt").read_bytes())
+    shutil.copy(trained / "proposals.npz", tmp_path)
+    run(*find, copy, "--score", "0.03", "--shard", "1/2")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "0 done, 1 done before" in text and "older version" not in text
+
+    note.unlink()
+    for _ in range(2):  # each time: what is new does not make them any better known
+        run(*command[:-1], "0.5", "--shard", "1/2")
+        text = " ".join(capsys.readouterr().out.split())
+        assert "older version" in text and "0 done, 1 done before" in text
 
 
 def test_export_without_its_packages_says_which_extra_has_them(trained, capsys, monkeypatch):
@@ -1005,9 +1180,9 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
     text = capsys.readouterr().out
     assert "hard negatives" in text and str(out / "checkpoint.pt") in text.replace("\n", "")
     assert load_network(out / "checkpoint.pt").classifier == "svm"
-    for protocol in ("today", "paper"):
+    for protocol, name in (("today", "eval-test"), ("paper", "eval-test-2")):
         run("eval", "--run", out, "--detection.protocol", protocol)
-        used = metrics_of(out / "eval-test")["settings"]["Detection"]
+        used = metrics_of(out / name)["settings"]["Detection"]
         assert used["classifier"] == "svm" and used.get("score_threshold") is None
     assert metrics_of(trained)["settings"]["Detection"]["score_threshold"] == 0.05
     picture = drawn / "JPEGImages" / "test_0000.jpg"

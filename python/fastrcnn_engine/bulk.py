@@ -24,8 +24,8 @@ from fastrcnn_engine.data.progress import progress_bar
 from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.models import FastRCNN
-from fastrcnn_engine.pipeline import detection_rows
-from fastrcnn_engine.shards import WHOLE, shard_file
+from fastrcnn_engine.pipeline import detection_rows, read_json, write_json
+from fastrcnn_engine.shards import WHOLE, shard_file, shard_files
 
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
 # A part of Parquet is written after so many images, or seconds: a kill costs no more than these.
@@ -135,6 +135,38 @@ class ParquetParts:
     def __exit__(self, *exception: object) -> None:
         if self.rows:
             self._write()
+
+
+def check_made_by(path: Path, made_by: dict[str, Any]) -> bool:
+    """Whether what is at `path` (the file or folder of the whole; its parts count) was made as
+    `made_by` says, plain values. That is written down beside it before the first row.
+
+    False for rows of which it was not written down, by an older version: they may be of anything.
+    Raises ValueError, naming what differs, when it was something else.
+    """
+    note = path.with_name(f"{path.name}.made-by.json")
+    if path.is_dir():
+        rows = any(path.glob("part-*.parquet"))
+    else:
+        files = [one for one in (path, *shard_files(path)) if one.is_file()]
+        rows = any(one.stat().st_size for one in files)
+    if not rows:
+        write_json(note, made_by)
+        return True
+    if not note.is_file():
+        return False
+    before = read_json(note)
+    changed = [
+        f"{name} was {before.get(name)!r}, is {made_by.get(name)!r}"
+        for name in before | made_by
+        if before.get(name) != made_by.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path} has rows that were made in another way ({note.name}): {'; '.join(changed)}; "
+            "give another folder, or the same settings"
+        )
+    return True
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 Method = Literal["selective-search", "edge-boxes", "grid"]
 Mode = Literal["fast", "quality", "fine"]
@@ -63,7 +63,7 @@ class Search:
     """The most of an image: the best of edge boxes, of the others as many drawn, by the id of the
     image and the seed alone. Those of a smaller number are among those of a larger. None: all."""
     seed: int = 3
-    """Of the draw of --max-boxes."""
+    """Seed of the draw where an image has more boxes than that."""
     workers: int | None = None
     """Images searched at once; None is one for each core."""
 
@@ -89,8 +89,21 @@ class Detection:
     def settings(self) -> dict[str, Any]:
         """The settings the protocol takes.
 
-        Raises ValueError for a score threshold or a limit the paper's protocol does not have.
+        Raises ValueError for a value out of range, and for a score threshold or a limit the paper's
+        protocol does not have.
         """
+        import numpy as np
+
+        from fastrcnn_engine.ops import detections
+
+        # The operator's own checks, on no box: now, not after a training.
+        none = np.zeros((0, 4), np.float32)
+        detections(
+            none, none[:, :2], None, (1, 1),
+            score_threshold=self.score_threshold or 0.0,
+            nms_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+        )  # fmt: skip
         values = dataclasses.asdict(self)
         if self.protocol == "paper":
             for name in ("score_threshold", "max_detections"):
@@ -214,7 +227,8 @@ class Eval:
     iou_threshold: float = 0.5
     """IoU a match needs (VOC: 0.5); coco has ten of its own."""
     out: Path | None = None
-    """Folder for the results; None is eval-SPLIT in the folder of the run."""
+    """Folder for the results; None is eval-SPLIT in the folder of the run, of best.pt
+    best-eval-SPLIT. Where another command has left its results, -2 and so on is added."""
     short_side: int | tuple[int, ...] | None = None
     """Images are scaled to this short side; several make an image pyramid (paper 5.2). None: the
     size or sizes of the training."""
@@ -238,12 +252,13 @@ class Detect:
     with the boxes drawn in, and detections.json with class, score and box. --many is for very many
     images: a line of detections.jsonl for each, at once, or a row in Parquet, without pictures.
     Run it again after an interruption: images that have a line or row are passed over, and one
-    that cannot be read has one that says why.
+    that cannot be read has one that says why. What made them stands beside them; another
+    checkpoint, score, size or search is refused there.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, folders of images, or with --many also text files (.txt) that name an image
-    a line."""
+    """Image files, folders of images (the pictures that this command drew there are left out), or
+    with --many also text files (.txt) that name an image a line."""
     checkpoint: Path = Path("runs/train/checkpoint.pt")
     """A checkpoint file, or the folder of a training run."""
     out: Path = Path("runs/detect")
@@ -461,19 +476,25 @@ def _defaults(name: str, arguments: list[str]) -> dict[str, Any]:
     return {"default": configured(source)}
 
 
+def plain_console() -> Console:
+    """The console of every command. It prints texts as they are: a path or the name of a class may
+    hold brackets, which are no markup, or colons around a word, which are no emoji."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def _print_help() -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     console.print("Fast R-CNN: train and use an object detector on precomputed proposals.\n")
-    console.print("[bold]usage:[/] fastrcnn-engine COMMAND [OPTIONS]\n")
+    console.print(Text("usage:", "bold"), "fastrcnn-engine COMMAND [OPTIONS]\n")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     for name, summary in COMMANDS.items():
-        table.add_row(f"[bold]{name}[/]", summary)
+        table.add_row(Text(name, "bold"), summary)
     console.print(table)
     console.print(
         "\nfastrcnn-engine COMMAND --help explains every option, its default and its source.\n"
         "--version prints the version; --debug shows where an error came from.\n"
     )
-    console.print("[bold]examples:[/]")
+    console.print("examples:", style="bold")
     for example in (
         "fastrcnn-engine demo",
         "fastrcnn-engine check-data --data VOC2007 --split trainval",
@@ -486,4 +507,4 @@ def _print_help() -> None:
         "fastrcnn-engine svm --checkpoint runs/train",
         "fastrcnn-engine report runs/a runs/b --out compare.html",
     ):
-        console.print(f"  {escape(example)}", soft_wrap=True)
+        console.print(f"  {example}", soft_wrap=True)

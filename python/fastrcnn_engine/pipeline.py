@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from fastrcnn_engine.data.proposals import (
     proposal_recall,
 )
 from fastrcnn_engine.data.records import Dataset
-from fastrcnn_engine.data.voc import IMAGE_SUFFIXES
+from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
 from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
 from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
@@ -44,6 +45,9 @@ from fastrcnn_engine.training.distributed import Processes
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
+DRAWN = b"drawn by fastrcnn-engine detect"  # the comment in a picture that detect_files makes
+# Of metrics.json, what a comparison of runs needs.
+OF_A_TEST = ("mAP", "metric", "images", "seconds", "settings", "classes")
 
 
 @dataclass
@@ -135,7 +139,7 @@ def evaluate_and_report(
     detection: Mapping[str, Any],
     metric: Metric | Literal["coco"] = "area",
     iou_threshold: float = 0.5,
-    log: Path | None = None,
+    log: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[VOCResult, COCOResult | None]:
     """Evaluates and writes report.html, metrics.json, detections.json and detections.jpg.
 
@@ -145,7 +149,7 @@ def evaluate_and_report(
     found: as detect_dataset made them by `detection`.
     metric: the headline, "area" or "11point" of VOC or "coco". Counts, curves and pictures are
         those of VOC at `iou_threshold`, whichever it is.
-    log: a log.jsonl for the loss curves. Only detections of some confidence are drawn.
+    log: the rows of a log.jsonl, for the loss curves. Only detections of some confidence are drawn.
     """
     if "score_threshold" in detection and detection["score_threshold"] is None:
         used = SCORE_THRESHOLDS[model.classifier]
@@ -229,7 +233,7 @@ def evaluate_and_report(
                 "seed": run.seed,
             },
             seconds=run.seconds,
-            log=read_log(log) if log is not None else (),
+            log=log,
             settings=run.settings,
             proposal_recall=recall["recall"],
             command=run.command,
@@ -297,11 +301,17 @@ def detections_as_json(found: Mapping[str, Detections], classes: Sequence[str]) 
 def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detections]) -> None:
     """comp4_det_SPLIT_CLASS.txt for each class, as VOC's own programs read them.
 
-    A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits.
+    A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits. A
+    slash in a name is written as _, with more of these where that is the name of another class.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    taken = set(dataset.classes)
     for label, name in enumerate(dataset.classes, start=1):
-        path = folder / f"comp4_det_{dataset.split}_{name.replace('/', '_')}.txt"
+        shown = name.replace("/", "_")
+        while shown != name and shown in taken:
+            shown += "_"
+        taken.add(shown)
+        path = folder / f"comp4_det_{dataset.split.replace('/', '_')}_{shown}.txt"
         with open(path, "w", encoding="utf-8") as file:
             for image_id, one in found.items():
                 own = one.labels == label
@@ -338,7 +348,7 @@ def detect_files(
         drawn = _free_name(out, path.stem, taken)
         taken.add(drawn.resolve())
         picture = draw_marks(image, detection_marks(found, model.classes))
-        Image.fromarray(picture).save(drawn, quality=92)
+        Image.fromarray(picture).save(drawn, quality=92, comment=DRAWN)
         results.append((path, drawn, found))
     content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
     write_json(out / "detections.json", content)
@@ -346,7 +356,8 @@ def detect_files(
 
 
 def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
-    """Image files, with every folder replaced by the images in it, by name.
+    """Image files, with every folder replaced by the images in it, by name, but for those that
+    detect_files drew there.
 
     lists: a text file (.txt) is replaced by the images it names, one a line.
     """
@@ -354,12 +365,12 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
     for path in paths:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = [one for one in inside if not _is_drawn(one)]
             if not inside:
                 raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             files += inside
         elif lists and path.suffix.lower() == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            files += [Path(line) for line in lines if line.strip()]
+            files += [Path(line) for line in read_lines(path) if line]
         else:
             files.append(path)
     return files
@@ -377,36 +388,72 @@ def run_files(folder: Path) -> RunFiles:
         raise FileNotFoundError(f"{folder}: no run here; looked for metrics.json and log.jsonl")
     settings: dict[str, Any] = {}
     if config.is_file():
-        content = _read_json(config)
-        parts = [content.get("training", {}), content.get("detection", {})]
-        settings = {name: value for part in parts for name, value in (part or {}).items()}
-    return RunFiles(
-        str(folder), None if metrics is None else _read_json(metrics), read_log(log), settings
-    )
+        content = read_json(config)
+        for name in ("training", "detection"):
+            part = content.get(name) or {}
+            if not isinstance(part, dict):
+                raise ValueError(f"{config}: {name} must be a section, got {part!r:.60}")
+            settings |= part
+    tested = None if metrics is None else read_json(metrics)
+    missing = [] if tested is None else [name for name in OF_A_TEST if name not in tested]
+    if missing:
+        raise ValueError(f"{metrics}: not of a test by this program; it lacks {', '.join(missing)}")
+    return RunFiles(str(folder), tested, read_log(log), settings)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
+    """The keys and values of a JSON file. Raises ValueError, naming it, for other content."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold keys and values, got {content!r:.60}")
+    return content
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a training log, one JSON object a line; none if there is no such file."""
+    """The rows of a training log, one JSON object a line; none if there is no such file.
+
+    Raises ValueError for another line, naming it.
+    """
     if not path.is_file():
         return []
+    rows = []
     # What follows the last line's end was cut off when the run was killed.
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines() if line]
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    for number, line in enumerate(whole.splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["iteration"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{path}, line {number}: not a line of a training log; take it out, or move the "
+                "file away"
+            ) from None
+    return rows
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     """Writes JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
+    # The process: parts of a job that begin together write the same file.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(content, indent=indent, default=str) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether detect_files drew this picture. The name alone might be that of somebody's photo."""
+    if not re.search(r"-detections(-\d+)?\.jpg$", path.name):
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get("comment") == DRAWN
+    except (OSError, Image.DecompressionBombError):
+        return False  # whatever reads the images tells of it
 
 
 def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:

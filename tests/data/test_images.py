@@ -121,6 +121,18 @@ def test_flip_mirrors_before_the_resize_and_leaves_the_image_alone():
     np.testing.assert_array_equal(image, before)
 
 
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 7), (7, 1)])
+def test_images_of_one_row_or_column_are_mirrored_too(height, width, order):
+    image = random_image(height, width)
+    preprocessing = Preprocessing(order, (0, 0, 0), short_side=3, max_side=30)
+    for flip, mirrored in ((False, image), (True, image[:, ::-1])):
+        tensor, factor = prepare_image(image, preprocessing, flip=flip)
+        colours = mirrored if order == "RGB" else mirrored[:, :, ::-1]
+        expected = resize_reference(colours.astype(np.float64), factor)
+        np.testing.assert_allclose(tensor.permute(1, 2, 0), expected, atol=1e-3)
+
+
 def test_very_long_images_keep_one_pixel():
     tensor, factor = prepare_image(random_image(1, 4000), Preprocessing())
     assert factor == 0.25 and tensor.shape == (3, 1, 1000)

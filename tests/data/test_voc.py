@@ -166,6 +166,20 @@ def test_bad_split_files_are_refused(root, text, message):
         load_voc(root, "train")
 
 
+def test_a_split_may_begin_as_windows_editors_begin_it(root):
+    path = root / "ImageSets" / "Main" / "train.txt"
+    before = path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf" + before.replace("\n", " \r\n").encode())
+    assert [r.image_id for r in load_voc(root, "train").records] == before.split()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_a_split_of_another_encoding_is_named(root, encoding):
+    (root / "ImageSets" / "Main" / "bad.txt").write_text("straße\n", encoding=encoding)
+    with pytest.raises(ValueError, match=r"bad\.txt: .*; save it as UTF-8"):
+        load_voc(root, "bad")
+
+
 def test_a_missing_split_names_the_splits_there_are(root):
     write_split(root, "val", ["a"])
     with pytest.raises(FileNotFoundError, match=r"test\.txt.*train, val"):

@@ -95,6 +95,13 @@ def test_the_file_says_how_images_are_prepared(tmp_path):
     assert (said["network"], said["score_threshold"], said["max_detections"]) == ("tiny", 0.2, 100)
 
 
+def test_a_file_without_a_score_threshold_says_so_in_json(tmp_path):
+    export_onnx(tiny(), tmp_path / "d.onnx", score_threshold=-np.inf)
+    session = onnxruntime.InferenceSession(tmp_path / "d.onnx")
+    text = session.get_modelmeta().custom_metadata_map["fastrcnn_engine"]
+    assert "Infinity" not in text and json.loads(text)["score_threshold"] is None
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -113,6 +120,7 @@ def test_refusals(change, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         export_onnx(model, tmp_path / "detector.onnx")
     assert not any(tmp_path.iterdir())
-    for options in ({"nms_threshold": 1.5}, {"max_detections": 0}):
+    nan, endless = ({"score_threshold": float(value)} for value in ("nan", "inf"))
+    for options in (nan, endless, {"nms_threshold": 1.5}, {"max_detections": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             export_onnx(tiny(), tmp_path / "detector.onnx", **options)

@@ -82,9 +82,17 @@ def test_the_command_reads_the_folders_and_names_one_that_is_none(tmp_path, caps
     assert "runs.html" in capsys.readouterr().out
     page = Page(out.read_text(encoding="utf-8"))  # checks that nothing comes from elsewhere
     assert "mAP 0.500 0.250" in rows_of(page)
-    (tmp_path / "a" / "config.json").write_text("{")
-    for name, says in (("empty", "empty: no run here"), ("a", "config.json: not readable")):
+    for name, content, says in (
+        ("empty", None, "empty: no run here"),
+        ("a/config.json", "{", "config.json: not readable"),
+        ("a/config.json", "[1]", "config.json: must hold keys and values, got [1]"),
+        ("a/config.json", '{"training": [1]}', "config.json: training must be a section, got [1]"),
+        ("b/metrics.json", '{"mAP": 1}', "metrics.json: not of a test by this program; it lacks m"),
+        ("b/metrics.json", "7", "metrics.json: must hold keys and values, got 7"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_text(content)
         with pytest.raises(SystemExit) as end:
-            cli.main(["report", str(tmp_path / name)])
+            cli.main(["report", str(tmp_path / name.split("/")[0])])
         assert end.value.code == 2
         assert says in capsys.readouterr().err

@@ -72,6 +72,17 @@ def test_a_compressed_network_comes_back(saved):
 
 
 @pytest.mark.parametrize(
+    "left", [{}, {"network": {}}, {"network": {"name": "tiny"}, "model": {}}, {"network": "tiny"},
+             {"network": {"name": "tiny", "classes": ["a"], "preprocessing": {}}}],
+)  # fmt: skip
+def test_a_file_without_its_network_is_refused(tmp_path, left):
+    torch.save({"format": 1, **left}, tmp_path / "part.pt")
+    for load in (load_checkpoint, load_network):
+        with pytest.raises(ValueError, match=r"part\.pt is not a whole checkpoint"):
+            load(tmp_path / "part.pt")
+
+
+@pytest.mark.parametrize(
     ("ranks", "says"),
     [
         ({"fc6": 10**12}, "rank of fc6 is 1000000000000; 256 x 6272 has ranks 1 to 256"),

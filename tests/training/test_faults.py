@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fastrcnn_engine.training import load_checkpoint, load_network, train
+from fastrcnn_engine.training.log import TrainLog
 
 from .small import assert_same_checkpoint, lines_of, own_network
 
@@ -183,6 +184,15 @@ def scalars(folder):
         name: [(event.step, event.value) for event in events.Scalars(name)]
         for name in events.Tags()["scalars"]
     }
+
+
+@pytest.mark.parametrize("line", [b'{"iter', b"{}\n", b"[2]\n", b"7\n", b"\xff\n"])
+def test_a_log_goes_on_after_its_last_good_line(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"iteration": 1}\n' + line)
+    with TrainLog(path, start=5) as log:
+        log.write({"iteration": 6})
+    assert [row["iteration"] for row in lines_of(path)] == [1, 6]
 
 
 def test_tensorboard_shows_the_log_also_after_a_kill(voc, tmp_path):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastrcnn_engine import cli
 from fastrcnn_engine.data.proposals import ProposalStore, Search
@@ -44,13 +44,13 @@ def print_result(
         counts = (str(one.npos), str(one.ndet), str(one.tp))
         table.add_row(one.name, *map(number, values), *counts)
     table.add_section()
-    table.add_row("[bold]mean[/]", *map(number, means), "", "", "")
+    table.add_row(Text("mean", "bold"), *map(number, means), "", "", "")
     console.print(table)
     if coco is not None:
         for name, meaning in NUMBERS.items():
             console.print(f"{name:>5} {number(coco.numbers[name])}  {meaning}")
     total = sum(run.seconds.values())
-    console.print(f"{headline}: [bold]{number(value)}[/]   {total:.0f} s")
+    console.print(f"{headline}:", Text(number(value), "bold"), f"  {total:.0f} s")
     console.print(f"figures: {run.out / 'metrics.json'}", soft_wrap=True)
     console.print(f"report: {run.out / 'report.html'}", soft_wrap=True)
 
@@ -58,9 +58,9 @@ def print_result(
 def print_notes(console: Console, what: str, notes: list[str], most: int = 5) -> None:
     """How many notes there are, and the first of them; nothing where there are none."""
     if notes:
-        console.print(f"[yellow]{len(notes)} {what}:[/]")
+        console.print(f"{len(notes)} {what}:", style="yellow")
         for note in notes[:most]:
-            console.print(f"  {note}", soft_wrap=True, markup=False)
+            console.print(f"  {note}", soft_wrap=True)
         if len(notes) > most:
             console.print(f"  and {len(notes) - most} more")
 
@@ -92,11 +92,6 @@ def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
     for dataset in datasets:
         for record in dataset.records:
             store[record.image_id]
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The checkpoint a user means by a file, or by the folder of a run."""
-    return path / "checkpoint.pt" if path.is_dir() else path
 
 
 def resize(model: FastRCNN, options: cli.Eval | cli.Detect | cli.Export) -> None:

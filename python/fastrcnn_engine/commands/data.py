@@ -32,7 +32,7 @@ from fastrcnn_engine.shards import WHOLE
 
 def check_data(options: cli.CheckData) -> None:
     """See cli.CheckData."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     check = check_dataset(
         options.data, options.split, options.classes, proposals=options.proposals
     )
@@ -76,7 +76,7 @@ def _class_facts(classes: list[dict[str, Any]]) -> Table:
 
 def proposals(options: cli.Proposals) -> None:
     """See cli.Proposals."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     datasets = [load_dataset(options.data, split) for split in options.split]
     out = options.out or options.data / CACHE
     if options.read and options.shard != WHOLE:

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.commands.common import check_proposals, checkpoint_file, resize
+from fastrcnn_engine.commands.common import check_proposals, resize
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
 from fastrcnn_engine.models import RANKS, FastRCNN
 from fastrcnn_engine.models import compress as compress_head
 from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint, train_svms
+from fastrcnn_engine.training.checkpoint import checkpoint_file
 
 
 def compress(options: cli.Compress) -> None:
     """See cli.Compress."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     if options.rois < 1:
         raise ValueError(f"--rois is {options.rois}; it must be at least 1")
     ranks = {name: getattr(options, name) for name in RANKS}
@@ -55,7 +55,7 @@ def compress(options: cli.Compress) -> None:
 
 def svm(options: cli.Svm) -> None:
     """See cli.Svm."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
     out = _new_checkpoint(options.out or checkpoint.parent / "svm")
     content = load_checkpoint(checkpoint)
@@ -80,7 +80,7 @@ def svm(options: cli.Svm) -> None:
 
 def export(options: cli.Export) -> None:
     """See cli.Export."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
     out = options.out or checkpoint.parent / "detector.onnx"
     model = load_network(checkpoint)

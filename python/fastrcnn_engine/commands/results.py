@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.bulk import JsonLines, ParquetParts, detect_many
+from fastrcnn_engine.bulk import JsonLines, ParquetParts, check_made_by, detect_many
 from fastrcnn_engine.commands.common import (
     CACHE,
     check_alone,
     check_metric,
     check_proposals,
-    checkpoint_file,
     print_result,
     resize,
 )
@@ -24,24 +25,28 @@ from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
 from fastrcnn_engine.evaluation.voc import check_settings
+from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import (
     Run,
     detect_dataset,
     detect_files,
     evaluate_and_report,
     expand_folders,
+    read_json,
+    read_log,
     run_files,
     search_datasets,
 )
 from fastrcnn_engine.report.compare import render_comparison
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_of
 from fastrcnn_engine.training import load_checkpoint, load_network
+from fastrcnn_engine.training.checkpoint import checkpoint_file
 from fastrcnn_engine.training.distributed import join
 
 
 def evaluate(options: cli.Eval, command: str) -> None:
     """See cli.Eval."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     given = options.run_dir or options.checkpoint
     if given is None or (options.run_dir is not None and options.checkpoint is not None):
         raise ValueError("give either --run or --checkpoint")
@@ -51,19 +56,22 @@ def evaluate(options: cli.Eval, command: str) -> None:
     trained = load_checkpoint(checkpoint).get("config", {})
     if options.data is None and "data" not in trained:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
+    home = checkpoint.parent
+    log = read_log(home / "log.jsonl")
     with join(options.device) as processes:
         model = load_network(checkpoint, device=str(processes.device))
         resize(model, options)
         detection = options.detection.settings()
         data = Path(options.data or trained["data"])
         dataset = load_dataset(data, options.split, model.classes)
-        home = checkpoint.parent
         # Ids of two data sets may be the same: proposals of one must never serve for the other.
         foreign = data.resolve() != Path(trained.get("data", "")).resolve()
         name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
+        # A run is judged by eval-SPLIT: what best.pt or an older checkpoint gets is not for there.
+        prefix = "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}-"
         run = Run(
             title=f"Fast R-CNN on {dataset.root.name}",
-            out=options.out or home / name,
+            out=options.out or _folder_of_test(home / f"{prefix}{name}", command),
             command=command,
             seed=trained.get("seed"),
             settings={"Training": trained},
@@ -76,7 +84,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
             elif used is not None and all(r.image_id in used for r in dataset.records):
                 store = used
             else:
-                cache = (run.out if foreign else home) / CACHE
+                cache = (options.out or home / name if foreign else home) / CACHE
                 check_alone()
                 search = _search_of_training(home, trained, console)
                 store = search_datasets([dataset], cache, search)
@@ -89,14 +97,26 @@ def evaluate(options: cli.Eval, command: str) -> None:
         detection=detection,
         metric=options.metric,
         iou_threshold=options.iou_threshold,
-        log=home / "log.jsonl",
+        log=log,
     )  # fmt: skip
     print_result(console, run, *results)
 
 
+def _folder_of_test(folder: Path, command: str) -> Path:
+    """The folder, or FOLDER-2, FOLDER-3 and so on: the first without the test of another command.
+
+    So the same command again replaces its own results, and never those of others.
+    """
+    numbers = itertools.count(2)
+    out = folder
+    while (done := out / "metrics.json").is_file() and read_json(done).get("command") != command:
+        out = folder.with_name(f"{folder.name}-{next(numbers)}")
+    return out
+
+
 def detect(options: cli.Detect) -> None:
     """See cli.Detect."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     if options.shard != WHOLE and not options.many:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
     if options.format != "jsonl" and not options.many:
@@ -118,17 +138,8 @@ def detect(options: cli.Detect) -> None:
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
-        if options.format == "parquet":
-            rows = ParquetParts(options.out / "detections", options.shard)
-        else:
-            rows = JsonLines(shard_file(options.out / "detections.jsonl", options.shard))
-        many = detect_many(model, images, rows, search=search, detection=detection)
-        speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
-        console.print(
-            f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
-            f"not be read; results: {many.path}",
-            soft_wrap=True,
-        )
+        checksum = f"{zlib.crc32(checkpoint.read_bytes()):08x}"
+        _detect_many(options, model, images, search, detection, checksum, console)
         return
     results = detect_files(model, images, options.out, search=search, detection=detection)
     table = Table("image", "detections", "drawn")
@@ -140,9 +151,49 @@ def detect(options: cli.Detect) -> None:
     console.print(f"boxes: {options.out / 'detections.json'}", soft_wrap=True)
 
 
+def _detect_many(
+    options: cli.Detect,
+    model: FastRCNN,
+    images: list[Path],
+    search: Search,
+    detection: dict[str, Any],
+    checksum: str,
+    console: Console,
+) -> None:
+    """A row for each image. checksum: of the checkpoint."""
+    sizes = model.preprocessing.to_dict()
+    made_by = {
+        "checkpoint_crc32": checksum,
+        **detection,
+        **{name: sizes[name] for name in ("short_side", "max_side")},
+        # Where a model of edge boxes lies does not count, as its checksum does.
+        "search": {k: v for k, v in search.to_dict().items() if k != "edge_model"},
+    }
+    parquet = options.format == "parquet"
+    path = options.out / ("detections" if parquet else "detections.jsonl")
+    known = check_made_by(path, made_by)
+    if parquet:
+        rows = ParquetParts(path, options.shard)
+    else:
+        rows = JsonLines(shard_file(path, options.shard))
+    if not known:
+        console.print(
+            f"rows: {path} has some of an older version, which does not say what made them; "
+            "they stay as they are",
+            soft_wrap=True,
+        )
+    many = detect_many(model, images, rows, search=search, detection=detection)
+    speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
+    console.print(
+        f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
+        f"not be read; results: {many.path}",
+        soft_wrap=True,
+    )
+
+
 def report(options: cli.ReportRuns) -> None:
     """See cli.ReportRuns."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     text = render_comparison([run_files(folder) for folder in options.runs])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")

@@ -31,6 +31,7 @@ from fastrcnn_engine.pipeline import (
     Run,
     detect_dataset,
     evaluate_and_report,
+    read_log,
     search_datasets,
     write_json,
 )
@@ -83,7 +84,7 @@ def configured(source: str) -> Train:
 
 def demo(options: cli.Demo, command: str) -> None:
     """See cli.Demo."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     if environment()[1] > 1:
         raise ValueError("the demo is one process's work; run it without torchrun")
     out, data = options.out, options.out / "drawn"
@@ -116,7 +117,7 @@ def demo(options: cli.Demo, command: str) -> None:
 
 def train(options: Train, command: str) -> None:
     """See Train."""
-    console = Console(highlight=False)
+    console = cli.plain_console()
     # A mistake there is found before the training, not after it.
     options.detection.settings()
     check_metric(options.metric)
@@ -194,7 +195,7 @@ def _train_and_test(
         return
     results = evaluate_and_report(
         run, trained.model, test_set, store, found,
-        detection=used, metric=asked.get("metric", "area"), log=trained.log,
+        detection=used, metric=asked.get("metric", "area"), log=read_log(trained.log),
     )  # fmt: skip
     print_result(console, run, *results)
 

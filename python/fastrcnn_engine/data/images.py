@@ -150,7 +150,9 @@ def prepare_image(
     if preprocessing.channel_order == "BGR":
         image = image[:, :, ::-1]
     factor = preprocessing.scale(height, width)
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).float()  # (H, W, 3)
+    # A copy in any case: NumPy calls an axis of length 1 contiguous though its stride is negative,
+    # and torch refuses that.
+    pixels = torch.from_numpy(image.copy()).float()  # (H, W, 3)
     pixels -= torch.tensor(preprocessing.mean)
     if preprocessing.std != (1.0, 1.0, 1.0):
         pixels /= torch.tensor(preprocessing.std)

@@ -93,6 +93,18 @@ def load_voc(
     return Dataset(classes, records, problems, root, split)
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without spaces around them and whatever editors put before the
+    first. Raises ValueError for another encoding than UTF-8, naming the file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not readable as UTF-8 ({error}); save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{path}: has null bytes, as UTF-16 has; save it as UTF-8")
+    return [line.strip() for line in text.splitlines()]
+
+
 def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
     folder = root / "ImageSets" / "Main"
     path = folder / f"{split}.txt"
@@ -101,14 +113,14 @@ def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
         raise FileNotFoundError(f"{path}: no such file; splits found beside it: {found}")
     ids: list[str] = []
     line_of: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         words = line.split()
         if not words:
             continue
         with collecting(errors):
             if len(words) > 1:
                 raise ValueError(
-                    f"{path}, line {number}: expected one image id, got {line.strip()!r}; "
+                    f"{path}, line {number}: expected one image id, got {line!r}; "
                     "the files of single classes (id and 1 or -1) are no splits"
                 )
             if words[0] in line_of:

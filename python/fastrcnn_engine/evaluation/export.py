@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import warnings
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def export_onnx(
         score_threshold, nms_threshold, max_detections: as for ``detect_image``.
 
     Raises:
-        ValueError: the model is in training mode, or makes an image pyramid.
+        ValueError: the model is in training mode, or makes an image pyramid; a setting is out of
+            range.
         ModuleNotFoundError: onnx and onnxscript are not installed.
     """
     if model.training:
@@ -102,6 +104,8 @@ def export_onnx(
         )
     if score_threshold is None:
         score_threshold = SCORE_THRESHOLDS[model.classifier]
+    if not score_threshold < math.inf:  # which nan is not either
+        raise ValueError(f"score_threshold must be a number below infinity, got {score_threshold}")
     if not 0 <= nms_threshold <= 1:
         raise ValueError(f"nms_threshold must be in [0, 1], got {nms_threshold}")
     if max_detections < 1:
@@ -138,7 +142,8 @@ def export_onnx(
             "network": model.name,
             "classes": list(model.classes),
             "preprocessing": model.preprocessing.to_dict(),
-            "score_threshold": score_threshold,
+            # JSON has no infinity, which is the threshold of SVM scores.
+            "score_threshold": score_threshold if math.isfinite(score_threshold) else None,
             "nms_threshold": nms_threshold,
             "max_detections": max_detections,
         }

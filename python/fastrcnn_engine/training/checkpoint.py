@@ -112,6 +112,11 @@ def _reason(error: BaseException | None) -> str:
     return str(first).splitlines()[0]
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint a user means by a file, or by the folder of a run."""
+    return path / "checkpoint.pt" if path.is_dir() else path
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU, with ``weights_only=True``: the file cannot run code.
 
@@ -134,6 +139,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint of this package (format {FORMAT} expected); "
             "bare state dicts of pre-trained networks go to the weights option"
+        )
+    network, needed = content.get("network"), {"name", "classes", "preprocessing"}
+    whole = isinstance(network, dict) and needed <= network.keys()
+    if not whole or not isinstance(content.get("model"), dict):
+        raise ValueError(
+            f"{path} is not a whole checkpoint: it must hold the network "
+            f"({', '.join(sorted(needed))}) and the weights of its model"
         )
     return content
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -72,8 +73,8 @@ class TrainConfig:
     """Everything up to this stage stays as it is (paper 4.5; conv5 is ">= fc6" of table 5); None is
     the network's own: conv1 for S and M, conv2 (conv1_1 to conv2_2) for L, none for tiny."""
     init: Path | None = None
-    """Checkpoint of a detector of the same network and classes to start from, with its weights and
-    the way its images are prepared except for their size."""
+    """Checkpoint of a detector of the same network and classes to start from, or the folder of its
+    run: with its weights and the way its images are prepared except for their size."""
     tasks: Literal["both", "classification", "boxes"] = "both"
     """What is learned (paper 2.3: both). classification: no box regression, detection keeps the
     proposals (paper 5.1, table 6, first columns). boxes: the box regression alone, everything else
@@ -83,7 +84,7 @@ class TrainConfig:
     seed: int = 3
     """Seed of the weights, the image order, the RoI sampling and dropout (code: 3)."""
     resume: bool = False
-    """Go on from output/checkpoint.pt."""
+    """Go on from the checkpoint.pt that the run has left."""
 
     iterations: int | None = None
     """Length of training (paper 4.1: 40 000 for vgg16 on VOC07; tiny: 3 000)."""
@@ -202,7 +203,8 @@ class TrainConfig:
                 "tasks is 'boxes', which trains the box regression of a finished detector; init, "
                 "its checkpoint, is missing"
             )
-        need(config.learning_rate > 0, "learning_rate", "positive")
+        need(0 < config.learning_rate < math.inf, "learning_rate", "positive and finite")
+        need(self.weight_decay < math.inf, "weight_decay", "finite")
         need(0 < self.learning_rate_drop <= 1, "learning_rate_drop", "in (0, 1]")
         steps = config.learning_rate_steps
         rising = all(a < b for a, b in zip((0, *steps), steps, strict=False))

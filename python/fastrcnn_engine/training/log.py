@@ -80,14 +80,14 @@ def _show(events: Any, entry: dict[str, Any]) -> None:
 
 
 def _lines_until(path: Path, iteration: int) -> list[bytes]:
-    """The lines of a log up to an iteration, and no further than the first that is cut off."""
+    """The lines of a log up to an iteration, and no further than the first that is none."""
     kept = []
     if iteration and path.is_file():
         for line in path.read_bytes().splitlines(keepends=True):
             try:
                 if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
                     break
-            except ValueError:
+            except (ValueError, KeyError, TypeError):
                 break
             kept.append(line)
     return kept

@@ -20,6 +20,7 @@ from fastrcnn_engine.ops import smooth_l1
 from fastrcnn_engine.training.amp import Amp
 from fastrcnn_engine.training.batches import Batch, ImageCache, Loader, make_batch
 from fastrcnn_engine.training.checkpoint import (
+    checkpoint_file,
     keep_checkpoints,
     load_checkpoint,
     random_state,
@@ -124,6 +125,8 @@ def settled(config: TrainConfig) -> ResolvedConfig:
     checkpoint = config.output / "checkpoint.pt"
     if restarts() and checkpoint.is_file():
         config = dataclasses.replace(config, resume=True)
+    if config.init is not None:
+        config = dataclasses.replace(config, init=checkpoint_file(config.init))
     resolved = config.resolved()
     checked_device(config.device)
     if config.tensorboard:
