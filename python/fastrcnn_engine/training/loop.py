@@ -201,6 +201,9 @@ def _train(
             f"{processes.count * config.accumulate}"
         )
     checkpoint, log = config.output / "checkpoint.pt", config.output / "log.jsonl"
+    settings = config.to_dict()
+    for name in ("data", "proposals", "output"):  # as they are found from any folder
+        settings[name] = str(Path(settings[name]).absolute())
     skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
     dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     store = ProposalStore(config.proposals)
@@ -287,7 +290,8 @@ def _train(
                 optimiser=optimiser.state_dict(),
                 iteration=done,
                 # The sampler and the schedule are functions of config and iteration.
-                config=config.to_dict(),
+                config=settings,
+                proposals_made_with=store.settings,
                 learned_from=learned_from,
                 random_state=states[0],
                 **({"random_states": states} if len(states) > 1 else {}),
@@ -386,7 +390,8 @@ def _train(
                         if first:
                             save_checkpoint(
                                 config.output / "best.pt", model, iteration=done, best=best,
-                                config=config.to_dict(), learned_from=learned_from,
+                                config=settings, proposals_made_with=store.settings,
+                                learned_from=learned_from,
                             )  # fmt: skip
                 if log_file is not None:
                     log_file.write(entry)
