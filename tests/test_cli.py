@@ -1162,6 +1162,20 @@ def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):
     assert config["learning_rate_steps"] == [3] and config["data"] == str(moved)
 
 
+def test_a_refused_resume_leaves_the_settings_of_the_run(trained, drawn, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("eval-*"))
+    before = (out / "config.json").read_bytes()
+    again = ("train", "--config", out / "config.json", "--out", out, "--resume")
+    for option, value, told in (
+        ("--learning-rate", 0.5, "learning_rate was 0.02, is 0.5"),
+        ("--iterations", 3, "iterations is 3, and it has 4 behind it already"),
+    ):
+        assert told in failure(capsys, *again, option, value)
+        assert (out / "config.json").read_bytes() == before
+    run(*again)
+
+
 def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, capsys):
     def demo(name, seed):
         out = tmp_path / name

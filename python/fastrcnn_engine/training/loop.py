@@ -30,7 +30,7 @@ from fastrcnn_engine.training.distributed import Processes, join, join_batch_nor
 from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
-from fastrcnn_engine.training.resume import data_fingerprint, resume, start_from
+from fastrcnn_engine.training.resume import checked_to_resume, data_fingerprint, resume, start_from
 from fastrcnn_engine.training.sampling import build_roidb
 from fastrcnn_engine.training.stopwatch import Stopwatch
 from fastrcnn_engine.training.targets import target_statistics
@@ -165,7 +165,7 @@ def train(
 
     Raises:
         ValueError: a bad setting, missing proposals (image named), a checkpoint that does not
-            belong to this run, an image that is none. A checkpoint is written before.
+            belong to this run or is further, an image that is none. A checkpoint is written before.
         OSError: a missing image, after a checkpoint; a log or checkpoint that cannot be written;
             ConnectionError: another process is lost.
         FloatingPointError: the loss is not finite; the iteration and its images are named.
@@ -249,7 +249,8 @@ def _train(
     if not first:  # dropout of its own
         torch.manual_seed(config.seed * 1_000_003 + processes.rank)
     if config.resume:
-        content = resume(checkpoint, model, optimiser, amp, config, learned_from, processes)
+        content = checked_to_resume(checkpoint, config, dataset, store)
+        resume(checkpoint, content, model, optimiser, amp, config, processes)
         start, best = content["iteration"], content.get("best")
         meter.restore(content.get("meter", {}))  # older files have none
         if best is not None and best["split"] != config.val_split:
