@@ -201,6 +201,21 @@ def test_a_missing_proposal_is_an_error_that_names_the_image(capsys, drawn, tmp_
     assert "train_0000" in line and "test.npz" in line
 
 
+def test_a_proposal_that_is_no_number_is_an_error_before_the_training(
+    capsys, drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "run_training", lambda *_: pytest.fail("trained"))
+    boxes = {r.image_id: np.float32([[0, 0, 99, 99]] * 3) for split in ("train", "test")
+             for r in load_dataset(drawn, split).records}  # fmt: skip
+    boxes["test_0001"][2, 1] = np.nan
+    np.savez(tmp_path / "p.npz", **boxes)
+    line = failure(
+        capsys, "train", "--data", drawn, "--split", "train", "--test-split", "test",
+        "--network", "tiny", "--proposals", tmp_path / "p.npz", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "p.npz: proposals of image 'test_0001', row 2: expected finite" in line
+
+
 def test_train_looks_at_everything_before_the_search(capsys, drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "search_datasets", lambda *_: pytest.fail("searched"))
     same = ("train", "--data", drawn, "--split", "train", "--out", tmp_path / "run")
