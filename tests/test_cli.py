@@ -318,6 +318,26 @@ def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
     assert "recall" in text and "p.npz" in text
 
 
+def test_a_training_skips_images_that_have_no_proposals_as_they_cannot_be_read(
+    drawn, tmp_path, capsys
+):
+    data = shutil.copytree(drawn, tmp_path / "data")
+    (data / "JPEGImages/train_0001.jpg").write_bytes(b"no image")
+    (data / "JPEGImages/train_0002.jpg").unlink()
+    out = tmp_path / "p.npz"
+    command = ("--data", data, "--split", "train")
+    with pytest.raises(SystemExit) as end:
+        run("proposals", *command, "--out", out, "--method", "grid", "--max-boxes", 20)
+    assert end.value.code == 1
+    text = capsys.readouterr().out
+    assert "2 images that cannot be read, which have no proposals" in text
+    assert "train_0001.jpg: not readable" in text and "train_0002.jpg: no such image" in text
+    assert [len(ProposalStore(out)[f"train_000{i}"]) for i in range(4)] == [20, 0, 0, 20]
+    run("train", *command, "--network", "tiny", "--proposals", out, "--out", tmp_path / "run",
+        "--iterations", 4, "--short-side", 120, "--on-bad-image", "skip")  # fmt: skip
+    assert "2 images that cannot be read, replaced by others" in capsys.readouterr().out
+
+
 def test_proposals_are_searched_in_parts_and_joined(drawn, tmp_path, capsys):
     command = ("proposals", "--data", drawn, "--split", "train", "test", "--short-side", 80,
                "--out", tmp_path / "boxes.npz")  # fmt: skip

@@ -164,7 +164,7 @@ class Proposals:
     uncompressed .npz with one float32 array (P, 4) for each image id: x1, y1, x2, y2 in pixels of
     the image, 0-based, both ends inclusive. Run it again after an interruption: images that are in
     the file are not searched again. Ends with the share of objects the proposals cover, a bound on
-    any detector that uses them.
+    any detector that uses them. Images that cannot be read are named and have none; exit code 1.
     """
 
     data: Path
