@@ -26,6 +26,7 @@ from fastrcnn_engine import bulk, cli, pipeline
 from fastrcnn_engine.commands import results, training
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     Search,
@@ -204,6 +205,21 @@ def test_a_missing_proposal_is_an_error_that_names_the_image(capsys, drawn, tmp_
     assert "train_0000" in line and "test.npz" in line
 
 
+def test_a_proposal_that_is_no_number_is_an_error_before_the_training(
+    capsys, drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "run_training", lambda *_: pytest.fail("trained"))
+    boxes = {r.image_id: np.float32([[0, 0, 99, 99]] * 3) for split in ("train", "test")
+             for r in load_dataset(drawn, split).records}  # fmt: skip
+    boxes["test_0001"][2, 1] = np.nan
+    np.savez(tmp_path / "p.npz", **boxes)
+    line = failure(
+        capsys, "train", "--data", drawn, "--split", "train", "--test-split", "test",
+        "--network", "tiny", "--proposals", tmp_path / "p.npz", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "p.npz: proposals of image 'test_0001', row 2: expected finite" in line
+
+
 def test_train_looks_at_everything_before_the_search(capsys, drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "search_datasets", lambda *_: pytest.fail("searched"))
     same = ("train", "--data", drawn, "--split", "train", "--out", tmp_path / "run")
@@ -316,6 +332,26 @@ def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
     assert store.settings["short_side"] == 80
     text = capsys.readouterr().out
     assert "recall" in text and "p.npz" in text
+
+
+def test_a_training_skips_images_that_have_no_proposals_as_they_cannot_be_read(
+    drawn, tmp_path, capsys
+):
+    data = shutil.copytree(drawn, tmp_path / "data")
+    (data / "JPEGImages/train_0001.jpg").write_bytes(b"no image")
+    (data / "JPEGImages/train_0002.jpg").unlink()
+    out = tmp_path / "p.npz"
+    command = ("--data", data, "--split", "train")
+    with pytest.raises(SystemExit) as end:
+        run("proposals", *command, "--out", out, "--method", "grid", "--max-boxes", 20)
+    assert end.value.code == 1
+    text = capsys.readouterr().out
+    assert "2 images that cannot be read, which have no proposals" in text
+    assert "train_0001.jpg: not readable" in text and "train_0002.jpg: no such image" in text
+    assert [len(ProposalStore(out)[f"train_000{i}"]) for i in range(4)] == [20, 0, 0, 20]
+    run("train", *command, "--network", "tiny", "--proposals", out, "--out", tmp_path / "run",
+        "--iterations", 4, "--short-side", 120, "--on-bad-image", "skip")  # fmt: skip
+    assert "2 images that cannot be read, replaced by others" in capsys.readouterr().out
 
 
 def test_proposals_are_searched_in_parts_and_joined(drawn, tmp_path, capsys):
@@ -805,11 +841,15 @@ def test_brackets_and_colons_are_printed_as_they_are(drawn, tmp_path, capsys, mo
 
 @pytest.fixture
 def retrained(trained, tmp_path):
-    """A copy of the run whose proposals are made anew; returns the function that makes them."""
+    """A copy of the run whose proposals are made anew; returns the function that makes them.
+
+    Its checkpoint is an older one, which does not say how they were made.
+    """
     folder = tmp_path / "run"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("eval-*", "proposals.npz"))
     content = load_checkpoint(folder / "checkpoint.pt")
     content["config"]["proposals"] = str(folder / "proposals.npz")
+    del content["proposals_made_with"]
     torch.save(content, folder / "checkpoint.pt")
 
     def made(settings):
@@ -872,6 +912,90 @@ def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path
     write_edge_model(model, threshold=0.9)
     line = failure(capsys, *asked, retrained(settings))
     assert "model.yml: another model than the one that made the proposals" in line
+
+
+def train_in(folder, drawn, monkeypatch, **made) -> Path:
+    """A run in `folder` whose data and proposals are named relative to it.
+
+    made: what the file says of how they were made; without it, the truth.
+    """
+    data = shutil.copytree(drawn, folder / "data")
+    records = load_dataset(data, "train").records
+    search = Search("grid", max_boxes=9)
+    boxes = {r.image_id: search.boxes(load_image(r.image_path), r.image_id) for r in records}
+    write_proposals(folder / "p.npz", boxes.items(), settings=made or search.to_dict())
+    monkeypatch.chdir(folder)
+    run("train", "--data", "data", "--network", "tiny", "--split", "train", "--out", "runs/a",
+        "--iterations", 1, "--short-side", 120, "--proposals", "p.npz")  # fmt: skip
+    return folder / "runs/a"
+
+
+def as_older(checkpoint):
+    """Rewrites a checkpoint as one was that keeps paths as they were given."""
+    content = load_checkpoint(checkpoint)
+    del content["proposals_made_with"]
+    content["config"] |= {"data": "data", "proposals": "p.npz", "output": "runs/a"}
+    torch.save(content, checkpoint)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_detect_and_eval_find_what_was_trained_on_from_any_folder(
+    older, drawn, tmp_path, monkeypatch, capsys
+):
+    home = tmp_path / "home"
+    image = drawn / "JPEGImages/test_0000.jpg"
+    folder = train_in(home, drawn, monkeypatch)
+    if older:
+        as_older(folder / "checkpoint.pt")
+
+    def found(run_of):
+        out = tmp_path / "found"
+        run("detect", image, "--checkpoint", run_of, "--out", out, "--score", "0")
+        return json.loads((out / "detections.json").read_text())["images"][str(image)]
+
+    expected = found("runs/a")
+    assert len({tuple(one["box"]) for one in expected}) > 1
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    # Nothing of that name here is what the training had.
+    write_proposals(elsewhere / "p.npz", [], settings=Search().to_dict())
+    monkeypatch.chdir(elsewhere)
+    assert found(folder) == expected
+    # Moved, run and proposals together.
+    home.rename(tmp_path / "moved")
+    folder = tmp_path / "moved/runs/a"
+    assert found(folder) == expected
+    run("eval", "--run", folder, "--split", "train")
+    assert not (folder / "proposals.npz").exists()  # those of the training served
+    run("eval", "--run", folder)
+    assert ProposalStore(folder / "proposals.npz").settings == Search("grid", max_boxes=9).to_dict()
+    run("svm", "--checkpoint", folder)
+    assert "searched by" not in capsys.readouterr().out
+
+
+def test_proposals_that_are_missing_are_told(drawn, tmp_path, monkeypatch, capsys):
+    image = drawn / "JPEGImages/test_0000.jpg"
+    detect = ("detect", image, "--out", tmp_path / "found", "--checkpoint")
+    folder = train_in(tmp_path / "home", drawn, monkeypatch)
+    (tmp_path / "home/p.npz").unlink()
+    run(*detect, folder)  # the checkpoint says how they were made
+    run("eval", "--run", folder)
+    assert ProposalStore(folder / "proposals.npz").settings == Search("grid", max_boxes=9).to_dict()
+    (folder / "proposals.npz").unlink()
+    assert "searched by" not in capsys.readouterr().out
+    as_older(folder / "checkpoint.pt")
+    run(*detect, folder)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "p.npz is not there, and this older checkpoint does not say how it was made" in text
+    line = failure(capsys, "eval", "--run", folder)
+    assert "p.npz: the proposals of the training are not there" in line and "--proposals" in line
+    assert not (folder / "proposals.npz").exists()
+    # Nor can those of others be made again.
+    others = train_in(tmp_path / "others", drawn, monkeypatch, method="read", files=["a.mat"])
+    (tmp_path / "others/p.npz").unlink()
+    assert "give --proposals" in failure(capsys, "eval", "--run", others)
+    run(*detect, others)
+    assert "does not say how to make more of its kind" in capsys.readouterr().out
 
 
 def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
@@ -1246,6 +1370,20 @@ def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):
     # A longer run keeps the steps of the first, and config.json says so.
     config = json.loads((out / "config.json").read_text())["training"]
     assert config["learning_rate_steps"] == [3] and config["data"] == str(moved)
+
+
+def test_a_refused_resume_leaves_the_settings_of_the_run(trained, drawn, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("eval-*"))
+    before = (out / "config.json").read_bytes()
+    again = ("train", "--config", out / "config.json", "--out", out, "--resume")
+    for option, value, told in (
+        ("--learning-rate", 0.5, "learning_rate was 0.02, is 0.5"),
+        ("--iterations", 3, "iterations is 3, and it has 4 behind it already"),
+    ):
+        assert told in failure(capsys, *again, option, value)
+        assert (out / "config.json").read_bytes() == before
+    run(*again)
 
 
 def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, capsys):

@@ -145,10 +145,11 @@ class Demo:
 class CheckData:
     """Read a split, decode every image, and list all that is wrong, with file and object.
 
-    Errors would stop a training: files, images and, with --proposals, images that have none.
-    Warnings would not: boxes dropped or clipped, images that EXIF turns, objects that are there
-    twice, images without objects. Writes check.json with all of it, sizes.svg, a histogram of the
-    objects, and samples.jpg with their boxes drawn in. Exit code 1 if there are errors.
+    Errors would stop a training: files, images, no object at all and, with --proposals, images that
+    have none or some that are no numbers. Warnings would not: boxes dropped or clipped, images that
+    EXIF turns, objects that are there twice, images without objects, proposals that do not fit
+    their image. Writes check.json with all of it, sizes.svg, a histogram of the objects, and
+    samples.jpg with their boxes drawn in. Exit code 1 if there are errors.
     """
 
     data: Path
@@ -176,7 +177,7 @@ class Proposals:
     uncompressed .npz with one float32 array (P, 4) for each image id: x1, y1, x2, y2 in pixels of
     the image, 0-based, both ends inclusive. Run it again after an interruption: images that are in
     the file are not searched again. Ends with the share of objects the proposals cover, a bound on
-    any detector that uses them.
+    any detector that uses them. Images that cannot be read are named and have none; exit code 1.
     """
 
     data: Path

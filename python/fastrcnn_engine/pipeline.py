@@ -79,16 +79,20 @@ def search_datasets(
     *,
     workers: int | None = None,
     shard: str = WHOLE,
+    errors: list[str] | None = None,
 ) -> ProposalStore:
     """Proposals of all images of the data sets, kept in `path`; those in the file already stay.
 
     shard: a part of the images, which has a file of its own beside `path`. The whole takes over
         what is in the files of parts and searches the rest.
+    errors: images that cannot be read are told there and have no proposals; None: one stops it.
     """
     items = {r.image_id: r.image_path for dataset in datasets for r in dataset.records}
     own = shard_of(list(items.items()), shard)
     parts = shard_files(path) if shard == WHOLE else []
-    return compute_proposals(own, shard_file(path, shard), search, workers=workers, parts=parts)
+    return compute_proposals(
+        own, shard_file(path, shard), search, workers=workers, parts=parts, errors=errors
+    )
 
 
 def detect_dataset(

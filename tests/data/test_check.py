@@ -61,7 +61,8 @@ def test_all_faults_of_a_voc_set_are_found(voc, tmp_path):
     boxes |= {"empty": np.zeros((0, 4), np.float32), "truncated": boxes["good"]}
     write_proposals(tmp_path / "p.npz", boxes.items())
     check = check_dataset(voc, "train", proposals=tmp_path / "p.npz", progress=False)
-    unusable, undecodable, unproposed = (check.errors[kind] for kind in ERRORS)
+    unusable, undecodable, unproposed, *others = (check.errors[kind] for kind in ERRORS)
+    assert others == [[], []]
     assert about(
         unusable, "broken.xml: not readable as XML", "nameless.xml, object 1: has no name",
         "no image for id 'pictureless'", "text.jpg: not readable", "'good' stands already",
@@ -69,7 +70,8 @@ def test_all_faults_of_a_voc_set_are_found(voc, tmp_path):
     )  # fmt: skip
     assert about(undecodable, "truncated.jpg: not readable")
     assert sorted(unproposed) == ["nameless", "turned"]
-    dropped, turned, twice, empty, none = (check.warnings[kind] for kind in WARNINGS)
+    dropped, turned, twice, empty, none, *others = (check.warnings[kind] for kind in WARNINGS)
+    assert others == [[], []]
     assert about(dropped, "boxes.xml, object 1 (dog): dropped", "object 2 (dog): clipped",
                  "states size 41x30")  # fmt: skip
     assert about(turned, "turned.jpg: orientation 6")
@@ -86,6 +88,44 @@ def test_all_faults_of_a_voc_set_are_found(voc, tmp_path):
     with pytest.raises((OSError, ValueError)) as error:
         load_dataset(voc, "train")
     assert str(error.value) in unusable
+
+
+def test_proposals_that_do_not_fit_their_images_are_told(voc, tmp_path):
+    write_split(voc, "some", ["good", "twice", "size"])
+    good = np.float32([[0, 0, 19, 19], [30, 20, 39, 29]])  # to the last pixel of 40 x 30
+
+    def checked(**boxes):
+        np.savez(tmp_path / "p.npz", **dict.fromkeys(("good", "twice", "size"), good) | boxes)
+        return check_dataset(
+            voc, "some", ("dog", "cat"), proposals=tmp_path / "p.npz", progress=False
+        )
+
+    wide, x_y_w_h = good + np.float32([0, 0, 1, 0]), np.float32([[30, 20, 10, 10], [3, 4, 5, 6]])
+    check = checked(good=wide, twice=1000 * good, size=x_y_w_h)
+    assert check.is_usable and check.recall is not None
+    outside, swapped = (check.warnings[kind] for kind in WARNINGS[5:])
+    assert about(outside, "good (40x30): 1 of 2, row 1 is [30.0, 20.0, 40.0, 29.0]",
+                 "twice (40x30): 2 of 2, row 0")  # fmt: skip
+    assert about(swapped, "size (40x30): 1 of 2, row 0 is [30.0, 20.0, 10.0, 10.0]")
+    check = checked(twice=good - np.float32([0, 0.5, 0, 0]))
+    assert about(check.warnings[WARNINGS[5]], "twice (40x30): 1 of 2, row 0")
+    # A training would stop at the first of these.
+    for value in (np.nan, np.inf):
+        bad = good.copy()
+        bad[1, 2] = value
+        check = checked(twice=bad, size=bad)
+        assert about(check.errors[ERRORS[3]], "p.npz: proposals of image 'twice', row 1: expected",
+                     "image 'size', row 1: expected finite x1 y1 x2 y2, got")  # fmt: skip
+        assert not check.is_usable and check.recall["images"] == 1
+
+
+def test_a_split_without_any_object_cannot_be_trained_on(voc):
+    write_split(voc, "bare", ["empty"])
+    check = check_dataset(voc, "bare", ("dog", "cat"), progress=False)
+    assert not check.is_usable
+    assert sum(check.errors.values(), []) == [
+        "none of the 1 images of bare has an object to train on"
+    ]
 
 
 def test_an_unknown_class_and_a_bad_flag_are_told_with_their_objects(voc):

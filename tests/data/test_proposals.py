@@ -349,6 +349,30 @@ def test_an_error_names_the_image_and_keeps_what_is_done(tmp_path):
         compute_proposals([items[0], items[0]], out, progress=False)
 
 
+def test_images_that_cannot_be_read_are_told_and_searched_once_they_can(tmp_path):
+    items = save_scenes(tmp_path, 4)
+    good = compute_proposals(items, tmp_path / "good.npz", progress=False)
+    kept = {path: path.read_bytes() for _, path in items[1:3]}
+    items[1][1].write_bytes(b"no image")
+    items[2][1].unlink()
+    out = tmp_path / "p.npz"
+    for _ in range(2):  # by the second run, too
+        errors = []
+        store = compute_proposals(items, out, progress=False, errors=errors)
+        missing, broken = sorted(errors, key=lambda line: "1.png" in line)
+        assert "2.png: no such image file" in missing and "1.png: not readable" in broken
+        assert [len(store[image_id]) > 0 for image_id, _ in items] == [True, False, False, True]
+    # What was found before an image went missing stays.
+    assert len(compute_proposals(items, good.path, progress=False, errors=[])[items[2][0]])
+    with pytest.raises((OSError, ValueError)):
+        compute_proposals(items, out, progress=False)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    compute_proposals(items, out, progress=False)
+    compute_proposals(items, good.path, progress=False)
+    assert out.read_bytes() == good.path.read_bytes()
+
+
 INTERRUPTED = """
 import itertools, os, signal, sys
 from pathlib import Path

@@ -142,13 +142,16 @@ def test_a_missing_image_stops_the_run_where_it_can_go_on(voc, tmp_path):
     assert lines_of(whole.log) == lines_of(resumed.log)
 
 
-@pytest.mark.parametrize("header", [True, False])
-def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path, header):
+@pytest.mark.parametrize("left", ["header", "name", "nothing"])
+def test_bad_images_stop_the_run_or_are_replaced_and_told(voc, tmp_path, left):
+    header = left == "header"  # which tells the size
     voc = replace(voc, iterations=9, log_every=2, checkpoint_every=5, cache_megabytes=0)
     good = run(replace(voc, output=tmp_path / "good"))
     path = voc.data / "JPEGImages" / "third.png"
-    path.write_bytes(path.read_bytes()[:5000] if header else b"")  # the header tells the size
-    with pytest.raises(ValueError, match="third.png"):
+    path.write_bytes(path.read_bytes()[:5000] if header else b"")
+    if left == "nothing":
+        path.unlink()
+    with pytest.raises((OSError, ValueError), match=r"third\.png"):
         run(voc)
     skip = replace(voc, on_bad_image="skip")
     whole = run(replace(skip, output=tmp_path / "whole"))

@@ -24,6 +24,7 @@ from fastrcnn_engine.training import loop, train
 from fastrcnn_engine.training.batches import ImageCache, make_batch
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network
 from fastrcnn_engine.training.interrupt import Interrupt
+from fastrcnn_engine.training.resume import data_fingerprint
 from fastrcnn_engine.training.sampling import drawn_boxes, sample_batch
 from models import caffemodel_files
 from models.small import small_network
@@ -84,13 +85,35 @@ def test_resume_refuses_other_proposals_and_other_objects(voc, tmp_path):
     resumed = replace(voc, iterations=4, resume=True)
     store = ProposalStore(voc.proposals)
     boxes = {image_id: store[image_id] for image_id in store}
-    write_proposals(tmp_path / "fewer.npz", (boxes | {"first": boxes["first"][1:]}).items())
-    with pytest.raises(ValueError, match="images, objects or numbers of proposals are not those"):
-        run(replace(resumed, proposals=tmp_path / "fewer.npz"))
+    first = boxes["first"]
+    for others in (first[1:], first[::-1]):  # fewer; as many
+        write_proposals(tmp_path / "others.npz", (boxes | {"first": others}).items())
+        with pytest.raises(ValueError, match="images, objects or proposals are not those"):
+            run(replace(resumed, proposals=tmp_path / "others.npz"))
     annotation = voc.data / "Annotations" / "second.xml"
     annotation.write_text(annotation.read_text().replace("<xmin>6<", "<xmin>7<"))
-    with pytest.raises(ValueError, match="images, objects or numbers of proposals are not those"):
+    with pytest.raises(ValueError, match="images, objects or proposals are not those"):
         run(resumed)
+
+
+def test_an_older_checkpoint_knows_the_number_of_proposals_alone(voc):
+    checkpoint = run(replace(voc, iterations=2)).checkpoint
+    records, store = load_voc(voc.data, "train", CLASSES).records, ProposalStore(voc.proposals)
+    now = data_fingerprint(records, store)
+    content = load_checkpoint(checkpoint)
+    assert content["learned_from"] == now
+    content["learned_from"] = data_fingerprint(records, store, proposed=False)
+    torch.save(content, checkpoint)
+    run(replace(voc, iterations=4, resume=True))
+    assert load_checkpoint(checkpoint)["learned_from"] == now
+
+
+def test_resume_refuses_fewer_iterations_than_were_done(voc):
+    before = run(replace(voc, iterations=4)).checkpoint.read_bytes()
+    with pytest.raises(ValueError, match="iterations is 3, and it has 4 behind it already"):
+        run(replace(voc, iterations=3, resume=True))
+    assert (voc.output / "checkpoint.pt").read_bytes() == before
+    assert run(replace(voc, iterations=4, resume=True)).iterations == 4
 
 
 def test_resume_prepares_images_as_before(voc):

@@ -88,7 +88,8 @@ def search_of(options: cli.Search) -> Search:
 
 
 def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
-    """Every image has proposals. Found out now, not after hours of training or detection."""
+    """Every image has proposals, and finite ones. Found out now, not after hours of training or
+    detection."""
     for dataset in datasets:
         for record in dataset.records:
             store[record.image_id]

@@ -77,16 +77,17 @@ def _class_facts(classes: list[dict[str, Any]]) -> Table:
 def proposals(options: cli.Proposals) -> None:
     """See cli.Proposals."""
     console = cli.plain_console()
-    datasets = [load_dataset(options.data, split) for split in options.split]
+    datasets = [load_dataset(options.data, split, stated_sizes=True) for split in options.split]
     out = options.out or options.data / CACHE
     if options.read and options.shard != WHOLE:
         raise ValueError(f"--shard is {options.shard}, but with --read there is nothing to search")
+    unreadable: list[str] = []
     if options.read:
         store = _read_and_merged(options, datasets, out, console)
     else:
         store = search_datasets(
             datasets, out, search_of(options.search),
-            workers=options.search.workers, shard=options.shard,
+            workers=options.search.workers, shard=options.shard, errors=unreadable,
         )  # fmt: skip
     recalls = [f"recall at IoU {threshold:g}" for threshold in RECALL_THRESHOLDS]
     table = Table("split", "images", "boxes an image", *recalls)
@@ -98,6 +99,10 @@ def proposals(options: cli.Proposals) -> None:
         table.add_row(dataset.split, str(len(own)), boxes, *shares)
     console.print(table)
     console.print(f"proposals: {store.path}", soft_wrap=True)
+    what = "images that cannot be read, which have no proposals"
+    print_notes(console, what, sorted(unreadable), len(unreadable))
+    if unreadable:
+        sys.exit(1)
 
 
 def _read_and_merged(

@@ -18,7 +18,7 @@ from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
 from fastrcnn_engine.models import RANKS, FastRCNN
 from fastrcnn_engine.models import compress as compress_head
 from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint, train_svms
-from fastrcnn_engine.training.checkpoint import checkpoint_file
+from fastrcnn_engine.training.checkpoint import checkpoint_file, path_of_training
 
 
 def compress(options: cli.Compress) -> None:
@@ -60,15 +60,18 @@ def svm(options: cli.Svm) -> None:
     out = _new_checkpoint(options.out or checkpoint.parent / "svm")
     content = load_checkpoint(checkpoint)
     trained = content.get("config", {})
+    paths: list[Path] = []
     for name in ("data", "proposals"):
-        if getattr(options, name) is None and name not in trained:
+        path = getattr(options, name) or path_of_training(checkpoint, content, name)
+        if path is None:
             raise ValueError(f"{checkpoint} does not say what it was trained on; give --{name}")
+        paths.append(path)
+    data, proposals = paths
     model = load_network(checkpoint, device=options.device)
-    data = Path(options.data or trained["data"])
     skips = trained.get("on_bad_image") == "skip"  # as the training read them
     split = trained.get("split", "trainval")
     dataset = load_dataset(data, split, model.classes, stated_sizes=skips)
-    store = ProposalStore(options.proposals or trained["proposals"])
+    store = ProposalStore(proposals)
     check_proposals([dataset], store)
     table = Table("class", "objects", "hard negatives", "trainings")
     for one in train_svms(model, dataset.records, store, seed=trained.get("seed", 3)):
@@ -108,7 +111,7 @@ def _new_checkpoint(folder: Path) -> Path:
 
 def _of_the_training(content: dict[str, Any]) -> dict[str, Any]:
     """What eval and detect want to know of it; the optimiser does not fit a changed network."""
-    kept = ("config", "iteration", "learned_from")
+    kept = ("config", "proposals_made_with", "iteration", "learned_from")
     return {key: content[key] for key in kept if key in content}
 
 

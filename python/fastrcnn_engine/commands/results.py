@@ -40,7 +40,7 @@ from fastrcnn_engine.pipeline import (
 from fastrcnn_engine.report.compare import render_comparison
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_of
 from fastrcnn_engine.training import load_checkpoint, load_network
-from fastrcnn_engine.training.checkpoint import checkpoint_file
+from fastrcnn_engine.training.checkpoint import checkpoint_file, path_of_training
 from fastrcnn_engine.training.distributed import join
 
 
@@ -53,8 +53,11 @@ def evaluate(options: cli.Eval, command: str) -> None:
     check_settings("area", options.iou_threshold)
     check_metric(options.metric)
     checkpoint = checkpoint_file(given)
-    trained = load_checkpoint(checkpoint).get("config", {})
-    if options.data is None and "data" not in trained:
+    content = load_checkpoint(checkpoint)
+    trained = content.get("config", {})
+    learned = path_of_training(checkpoint, content, "data")
+    data = options.data or learned
+    if data is None:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
     home = checkpoint.parent
     log = read_log(home / "log.jsonl")
@@ -62,10 +65,9 @@ def evaluate(options: cli.Eval, command: str) -> None:
         model = load_network(checkpoint, device=str(processes.device))
         resize(model, options)
         detection = options.detection.settings()
-        data = Path(options.data or trained["data"])
         dataset = load_dataset(data, options.split, model.classes)
         # Ids of two data sets may be the same: proposals of one must never serve for the other.
-        foreign = data.resolve() != Path(trained.get("data", "")).resolve()
+        foreign = learned is None or data.resolve() != learned.resolve()
         name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
         # A run is judged by eval-SPLIT: what best.pt or an older checkpoint gets is not for there.
         prefix = "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}-"
@@ -77,7 +79,8 @@ def evaluate(options: cli.Eval, command: str) -> None:
             settings={"Training": trained},
         )
         with run.timed("proposals"):
-            used = None if foreign else _trained_on(trained)
+            own = None if foreign else path_of_training(checkpoint, content, "proposals")
+            used = ProposalStore(own) if own is not None and own.is_file() else None
             if options.proposals is not None:
                 store = ProposalStore(options.proposals)
                 check_proposals([dataset], store)
@@ -86,7 +89,7 @@ def evaluate(options: cli.Eval, command: str) -> None:
             else:
                 cache = (options.out or home / name if foreign else home) / CACHE
                 check_alone()
-                search = _search_of_training(home, trained, console)
+                search = _search_of_training(checkpoint, content, console, needed=not foreign)
                 store = search_datasets([dataset], cache, search)
         with run.timed("detection"):
             found = detect_dataset(model, dataset, store, detection, processes)
@@ -124,10 +127,10 @@ def detect(options: cli.Detect) -> None:
     images = expand_folders(options.images, lists=options.many)
     images = shard_of(list(dict.fromkeys(images)), options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
-    trained = load_checkpoint(checkpoint).get("config", {})
+    content = load_checkpoint(checkpoint)
     model = load_network(checkpoint, device=options.device)
     resize(model, options)
-    search = _search_of_training(checkpoint.parent, trained, console)
+    search = _search_of_training(checkpoint, content, console)
     if options.mode is not None:
         if search.method != "selective-search":
             raise ValueError(
@@ -200,36 +203,46 @@ def report(options: cli.ReportRuns) -> None:
     console.print(f"report: {options.out}", soft_wrap=True)
 
 
-def _search_of_training(home: Path, trained: dict[str, Any], console: Console) -> Search:
-    """How the proposals of the training were made, as their file tells; else the defaults.
+def _search_of_training(
+    checkpoint: Path, content: dict[str, Any], console: Console, *, needed: bool = False
+) -> Search:
+    """How the proposals of the training were made; else the defaults, which is told.
 
-    Raises FileNotFoundError for a model of edge boxes that is not there any more, ValueError for
-    one that has changed.
+    needed: the proposals themselves are wanted, not more of their kind.
+
+    Raises FileNotFoundError for a model of edge boxes that is not there any more, or a needed file
+    that is not and cannot be made again; ValueError for a model that has changed.
     """
-    own = ProposalStore(home / CACHE) if (home / CACHE).is_file() else None
-    silent = None
-    for store in (own, _trained_on(trained)):
-        if store is None or store.settings is None:
-            continue
-        search = Search.from_dict(store.settings)
-        if search is not None:
-            checksum = search.to_dict().get("edge_model_crc32")
-            if checksum != store.settings.get("edge_model_crc32"):
-                raise ValueError(
-                    f"{search.edge_model}: another model than the one that made the proposals of "
-                    f"{store.path}"
-                )
-            return search
-        silent = store
-    if silent is not None:
+    path = path_of_training(checkpoint, content, "proposals")
+    if path is None:
+        return Search()
+    missing = not path.is_file()
+    # Older checkpoints do not say how; the file may.
+    told = "proposals_made_with" in content
+    settings = content.get("proposals_made_with")
+    if not told and not missing:
+        settings = ProposalStore(path).settings
+    search = Search.from_dict(settings)
+    if search is not None:
+        checksum = search.to_dict().get("edge_model_crc32")
+        if settings is not None and checksum != settings.get("edge_model_crc32"):
+            raise ValueError(
+                f"{search.edge_model}: another model than the one that made the proposals of {path}"
+            )
+        return search
+    if missing and needed:
+        raise FileNotFoundError(
+            f"{path}: the proposals of the training are not there, and nothing tells how to make "
+            "them again; give --proposals"
+        )
+    reason = ""
+    if settings is not None:
+        reason = "does not say how to make more of its kind"
+    elif missing and not told:
+        reason = "is not there, and this older checkpoint does not say how it was made"
+    if reason:
         console.print(
-            f"proposals: {silent.path} does not say how to make more of its kind; images are "
-            f"searched by {Search().method}",
+            f"proposals: {path} {reason}; images are searched by {Search().method}",
             soft_wrap=True,
         )
     return Search()
-
-
-def _trained_on(trained: dict[str, Any]) -> ProposalStore | None:
-    path = trained.get("proposals")
-    return ProposalStore(path) if path is not None and Path(path).is_file() else None

@@ -40,6 +40,7 @@ from fastrcnn_engine.report.html import number
 from fastrcnn_engine.training import TrainConfig, TrainResult, settled
 from fastrcnn_engine.training import train as run_training
 from fastrcnn_engine.training.distributed import environment, join
+from fastrcnn_engine.training.resume import checked_to_resume
 
 # What a demo takes away before it starts again in the folder of an earlier one.
 DEMO_FILES = (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html")
@@ -156,6 +157,8 @@ def train(options: Train, command: str) -> None:
         else:
             store = ProposalStore(config.proposals)
             check_proposals(datasets, store)
+    if config.resume:  # config.json tells of the run as it is, not of one that is refused
+        checked_to_resume(config.output / "checkpoint.pt", config, datasets[0], store)
     _train_and_test(run, config, asked, store, test_set, options.detection, console)
 
 

@@ -15,17 +15,20 @@ from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.progress import progress_bar
 from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
-from fastrcnn_engine.data.records import Dataset, ImageRecord
+from fastrcnn_engine.data.proposals.boxes import well_formed
+from fastrcnn_engine.data.records import Dataset, ImageRecord, collecting
 
 EXIF_ORIENTATION = 0x0112
 QUANTILES = (0.05, 0.5, 0.95)
 
 # In the order of their being told. Errors stop a training or an evaluation, warnings do not.
 ERRORS = ("files that cannot be used", "images that cannot be decoded", "images not in the file of "
-          "proposals")  # fmt: skip
+          "proposals", "proposals that cannot be used", "nothing to train on")  # fmt: skip
 WARNINGS = ("dropped, clipped or wrong in size", "images that EXIF turns (it is not applied)",
             "objects that are there twice", "images without objects",
-            "images with an empty list of proposals")  # fmt: skip
+            "images with an empty list of proposals",
+            "proposals outside their image (are they of other images?)",
+            "proposals with x2 < x1 or y2 < y1 (are they x y w h?)")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def check_dataset(
     dataset = load_dataset(root, split, classes, errors=found[ERRORS[0]])
     store = None if proposals is None else ProposalStore(proposals)
     found[WARNINGS[0]] += dataset.problems
+    known = []  # images with proposals that can be used
     with progress_bar(progress) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         task = bar.add_task("checking", total=len(dataset.records))
         for record, (unreadable, turned) in zip(
@@ -112,13 +116,22 @@ def check_dataset(
                 found[WARNINGS[3]].append(record.image_id)
             if store is not None and record.image_id not in store:
                 found[ERRORS[2]].append(record.image_id)
-            elif store is not None and not len(store[record.image_id]):
-                found[WARNINGS[4]].append(record.image_id)
+            elif store is not None:
+                with collecting(found[ERRORS[3]]):
+                    boxes = store[record.image_id]
+                    known.append(record)
+                    if not len(boxes):
+                        found[WARNINGS[4]].append(record.image_id)
+                    last = np.array([record.width - 1, record.height - 1] * 2)
+                    outside = np.any((boxes < 0) | (boxes > last), axis=1)
+                    found[WARNINGS[5]] += _counted(record, boxes, outside)
+                    found[WARNINGS[6]] += _counted(record, boxes, ~well_formed(boxes))
             bar.advance(task)
-    recall = None
-    if store is not None:
-        known = [record for record in dataset.records if record.image_id in store]
-        recall = proposal_recall(known, store)
+    if dataset.records and not any((~record.crowd).any() for record in dataset.records):
+        found[ERRORS[4]].append(
+            f"none of the {len(dataset.records)} images of {split} has an object to train on"
+        )
+    recall = None if store is None else proposal_recall(known, store)
     return DataCheck(
         dataset,
         {kind: found[kind] for kind in ERRORS},
@@ -135,6 +148,17 @@ def _look_at(record: ImageRecord) -> tuple[str, int]:
             return "", int(image.getexif().get(EXIF_ORIENTATION, 1))
     except (OSError, ValueError) as error:
         return str(error), 1
+
+
+def _counted(record: ImageRecord, boxes: np.ndarray, bad: np.ndarray) -> list[str]:
+    """A line that tells how many of the boxes (P, 4) are bad (P,) and shows the first; or none."""
+    if not bad.any():
+        return []
+    first = int(np.argmax(bad))
+    return [
+        f"{record.image_id} ({record.width}x{record.height}): {bad.sum()} of {len(boxes)}, row "
+        f"{first} is {boxes[first].tolist()}"
+    ]
 
 
 def _twice(record: ImageRecord, classes: Sequence[str]) -> list[str]:

@@ -41,15 +41,16 @@ def load_voc(
     lib/datasets/pascal_voc.py). A box of no width or height, with a coordinate that is no number,
     or wholly outside the image is dropped; one that is partly outside is clipped; both are told in
     `problems`. The image's own size rules where the annotation states another. An image without
-    objects is a record with G = 0. With `stated_sizes` an image that cannot be read has the size
-    its annotation states, which `problems` tell.
+    objects is a record with G = 0. With `stated_sizes` an image that is missing or cannot be read
+    has the size its annotation states, which `problems` tell.
 
     `classes` None: all names found in all annotation files of the folder, sorted, so that every
     split of a data set gets the same numbers.
 
-    Raises FileNotFoundError for a missing folder, split, annotation or image, and ValueError for a
-    file that cannot be read, a class that is not in `classes`, or an image named twice. With a list
-    of `errors` a fault of one image, object or line is put there, and what has it is left out.
+    Raises FileNotFoundError for a missing folder, split, annotation or image (with `stated_sizes`
+    only if none is there), and ValueError for a file that cannot be read, a class that is not in
+    `classes`, or an image named twice. With a list of `errors` a fault of one image, object or line
+    is put there, and what has it is left out.
     """
     root = Path(root)
     ids = _read_split(root, split, errors)
@@ -84,12 +85,17 @@ def load_voc(
             tree = trees.get(image_id)
             if tree is None:
                 tree = _parse(path)
-            image_path = _find_image(image_dir, image_names, image_id, tree)
+            image_path = _find_image(image_dir, image_names, image_id, tree, stated_sizes)
             records.append(
                 _read_record(
                     image_id, image_path, tree, path, label_of, problems, errors, stated_sizes
                 )
             )
+    if records and not any(record.image_path.name in image_names for record in records):
+        raise FileNotFoundError(
+            f"{image_dir}: none of the {len(records)} images of {split} is there; looked for files "
+            f"named by their ids with {', '.join(IMAGE_SUFFIXES)}"
+        )
     return Dataset(classes, records, problems, root, split)
 
 
@@ -147,7 +153,9 @@ def _parse(path: Path) -> ElementTree.Element:
         raise ValueError(f"{path}: not readable as XML: {error}") from None
 
 
-def _find_image(folder: Path, names: set[str], image_id: str, tree: ElementTree.Element) -> Path:
+def _find_image(
+    folder: Path, names: set[str], image_id: str, tree: ElementTree.Element, may_be_missing: bool
+) -> Path:
     # The id comes first: annotation tools leave stale names in `filename`, VOC itself goes by the
     # id.
     candidates = [image_id + suffix for suffix in IMAGE_SUFFIXES]
@@ -158,6 +166,8 @@ def _find_image(folder: Path, names: set[str], image_id: str, tree: ElementTree.
     for name in candidates:
         if name in names:
             return folder / name
+    if may_be_missing:
+        return folder / (stated or candidates[0])
     raise FileNotFoundError(
         f"{folder}: no image for id {image_id!r}; looked for {', '.join(candidates)}"
     )

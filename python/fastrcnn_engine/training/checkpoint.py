@@ -150,6 +150,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def path_of_training(path: Path, content: dict[str, Any], name: str) -> Path | None:
+    """Where the ``data`` or ``proposals`` of the training that wrote a checkpoint are now.
+
+    That is where they were, or, as a run may have been moved along with them, where the same way
+    leads from the checkpoint. None if the checkpoint does not say; a path that leads nowhere if
+    they are at neither place.
+    """
+    trained = content.get("config", {})
+    if trained.get(name) is None:
+        return None
+    stored, output = Path(trained[name]), Path(trained.get("output", ""))
+    places = [stored]
+    if stored.is_absolute() == output.is_absolute():
+        way = os.path.relpath(stored, output)
+        places.append(Path(os.path.normpath(path.parent.absolute() / way)))
+    if not stored.is_absolute():  # of older checkpoints: as seen from the folder of that day
+        places.reverse()
+    return next((place for place in places if place.exists()), stored)
+
+
 def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
     """Rebuild a trained network from a checkpoint, in evaluation mode.
 

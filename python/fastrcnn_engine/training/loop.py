@@ -31,7 +31,7 @@ from fastrcnn_engine.training.distributed import Processes, join, join_batch_nor
 from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
-from fastrcnn_engine.training.resume import data_fingerprint, resume, start_from
+from fastrcnn_engine.training.resume import checked_to_resume, data_fingerprint, resume, start_from
 from fastrcnn_engine.training.sampling import build_roidb
 from fastrcnn_engine.training.stopwatch import Stopwatch
 from fastrcnn_engine.training.targets import target_statistics
@@ -168,7 +168,7 @@ def train(
 
     Raises:
         ValueError: a bad setting, missing proposals (image named), a checkpoint that does not
-            belong to this run, an image that is none. A checkpoint is written before.
+            belong to this run or is further, an image that is none. A checkpoint is written before.
         OSError: a missing image, after a checkpoint; a log or checkpoint that cannot be written;
             ConnectionError: another process is lost.
         FloatingPointError: the loss is not finite; the iteration and its images are named.
@@ -204,6 +204,9 @@ def _train(
             f"{processes.count * config.accumulate}"
         )
     checkpoint, log = config.output / "checkpoint.pt", config.output / "log.jsonl"
+    settings = config.to_dict()
+    for name in ("data", "proposals", "output"):  # as they are found from any folder
+        settings[name] = str(Path(settings[name]).absolute())
     skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
     dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     store = ProposalStore(config.proposals)
@@ -249,7 +252,8 @@ def _train(
     if not first:  # dropout of its own
         torch.manual_seed(config.seed * 1_000_003 + processes.rank)
     if config.resume:
-        content = resume(checkpoint, model, optimiser, amp, config, learned_from, processes)
+        content = checked_to_resume(checkpoint, config, dataset, store)
+        resume(checkpoint, content, model, optimiser, amp, config, processes)
         start, best = content["iteration"], content.get("best")
         meter.restore(content.get("meter", {}))  # older files have none
         if best is not None and best["split"] != config.val_split:
@@ -290,7 +294,8 @@ def _train(
                 optimiser=optimiser.state_dict(),
                 iteration=done,
                 # The sampler and the schedule are functions of config and iteration.
-                config=config.to_dict(),
+                config=settings,
+                proposals_made_with=store.settings,
                 learned_from=learned_from,
                 random_state=states[0],
                 **({"random_states": states} if len(states) > 1 else {}),
@@ -389,7 +394,8 @@ def _train(
                         if first:
                             save_checkpoint(
                                 config.output / "best.pt", model, iteration=done, best=best,
-                                config=config.to_dict(), learned_from=learned_from,
+                                config=settings, proposals_made_with=store.settings,
+                                learned_from=learned_from,
                             )  # fmt: skip
                 if log_file is not None:
                     log_file.write(entry)

@@ -10,7 +10,7 @@ import torch
 
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.data.records import ImageRecord
+from fastrcnn_engine.data.records import Dataset, ImageRecord
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.training.amp import Amp
 from fastrcnn_engine.training.checkpoint import (
@@ -18,15 +18,23 @@ from fastrcnn_engine.training.checkpoint import (
     load_weights,
     restore_random_state,
 )
-from fastrcnn_engine.training.config import TrainConfig
+from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig
 from fastrcnn_engine.training.distributed import Processes
 
 
-def data_fingerprint(records: list[ImageRecord], proposals: ProposalStore) -> str:
-    """A short hash of what is learned from: image ids, ground truth, boxes proposed per image."""
+def data_fingerprint(
+    records: list[ImageRecord], proposals: ProposalStore, *, proposed: bool = True
+) -> str:
+    """A short hash of what is learned from: image ids, ground truth, proposals.
+
+    proposed: older checkpoints were without it; of the proposals they knew the number alone.
+    """
     digest = hashlib.sha256()
     for record in records:
-        digest.update(f"{record.image_id} {len(proposals[record.image_id])}\n".encode())
+        boxes = proposals[record.image_id]
+        digest.update(f"{record.image_id} {len(boxes)}\n".encode())
+        if proposed:
+            digest.update(boxes.tobytes())
         digest.update(record.boxes.tobytes() + record.labels.tobytes())
         if record.crowd.any():
             digest.update(record.crowd.tobytes())
@@ -53,17 +61,20 @@ def start_from(path: Path, model: FastRCNN) -> None:
     model.preprocessing = Preprocessing.from_dict(content["network"]["preprocessing"])
 
 
-def resume(
-    path: Path,
-    model: FastRCNN,
-    optimiser: torch.optim.Optimizer,
-    amp: Amp,
-    config: TrainConfig,
-    learned_from: str,
-    processes: Processes,
+def checked_to_resume(
+    path: Path, config: ResolvedConfig, dataset: Dataset, proposals: ProposalStore
 ) -> dict[str, Any]:
-    """Load a checkpoint into model, optimiser and generators; return what is in it."""
+    """What is in a checkpoint that a run of these settings, on these data, may go on from.
+
+    Raises:
+        ValueError: other settings, other data, or fewer iterations than it has behind it.
+    """
     content = load_checkpoint(path)
+    if config.iterations < content["iteration"]:
+        raise ValueError(
+            f"cannot resume from {path}: iterations is {config.iterations}, and it has "
+            f"{content['iteration']} behind it already. Give at least as many"
+        )
     now = config.to_dict()
     # A setting that the checkpoint is older than has the value it always had, its default.
     before = TrainConfig(config.data, config.proposals).to_dict() | content["config"]
@@ -72,15 +83,31 @@ def resume(
         for key in now
         if key not in FREE_ON_RESUME and before.get(key) != now[key]
     ]
-    if content["network"]["classes"] != list(model.classes):
-        changed.append(f"classes were {content['network']['classes']}, are {list(model.classes)}")
-    if content.get("learned_from") != learned_from:
-        changed.append("images, objects or numbers of proposals are not those it learned from")
+    if content["network"]["classes"] != list(dataset.classes):
+        changed.append(f"classes were {content['network']['classes']}, are {list(dataset.classes)}")
+    if all(
+        content.get("learned_from") != data_fingerprint(dataset.records, proposals, proposed=known)
+        for known in (True, False)
+    ):
+        changed.append("images, objects or proposals are not those it learned from")
     if changed:
         raise ValueError(
             f"cannot resume from {path}: {'; '.join(changed)}. Give the same settings, or another "
             "output directory for a new run"
         )
+    return content
+
+
+def resume(
+    path: Path,
+    content: dict[str, Any],
+    model: FastRCNN,
+    optimiser: torch.optim.Optimizer,
+    amp: Amp,
+    config: TrainConfig,
+    processes: Processes,
+) -> None:
+    """Put the content of a checkpoint into model, optimiser and generators."""
     load_weights(model, content, path)
     # Pre-trained weights brought their own with them.
     model.preprocessing = Preprocessing.from_dict(content["network"]["preprocessing"])
@@ -94,4 +121,3 @@ def resume(
         restore_random_state(states[0], processes.device)
     else:  # another number of processes than before: what is left is another dropout
         torch.manual_seed((config.seed + content["iteration"]) * 1_000_003 + processes.rank)
-    return content

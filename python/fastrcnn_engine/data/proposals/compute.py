@@ -17,8 +17,10 @@ from fastrcnn_engine.data.progress import progress_bar
 from fastrcnn_engine.data.proposals.opencv import one_thread_each
 from fastrcnn_engine.data.proposals.search import Search, same_boxes
 from fastrcnn_engine.data.proposals.store import ProposalStore, write_proposals
+from fastrcnn_engine.data.records import collecting
 
 SAVE_SECONDS = 120  # a killed run loses at most this much work
+UNREADABLE = "unreadable"  # in place of a checksum, so that the image is read again next time
 
 
 def compute_proposals(
@@ -29,6 +31,7 @@ def compute_proposals(
     workers: int | None = None,
     progress: bool = True,
     parts: Sequence[Path] = (),
+    errors: list[str] | None = None,
 ) -> ProposalStore:
     """Makes the proposals of (image id, image path) pairs, `workers` at once (None: all cores).
 
@@ -38,6 +41,8 @@ def compute_proposals(
     on where it stopped: on Ctrl-C and on errors what is done is written first. An image whose file
     has changed since (by its checksum) is searched again. The file does not depend on `workers`.
     What is in `parts`, files made with the same settings, goes into the file as if found here.
+    With a list of `errors` an image that cannot be read is told there, by every run, and has no
+    boxes until it can be read.
 
     Threads, not processes: OpenCV lets go of Python's lock while it searches, so they fill the
     cores, and they work from any script and beside any thread pool of torch.
@@ -53,7 +58,10 @@ def compute_proposals(
         paths[image_id] = path
     settings = search.to_dict()
     out_path = Path(out_path)
-    fingerprints = {image_id: _fingerprint(path) for image_id, path in paths.items()}
+    fingerprints: dict[str, str] = {}
+    for image_id, path in paths.items():
+        with collecting(errors):
+            fingerprints[image_id] = _fingerprint(path)
     kept: dict[str, np.ndarray] = {}
     written = 0  # how many of them are in the file itself
     for path in (out_path, *parts):
@@ -80,7 +88,13 @@ def compute_proposals(
             write_proposals(out_path, items, settings=settings, fingerprints=fingerprints)
 
     def search_one(image_id: str) -> np.ndarray:
-        return search.boxes(load_image(paths[image_id]), image_id)
+        image = None
+        with collecting(errors):
+            image = load_image(paths[image_id])
+        if image is None:
+            fingerprints[image_id] = UNREADABLE
+            return np.zeros((0, 4), np.float32)
+        return search.boxes(image, image_id)
 
     # One search, one core: the pool is the only one. A grid is not searched for.
     alone = nullcontext() if search.method == "grid" else one_thread_each()

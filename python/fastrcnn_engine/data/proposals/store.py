@@ -33,7 +33,8 @@ class ProposalStore:
     `fingerprints[image_id]` tells of which image file, or is empty.
 
     Raises FileNotFoundError when there is no file, ValueError when it is no uncompressed .npz, and
-    ValueError naming image and file when an image is not in it.
+    ValueError naming image and file when an image is not in it or a box (row) has a number that is
+    not finite.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -96,7 +97,15 @@ class ProposalStore:
         if shape[0] == 0:
             return np.zeros((0, 4), np.float32)
         flat = np.frombuffer(self._bytes, np.float32, shape[0] * 4, start + header.tell())
-        return flat.reshape(shape)
+        boxes = flat.reshape(shape)
+        finite = np.isfinite(boxes).all(axis=1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise ValueError(
+                f"{self.path}: proposals of image {image_id!r}, row {row}: expected finite "
+                f"x1 y1 x2 y2, got {boxes[row].tolist()}; write the file anew without such rows"
+            )
+        return boxes
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._offsets
