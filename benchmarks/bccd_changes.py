@@ -53,9 +53,9 @@ STEPS = (
     Step("fine-240-1000", "finer search", "fast-240-1000", "fine", 240, 1000),
     Step("fine-240-3000", "3000 iterations", "fine-240-1000", "fine", 240),
     Step("fine-480-3000", "short side 480: the preset", "fine-240-3000"),
+    Step("seed4", "another seed", "fine-480-3000", options=("--seed", "4")),
     Step("noflip", "no mirrored images", "fine-480-3000", options=("--no-flip",)),
     Step("fine-480-6000", "6000 iterations", "fine-480-3000", iterations=6000),
-    Step("fine-600-3000", "short side 600", "fine-480-3000", short_side=600),
 )  # fmt: skip
 PRESET = "fine-480-3000"
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.proposals import compute_proposals
+from fastrcnn_engine.data.proposals import Search, compute_proposals
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc
@@ -123,7 +123,7 @@ class Scene:
         self.store = compute_proposals(
             [(r.image_id, r.image_path) for r in self.records],
             work / f"proposals-{mode}-{settings.search_short_side}.npz",
-            mode=mode, short_side=settings.search_short_side,
+            Search(mode=mode, short_side=settings.search_short_side),
         )  # fmt: skip
         self.images = {r.image_id: load_image(r.image_path) for r in self.records}
         self.proposals = {r.image_id: np.array(self.store[r.image_id]) for r in self.records}
