@@ -1,6 +1,6 @@
 """What each change of settings brings on the blood cells (BCCD), and the learning curve of each.
 
-    python benchmarks/bccd_changes.py --data BCCD        # two hours on two CPU cores
+    python benchmarks/bccd_changes.py --data BCCD        # two hours on one CPU core
 
 Needs pip install '.[train]'. Every step is `fastrcnn-engine train` with `tiny` from random weights
 on the train split, tested on the val split as it goes: the test split takes no part in choosing

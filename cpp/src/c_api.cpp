@@ -15,7 +15,6 @@ namespace fr = fastrcnn_engine;
 
 namespace {
 
-
 std::string& last_error() {
   thread_local std::string message;
   return message;

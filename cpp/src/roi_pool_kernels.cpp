@@ -247,7 +247,7 @@ void pool_bins(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t coun
 // cells, in the same loop: which of two loops a bin takes would be guessed wrong too often.
 template <typename L>
 void pool_quads(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t count,
-                 const PackedMap<L>& map, const Pooled<L>& pooled) {
+                const PackedMap<L>& map, const Pooled<L>& pooled) {
   constexpr int64_t block = kBlock<L>, lanes = kLanes<L>;
   const int64_t row = map.row, step = pooled.step;
   const bool past_caches = pooled.past_caches;
