@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -178,14 +179,21 @@ def show(records: list[dict], caption: str) -> None:
     console.print(table)
 
 
+def cpu_name() -> str:
+    """The processor, with the family and model that tell its generation where the name does not."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    of = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in reversed(lines) if ":" in line)
+    if "model name" not in of:
+        return platform.machine()
+    return f"{of['model name']} (family {of.get('cpu family')}, model {of.get('model')})"
+
+
 def document(name: str, threads: int, rounds: int, peers: list, missing: dict) -> dict:
     """The head of a result file: machine, versions, date, commit. `results` is for the records."""
     load = os.getloadavg()[0]
     if load > 0.5:
         console.print(f"[yellow]The machine is busy (load {load:.1f}): trust no time below.")
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude=*"]
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {
@@ -194,7 +202,7 @@ def document(name: str, threads: int, rounds: int, peers: list, missing: dict) -
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
         "threads": threads,
         "rounds": rounds,
-        "cpu": models[0] if models else platform.machine(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load_before": round(load, 2),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -274,17 +274,15 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
       FRCNN_CHOSEN(roi_pool_gradient_kernels<T, Index>);
   const bool planes = call.grad_input.layout == Layout::nchw;
   const double microseconds = call.grad_output.size() * 0.001;
-  // NCHW: planes that stay in the L2 cache, their runs of the gradient long enough to read ahead.
-  // Channels-last: whole rows, or as few parts of them as give every thread one.
-  int64_t channels = 8;
-  if (!planes) {
-    const int threads =
-        worthwhile_threads(call.grad_input.n * call.grad_input.c, microseconds, call.threads);
-    const int64_t parts = (threads + call.grad_input.n - 1) / call.grad_input.n;
-    channels = (ceil_div(call.grad_input.c, parts) + 15) / 16 * 16;
-  }
+  // NCHW: planes that stay in the L2 cache, so many that their runs of the gradient are long enough to read
+  // ahead. Channels-last: whole rows. Fewer of both where else a thread would have none.
+  const int64_t images = call.grad_input.n;
+  const int64_t parts = ceil_div(
+      worthwhile_threads(images * call.grad_input.c, microseconds, call.threads), images);
+  const int64_t share = ceil_div(call.grad_input.c, parts);
+  const int64_t channels = planes ? std::min<int64_t>(share, 16) : ceil_div(share, 16) * 16;
   const int64_t blocks = ceil_div(call.grad_input.c, channels);
-  const int64_t items = call.grad_input.n * blocks;
+  const int64_t items = images * blocks;
   const int threads = worthwhile_threads(items, microseconds, call.threads);
   const Scratch scratch(channels * call.grad_input.cells() * sizeof(Wide), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {

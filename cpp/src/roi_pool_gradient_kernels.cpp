@@ -90,7 +90,10 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
   const int64_t cells = call.grad_input.cells(), bins = call.grad_output.cells();
   const int64_t width = last - channel, channels = call.grad_input.c;
   T* const result = call.grad_input.data + call.grad_input.offset(image, channel, 0);
-  constexpr int64_t run = 16;  // a line of floats
+  // Prefetched when a line of floats is added: bins that come about 512 elements later. What is added to lies
+  // so far apart that the machine has no time to guess these by itself.
+  constexpr int64_t run = 16, later = 512;
+  const int64_t ahead = (later + width - 1) / width * channels;
   const bool in_place = std::is_same_v<T, W> && width == channels;
   if constexpr (std::is_same_v<T, W>) sums = in_place ? result : sums;
   for (int64_t i = 0; i < cells * width; ++i) sums[i] = W(0);
@@ -100,10 +103,8 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
       const T* grad = call.grad_output.data + row + bin * channels;
       const Index* argmax = call.argmax.data + row + bin * channels;
       for (int64_t first = 0; first < width; first += run) {
-        if (width < channels) {  // the machine does not guess that parts of the rows are skipped
-          __builtin_prefetch(grad + channels + first);
-          __builtin_prefetch(argmax + channels + first);
-        }
+        __builtin_prefetch(grad + ahead + first);
+        __builtin_prefetch(argmax + ahead + first);
         const int64_t end = first + run < width ? first + run : width;
         for (int64_t c = first; c < end; ++c)
           if (const auto cell = static_cast<std::make_unsigned_t<Index>>(argmax[c]);
