@@ -63,13 +63,15 @@ def test_a_compressed_detector_is_used_like_any_other(trained, drawn, tmp_path, 
     found = json.loads((tmp_path / "found" / "detections.json").read_text())["images"]
     assert found[str(picture)]
 
-    (out / "config.json").write_text((trained / "config.json").read_text())
+    config = out / "config.json"
+    config.write_bytes((trained / "config.json").read_bytes())
     line = failure(
         capsys, "train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", out,
         "--iterations", 6, "--short-side", 120, "--log-every", 2,
         "--proposals", trained / "proposals.npz", "--resume",
     )  # fmt: skip
     assert "holds a compressed network" in line and "take the checkpoint it was made of" in line
+    assert config.read_bytes() == (trained / "config.json").read_bytes()
     line = failure(capsys, "compress", "--checkpoint", out, "--energy", "0.5")
     assert "compressed already: tiny, fc6 rank 64, fc7 rank 32" in line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fastrcnn_engine.commands import training
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.pipeline import read_log
+from fastrcnn_engine.training import load_checkpoint, loop, resume
 
 from .steps import failure, metrics_of, run
 
@@ -31,7 +33,7 @@ def test_a_missing_proposal_is_an_error_that_names_the_image(capsys, drawn, tmp_
 def test_a_proposal_that_is_no_number_is_an_error_before_the_training(
     capsys, drawn, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(training, "run_training", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(training, "run_training", lambda *_, **__: pytest.fail("trained"))
     boxes = {r.image_id: np.float32([[0, 0, 99, 99]] * 3) for split in ("train", "test")
              for r in load_dataset(drawn, split).records}  # fmt: skip
     boxes["test_0001"][2, 1] = np.nan
@@ -57,7 +59,7 @@ def test_train_looks_at_everything_before_the_search(capsys, drawn, tmp_path, mo
 
 
 def test_given_proposals_must_hold_the_test_images_too(capsys, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "run_training", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(training, "run_training", lambda *_, **__: pytest.fail("trained"))
     proposals = tmp_path / "train.npz"
     run("proposals", "--data", drawn, "--split", "train", "--out", proposals, "--short-side", 80)
     line = failure(
@@ -94,7 +96,7 @@ def test_a_config_of_another_program_is_refused(capsys, drawn, tmp_path, content
 
 
 def test_ctrl_c_tells_how_to_go_on(capsys, drawn, trained, tmp_path, monkeypatch):
-    def stop(config):
+    def stop(config, on_start):
         raise KeyboardInterrupt("resume goes on from iteration 2")
 
     monkeypatch.setattr(training, "run_training", stop)
@@ -282,6 +284,17 @@ def test_a_refused_resume_leaves_the_settings_of_the_run(trained, drawn, tmp_pat
         assert told in failure(capsys, *again, option, value)
         assert (out / "config.json").read_bytes() == before
     run(*again)
+
+
+def test_a_resume_looks_into_checkpoint_and_proposals_once(trained, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("eval-*"))
+    loads, hashes = Mock(wraps=load_checkpoint), Mock(wraps=resume.data_fingerprint)
+    monkeypatch.setattr(resume, "load_checkpoint", loads)
+    for module in (loop, resume):
+        monkeypatch.setattr(module, "data_fingerprint", hashes)
+    run("train", "--config", out / "config.json", "--out", out, "--resume")
+    assert loads.call_count == hashes.call_count == 1
 
 
 def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, capsys):
