@@ -263,7 +263,8 @@ class Detect:
     checkpoint: Path = Path("runs/train/checkpoint.pt")
     """A checkpoint file, or the folder of a training run."""
     out: Path = Path("runs/detect")
-    """Folder for the pictures and detections.json."""
+    """Folder for the pictures and detections.json. Pictures there that this command did not draw
+    are never written over."""
     score: float | None = None
     """Detections with at most this score are left out. None: 0.5, of SVM scores 0."""
     short_side: int | tuple[int, ...] | None = None

@@ -335,8 +335,9 @@ def detect_files(
     folder and suffix there.
 
     Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
-    which may be the folder of the images: none of them is written over. Returns (image, drawn
-    picture, detections) of each. A path that leads nowhere stops it before the first search.
+    which may be the folder of the images: of pictures only earlier drawings that are not among the
+    images are written over. Returns (image, drawn picture, detections) of each. A path that leads
+    nowhere stops it before the first search.
     """
     if not images:
         raise ValueError("images: name at least one image file")
@@ -461,8 +462,9 @@ def _is_drawn(path: Path) -> bool:
 
 
 def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    # Two images of one name from different folders must not overwrite each other, nor an input.
+    # Two images of one name from different folders must not overwrite each other, nor an input, nor
+    # what is somebody's own.
     name, number = folder / f"{stem}-detections.jpg", 2
-    while name.resolve() in taken:
+    while name.resolve() in taken or (name.exists() and not _is_drawn(name)):
         name, number = folder / f"{stem}-detections-{number}.jpg", number + 1
     return name

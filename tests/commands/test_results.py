@@ -179,6 +179,10 @@ def test_detect_writes_over_no_image_and_leaves_out_what_it_drew(trained, drawn,
         drawings = {path.name for path in tmp_path.glob("*.jpg") if path not in photos}
         assert drawings == {"photo-detections-2.jpg", "photo-detections-detections.jpg"}
     assert len((tmp_path / "detections.jsonl").read_text().splitlines()) == 2
+    # Nor over a photo that is not asked for.
+    run("detect", photos[0], "--checkpoint", trained, "--out", tmp_path)
+    assert [photo.read_bytes() for photo in photos] == before
+    assert len(list(tmp_path.glob("*.jpg"))) == len(photos) + len(drawings)
     # Named by itself a drawing is an image like any other.
     drawing = tmp_path / "photo-detections-2.jpg"
     run("detect", drawing, "--checkpoint", trained, "--out", tmp_path / "again")
