@@ -442,11 +442,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    """Writes JSON whole or not at all."""
+    """Writes JSON whole or not at all. Raises ValueError for a number that JSON has not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process: parts of a job that begin together write the same file.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(content, indent=indent, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=indent, default=str, allow_nan=False)
+    unfinished.write_text(text + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,12 +14,14 @@ from typing import get_args
 
 import pytest
 
-from fastrcnn_engine import cli
-from fastrcnn_engine.data.proposals import Search, compute_proposals
+from fastrcnn_engine import cli, pipeline
+from fastrcnn_engine.bulk import JsonLines
+from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
+from fastrcnn_engine.training.log import TrainLog
 
 from .steps import failure, nothing_is_begun, run
 
@@ -145,15 +148,37 @@ def test_debug_lets_the_error_through(tmp_path):
 
 
 def test_detection_settings_out_of_range_are_refused_before_anything_is_done(
-    capsys, drawn, trained, monkeypatch
+    capsys, drawn, trained, tmp_path, monkeypatch
 ):
     nothing_is_begun(monkeypatch)
     train = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", "none")
     for command in (train, ("eval", "--run", trained)):
         for name, value in (("nms-threshold", "1.5"), ("nms-threshold", "nan"),
-                            ("max-detections", -1), ("score-threshold", "nan")):  # fmt: skip
+                            ("max-detections", -1), ("score-threshold", "nan"),
+                            ("score-threshold", "-inf")):  # fmt: skip
             line = failure(capsys, *command, f"--detection.{name}", value)
             assert f"{name.replace('-', '_')} must be" in line and f"got {value}" in line
+    find = ("detect", drawn / "JPEGImages", "--checkpoint", trained)
+    for command in (find, (*find, "--many", "--out", tmp_path)):
+        for value in ("-inf", "nan"):
+            line = failure(capsys, *command, "--score", value)
+            assert "score_threshold must be a finite number" in line and f"got {value}" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_json_has_no_number_for_is_not_written(number, tmp_path):
+    path = tmp_path / "file"
+    with TrainLog(path, 0) as log, JsonLines(path) as rows:
+        for write in (
+            lambda: pipeline.write_json(path, {"score": [number]}),
+            lambda: rows.add({"score": number}),
+            lambda: log.write({"loss": number}),
+            lambda: write_proposals(path, [], settings={"size": number}),
+        ):
+            with pytest.raises(ValueError, match="JSON"):
+                write()
+    assert path.read_bytes() == b""
 
 
 def test_the_metric_coco_is_there_before_the_training(capsys, drawn, trained, monkeypatch):

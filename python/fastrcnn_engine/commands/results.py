@@ -124,6 +124,7 @@ def detect(options: cli.Detect) -> None:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
     if options.format != "jsonl" and not options.many:
         raise ValueError(f"--format is {options.format}, but only --many writes it")
+    cli.Detection(score_threshold=options.score).settings()  # checks it
     images = expand_folders(options.images, lists=options.many)
     images = shard_of(list(dict.fromkeys(images)), options.shard)
     checkpoint = checkpoint_file(options.checkpoint)

@@ -142,7 +142,8 @@ def write_proposals(
         with open(unfinished, "wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 if settings is not None:
-                    archive.comment = json.dumps(dict(settings), sort_keys=True).encode()
+                    text = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
+                    archive.comment = text.encode()
                 for image_id, boxes in items:
                     if image_id in seen:
                         raise ValueError(f"proposals of image {image_id!r} come twice")
