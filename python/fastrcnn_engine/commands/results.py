@@ -236,14 +236,13 @@ def _search_of_training(
             f"{path}: the proposals of the training are not there, and nothing tells how to make "
             "them again; give --proposals"
         )
-    reason = ""
     if settings is not None:
         reason = "does not say how to make more of its kind"
     elif missing and not told:
         reason = "is not there, and this older checkpoint does not say how it was made"
-    if reason:
-        console.print(
-            f"proposals: {path} {reason}; images are searched by {Search().method}",
-            soft_wrap=True,
-        )
+    else:
+        reason = "does not say how it was made"
+    console.print(
+        f"proposals: {path} {reason}; images are searched by {Search().method}", soft_wrap=True
+    )
     return Search()
