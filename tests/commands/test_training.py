@@ -297,6 +297,33 @@ def test_a_resume_looks_into_checkpoint_and_proposals_once(trained, tmp_path, mo
     assert loads.call_count == hashes.call_count == 1
 
 
+def test_a_training_that_skips_images_searches_past_them_and_svms_leave_them_out(
+    drawn, tmp_path, capsys, monkeypatch
+):
+    data, out = shutil.copytree(drawn, tmp_path / "data"), tmp_path / "run"
+    images = data / "JPEGImages"
+    (images / "train_0001.jpg").write_bytes(b"no image")
+    (images / "train_0002.jpg").unlink()
+    grid = ("--search.method", "grid", "--search.max-boxes", 20)
+    command = ("train", "--data", data, "--split", "train", "--test-split", "test", *grid,
+               "--network", "tiny", "--iterations", 4, "--short-side", 120, "--out", out,
+               "--on-bad-image")  # fmt: skip
+    assert "train_000" in failure(capsys, *command, "stop")
+    run(*command, "skip")
+    assert "2 images that cannot be read, replaced by others" in capsys.readouterr().out
+    run("svm", "--checkpoint", out)
+    text = capsys.readouterr().out
+    assert "2 images that cannot be read, left out" in text
+    assert "train_0001.jpg: not readable" in text and "train_0002.jpg: no such image" in text
+
+    # Those that are tested on are found out before the training.
+    monkeypatch.setattr(training, "run_training", lambda *_, **__: pytest.fail("trained"))
+    picture = images / "test_0000.jpg"
+    picture.write_bytes(picture.read_bytes()[:2000])
+    again = failure(capsys, *command, "skip", "--out", tmp_path / "again")
+    assert "test_0000.jpg: not readable as an image" in again
+
+
 def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, capsys):
     def demo(name, seed):
         out = tmp_path / name

@@ -151,7 +151,11 @@ def train(options: Train, command: str) -> None:
         if config.proposals is None:
             cache = config.output / CACHE
             workers = options.search.workers
-            store = search_datasets(datasets, cache, search, workers=workers)
+            store = search_datasets(
+                datasets[:1], cache, search, workers=workers, errors=[] if skips else None
+            )
+            if datasets[1:]:  # a test needs every image
+                store = search_datasets(datasets[1:], cache, search, workers=workers)
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)
