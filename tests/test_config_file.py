@@ -124,7 +124,8 @@ def test_the_settings_saved_with_a_run_are_a_config(tmp_path, monkeypatch):
     class Trained(Exception):
         pass
 
-    def stop(config):
+    def stop(config, on_start):
+        on_start()
         raise Trained
 
     monkeypatch.setattr(training, "run_training", stop)

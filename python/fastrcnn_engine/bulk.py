@@ -47,7 +47,7 @@ class JsonLines:
         self.file = open(path, "a", encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps(row, allow_nan=False) + "\n")
         self.file.flush()
 
     def __enter__(self) -> JsonLines:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import shlex
 import sys
@@ -96,6 +97,11 @@ class Detection:
 
         from fastrcnn_engine.ops import detections
 
+        if self.score_threshold is not None and not math.isfinite(self.score_threshold):
+            raise ValueError(
+                "score_threshold must be a finite number, as it is written down in JSON, got "
+                f"{self.score_threshold}; one below all scores, -1 of a softmax, drops nothing"
+            )
         # The operator's own checks, on no box: now, not after a training.
         none = np.zeros((0, 4), np.float32)
         detections(
@@ -263,7 +269,8 @@ class Detect:
     checkpoint: Path = Path("runs/train/checkpoint.pt")
     """A checkpoint file, or the folder of a training run."""
     out: Path = Path("runs/detect")
-    """Folder for the pictures and detections.json."""
+    """Folder for the pictures and detections.json. Pictures there that this command did not draw
+    are never written over."""
     score: float | None = None
     """Detections with at most this score are left out. None: 0.5, of SVM scores 0."""
     short_side: int | tuple[int, ...] | None = None

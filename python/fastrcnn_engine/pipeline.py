@@ -335,8 +335,9 @@ def detect_files(
     folder and suffix there.
 
     Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
-    which may be the folder of the images: none of them is written over. Returns (image, drawn
-    picture, detections) of each. A path that leads nowhere stops it before the first search.
+    which may be the folder of the images: of pictures only earlier drawings that are not among the
+    images are written over. Returns (image, drawn picture, detections) of each. A path that leads
+    nowhere stops it before the first search.
     """
     if not images:
         raise ValueError("images: name at least one image file")
@@ -441,11 +442,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    """Writes JSON whole or not at all."""
+    """Writes JSON whole or not at all. Raises ValueError for a number that JSON has not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process: parts of a job that begin together write the same file.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(content, indent=indent, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=indent, default=str, allow_nan=False)
+    unfinished.write_text(text + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 
 
@@ -461,8 +463,9 @@ def _is_drawn(path: Path) -> bool:
 
 
 def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    # Two images of one name from different folders must not overwrite each other, nor an input.
+    # Two images of one name from different folders must not overwrite each other, nor an input, nor
+    # what is somebody's own.
     name, number = folder / f"{stem}-detections.jpg", 2
-    while name.resolve() in taken:
+    while name.resolve() in taken or (name.exists() and not _is_drawn(name)):
         name, number = folder / f"{stem}-detections-{number}.jpg", number + 1
     return name

@@ -73,7 +73,7 @@ def test_broken_mat_files_are_named(tmp_path, content):
 def test_mat_files_that_cannot_be_used_are_named(tmp_path):
     zero_based = np.array([[0, 1, 20, 10]], np.uint16)  # in a set file
     scipy.io.savemat(tmp_path / "set.mat", {"boxes": cell_of(zero_based)})
-    with pytest.raises(ValueError, match=r"set\.mat, image 1, row 0: boxes with .* below 0"):
+    with pytest.raises(ValueError, match=r"set\.mat, image 1, row 0: expected .* 0 <= x1 <= x2"):
         read_proposals(tmp_path / "set.mat")
     scipy.io.savemat(tmp_path / "other.mat", {"crates": np.zeros((3, 5))})
     with pytest.raises(ValueError, match=r"other\.mat: has no variable `boxes`.*crates"):
@@ -152,9 +152,9 @@ def test_boxes_of_corner_and_size(tmp_path):
         ({"scores": [{"high": 1}]}, "a: scores must be an array of numbers"),
         ({"boxes": [np.zeros((3, 6))]}, r"a: boxes must be \(P, 4\), got \(3, 6\)"),
         ({"boxes": [["one", "two", "three"]]}, "a: boxes must be an array of numbers"),
-        ({"boxes": [np.float32([[5, 5, 4, 9]])], "scores": [[1]]}, "a, row 0: boxes with x1 > x2"),
-        ({"boxes": [np.float32([[-1, 5, 4, 9]])], "scores": [[1]]}, "a, row 0: .* below 0"),
-        ({"boxes": [np.float32([[np.nan] * 4])], "scores": [[1]]}, "a, row 0"),
+        ({"boxes": [np.float32([[5, 5, 4, 9]])], "scores": [[1]]}, "a, row 0: .* x1 <= x2"),
+        ({"boxes": [np.float32([[-1, 5, 4, 9]])], "scores": [[1]]}, "a, row 0: .* 0 <= x1"),
+        ({"boxes": [np.float32([[np.nan] * 4])], "scores": [[1]]}, "a, row 0: expected finite"),
         ({"boxes": [BOXES] * 2, "ids": ["a", "a"], "scores": [LOGITS] * 2}, "a: .* there twice"),
     ],
 )

@@ -11,9 +11,11 @@ import torch
 from rich.table import Table
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.commands.common import check_proposals, resize
+from fastrcnn_engine.commands.common import check_proposals, print_notes, resize
+from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.data.records import ImageRecord, collecting
 from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
 from fastrcnn_engine.models import RANKS, FastRCNN
 from fastrcnn_engine.models import compress as compress_head
@@ -73,11 +75,15 @@ def svm(options: cli.Svm) -> None:
     dataset = load_dataset(data, split, model.classes, stated_sizes=skips)
     store = ProposalStore(proposals)
     check_proposals([dataset], store)
+    records, unreadable = dataset.records, []
+    if skips:
+        records, unreadable = _readable(records)
     table = Table("class", "objects", "hard negatives", "trainings")
-    for one in train_svms(model, dataset.records, store, seed=trained.get("seed", 3)):
+    for one in train_svms(model, records, store, seed=trained.get("seed", 3)):
         table.add_row(one.name, str(one.objects), str(one.negatives), str(one.fits))
     save_checkpoint(out, model, **_of_the_training(content))
     console.print(table)
+    print_notes(console, "images that cannot be read, left out", unreadable)
     console.print(f"checkpoint: {out}", soft_wrap=True)
 
 
@@ -107,6 +113,17 @@ def _new_checkpoint(folder: Path) -> Path:
     if path.exists():
         raise ValueError(f"--out: {path} exists already; give another folder")
     return path
+
+
+def _readable(records: list[ImageRecord]) -> tuple[list[ImageRecord], list[str]]:
+    """Those whose image can be read, and why the others cannot."""
+    good: list[ImageRecord] = []
+    errors: list[str] = []
+    for record in records:
+        with collecting(errors):
+            load_image(record.image_path)
+            good.append(record)
+    return good, errors
 
 
 def _of_the_training(content: dict[str, Any]) -> dict[str, Any]:

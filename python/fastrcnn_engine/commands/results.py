@@ -124,6 +124,7 @@ def detect(options: cli.Detect) -> None:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
     if options.format != "jsonl" and not options.many:
         raise ValueError(f"--format is {options.format}, but only --many writes it")
+    cli.Detection(score_threshold=options.score).settings()  # checks it
     images = expand_folders(options.images, lists=options.many)
     images = shard_of(list(dict.fromkeys(images)), options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
@@ -235,14 +236,13 @@ def _search_of_training(
             f"{path}: the proposals of the training are not there, and nothing tells how to make "
             "them again; give --proposals"
         )
-    reason = ""
     if settings is not None:
         reason = "does not say how to make more of its kind"
     elif missing and not told:
         reason = "is not there, and this older checkpoint does not say how it was made"
-    if reason:
-        console.print(
-            f"proposals: {path} {reason}; images are searched by {Search().method}",
-            soft_wrap=True,
-        )
+    else:
+        reason = "does not say how it was made"
+    console.print(
+        f"proposals: {path} {reason}; images are searched by {Search().method}", soft_wrap=True
+    )
     return Search()

@@ -40,7 +40,6 @@ from fastrcnn_engine.report.html import number
 from fastrcnn_engine.training import TrainConfig, TrainResult, settled
 from fastrcnn_engine.training import train as run_training
 from fastrcnn_engine.training.distributed import environment, join
-from fastrcnn_engine.training.resume import checked_to_resume
 
 # What a demo takes away before it starts again in the folder of an earlier one.
 DEMO_FILES = (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html")
@@ -152,13 +151,15 @@ def train(options: Train, command: str) -> None:
         if config.proposals is None:
             cache = config.output / CACHE
             workers = options.search.workers
-            store = search_datasets(datasets, cache, search, workers=workers)
+            store = search_datasets(
+                datasets[:1], cache, search, workers=workers, errors=[] if skips else None
+            )
+            if datasets[1:]:  # a test needs every image
+                store = search_datasets(datasets[1:], cache, search, workers=workers)
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)
             check_proposals(datasets, store)
-    if config.resume:  # config.json tells of the run as it is, not of one that is refused
-        checked_to_resume(config.output / "checkpoint.pt", config, datasets[0], store)
     _train_and_test(run, config, asked, store, test_set, options.detection, console)
 
 
@@ -181,12 +182,13 @@ def _train_and_test(
         **asked,
         "proposals_made_with": store.settings, "command": run.command, "versions": versions(),
     }  # fmt: skip
-    first = environment()[0] == 0  # of several processes it alone writes and prints
-    if first:
+
+    def write_config() -> None:  # of the run as it is, not of one that is refused
         write_json(run.out / "config.json", content)
+
     with run.timed("training"):
-        trained = run_training(config)
-    if first:
+        trained = run_training(config, on_start=write_config)
+    if environment()[0] == 0:  # of several processes it alone prints
         _print_training(console, trained)
     if test_set is None:
         return

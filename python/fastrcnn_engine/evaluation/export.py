@@ -146,7 +146,8 @@ def export_onnx(
             "score_threshold": score_threshold if math.isfinite(score_threshold) else None,
             "nms_threshold": nms_threshold,
             "max_detections": max_detections,
-        }
+        },
+        allow_nan=False,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path)

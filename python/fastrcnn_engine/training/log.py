@@ -57,7 +57,7 @@ class TrainLog:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line. Raises OSError that names the file, on a full disk for example."""
-        line = (json.dumps(entry) + "\n").encode()
+        line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         try:
             while line:
                 line = line[self.file.write(line) :]

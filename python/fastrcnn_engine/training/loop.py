@@ -149,12 +149,13 @@ def train(
     *,
     model: FastRCNN | None = None,
     progress: bool = True,
+    on_start: Callable[[], None] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
     """Train a detector and leave ``checkpoint.pt`` and ``log.jsonl`` in ``config.output``.
 
     Under torchrun all processes call this with the same arguments; the first alone writes, shows
-    and calls ``on_log``.
+    and calls ``on_start`` and ``on_log``.
 
     Args:
         config: all settings; see TrainConfig.
@@ -162,6 +163,7 @@ def train(
             all the same. Its image size is taken from ``config``, and what ``config.tasks`` does
             not learn is frozen.
         progress: show a live line with the losses, the speed and the time left.
+        on_start: called when all has been checked and nothing been written.
         on_log: called with each line of the log, a dict: iteration, loss, loss_cls, loss_box,
             learning_rate, images_per_second, foreground, rois (the last two: mean per batch); after
             a test val_mAP, and bad_images, ids, where some were skipped.
@@ -186,7 +188,7 @@ def train(
             f"freeze_to is {config.freeze_to!r}; a model of your own has its frozen layers already"
         )
     with join(config.device) as processes:
-        return _train(config, model, processes, progress, on_log)
+        return _train(config, model, processes, progress, on_start, on_log)
 
 
 def _train(
@@ -194,6 +196,7 @@ def _train(
     model: FastRCNN | None,
     processes: Processes,
     progress: bool,
+    on_start: Callable[[], None] | None,
     on_log: Callable[[dict[str, Any]], None] | None,
 ) -> TrainResult:
     device, first = processes.device, processes.rank == 0
@@ -252,12 +255,14 @@ def _train(
     if not first:  # dropout of its own
         torch.manual_seed(config.seed * 1_000_003 + processes.rank)
     if config.resume:
-        content = checked_to_resume(checkpoint, config, dataset, store)
+        content = checked_to_resume(checkpoint, config, dataset, store, learned_from)
         resume(checkpoint, content, model, optimiser, amp, config, processes)
         start, best = content["iteration"], content.get("best")
         meter.restore(content.get("meter", {}))  # older files have none
         if best is not None and best["split"] != config.val_split:
             best = None
+    if first and on_start is not None:
+        on_start()
     network = processes.parallel(model)
     cache = ImageCache(config.cache_megabytes * 2**20)
     watch = Stopwatch(device, enabled=config.profile)

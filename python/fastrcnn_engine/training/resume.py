@@ -62,9 +62,15 @@ def start_from(path: Path, model: FastRCNN) -> None:
 
 
 def checked_to_resume(
-    path: Path, config: ResolvedConfig, dataset: Dataset, proposals: ProposalStore
+    path: Path,
+    config: ResolvedConfig,
+    dataset: Dataset,
+    proposals: ProposalStore,
+    learned_from: str,
 ) -> dict[str, Any]:
     """What is in a checkpoint that a run of these settings, on these data, may go on from.
+
+    learned_from: the data_fingerprint of the data.
 
     Raises:
         ValueError: other settings, other data, or fewer iterations than it has behind it.
@@ -85,9 +91,9 @@ def checked_to_resume(
     ]
     if content["network"]["classes"] != list(dataset.classes):
         changed.append(f"classes were {content['network']['classes']}, are {list(dataset.classes)}")
-    if all(
-        content.get("learned_from") != data_fingerprint(dataset.records, proposals, proposed=known)
-        for known in (True, False)
+    known = content.get("learned_from")
+    if known != learned_from and known != data_fingerprint(
+        dataset.records, proposals, proposed=False
     ):
         changed.append("images, objects or proposals are not those it learned from")
     if changed:

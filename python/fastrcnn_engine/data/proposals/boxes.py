@@ -1,4 +1,4 @@
-"""Which of many boxes to keep."""
+"""Which of many boxes are good, and which to keep."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import numpy as np
 def well_formed(boxes: np.ndarray) -> np.ndarray:
     """Which boxes (P, 4) are finite with x1 <= x2 and y1 <= y2: bool (P,)."""
     return np.all(np.isfinite(boxes), axis=1) & np.all(boxes[:, :2] <= boxes[:, 2:], axis=1)
+
+
+def bad_row(boxes: np.ndarray, good: np.ndarray, expected: str) -> str | None:
+    """Tells the first of the boxes (P, 4) that is not good (P,), for an error; None if all are."""
+    if good.all():
+        return None
+    row = int(np.argmin(good))
+    return f"row {row}: expected {expected}, got {boxes[row].tolist()}"
 
 
 def at_least(boxes: np.ndarray, min_size: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrcnn_engine.data.proposals.boxes import well_formed
+from fastrcnn_engine.data.proposals.boxes import bad_row, well_formed
 from fastrcnn_engine.data.proposals.pickles import read_pickle
 from fastrcnn_engine.data.proposals.store import ProposalStore
 
@@ -170,15 +170,12 @@ def _last_pixels(boxes: np.ndarray, where: str) -> np.ndarray:
 
 
 def _corners(boxes: Any, where: str) -> np.ndarray:
-    """As float32 (P, 4), if x1 <= x2 and y1 <= y2 and no number is negative."""
+    """As float32 (P, 4), if finite with 0 <= x1 <= x2 and 0 <= y1 <= y2."""
     corners = _numbers(boxes, where).astype(np.float32)
     good = well_formed(corners) & (corners >= 0).all(axis=1)
-    if not good.all():
-        row = int(np.argmin(good))
-        raise ValueError(
-            f"{where}, row {row}: boxes with x1 > x2, y1 > y2 or below 0, got "
-            f"{corners[row].tolist()}; the file is of another kind"
-        )
+    bad = bad_row(corners, good, "finite 0 <= x1 <= x2 and 0 <= y1 <= y2")
+    if bad is not None:
+        raise ValueError(f"{where}, {bad}; the file is of another kind")
     return corners
 
 

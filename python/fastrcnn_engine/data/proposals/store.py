@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrcnn_engine.data.proposals.boxes import well_formed
+from fastrcnn_engine.data.proposals.boxes import bad_row, well_formed
 
 ALIGNMENT = 64  # bytes, of each array in the file: mapped arrays are as good as allocated ones
 
@@ -98,12 +98,11 @@ class ProposalStore:
             return np.zeros((0, 4), np.float32)
         flat = np.frombuffer(self._bytes, np.float32, shape[0] * 4, start + header.tell())
         boxes = flat.reshape(shape)
-        finite = np.isfinite(boxes).all(axis=1)
-        if not finite.all():
-            row = int(np.argmin(finite))
+        bad = bad_row(boxes, np.all(np.isfinite(boxes), axis=1), "finite x1 y1 x2 y2")
+        if bad is not None:
             raise ValueError(
-                f"{self.path}: proposals of image {image_id!r}, row {row}: expected finite "
-                f"x1 y1 x2 y2, got {boxes[row].tolist()}; write the file anew without such rows"
+                f"{self.path}: proposals of image {image_id!r}, {bad}; write the file anew without "
+                "such rows"
             )
         return boxes
 
@@ -143,7 +142,8 @@ def write_proposals(
         with open(unfinished, "wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 if settings is not None:
-                    archive.comment = json.dumps(dict(settings), sort_keys=True).encode()
+                    text = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
+                    archive.comment = text.encode()
                 for image_id, boxes in items:
                     if image_id in seen:
                         raise ValueError(f"proposals of image {image_id!r} come twice")
@@ -164,13 +164,9 @@ def _checked(image_id: str, boxes: np.ndarray) -> np.ndarray:
     boxes = np.ascontiguousarray(boxes, dtype=np.float32)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"proposals of image {image_id!r} must be (P, 4), got {boxes.shape}")
-    good = well_formed(boxes)
-    if not good.all():
-        row = int(np.argmin(good))
-        raise ValueError(
-            f"proposals of image {image_id!r}, row {row}: expected finite x1 <= x2 and "
-            f"y1 <= y2, got {boxes[row].tolist()}"
-        )
+    bad = bad_row(boxes, well_formed(boxes), "finite x1 <= x2 and y1 <= y2")
+    if bad is not None:
+        raise ValueError(f"proposals of image {image_id!r}, {bad}")
     return boxes
 
 

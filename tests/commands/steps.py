@@ -1,0 +1,38 @@
+"""How the tests of the commands run one, and what they read of its results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastrcnn_engine import cli
+from fastrcnn_engine.commands import results, training
+
+
+def run(*arguments) -> None:
+    """One command, as from a shell. Leaves by SystemExit when it fails."""
+    cli.main([str(argument) for argument in arguments])
+
+
+def failure(capsys, *arguments) -> str:
+    """The line a mistaken command prints; it must end with exit code 2 and no traceback."""
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    return printed.err + printed.out
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def nothing_is_begun(monkeypatch):
+    """Whatever takes long fails the test."""
+    begins = [(training, "run_training"), (results, "detect_dataset"), (results, "detect_files")]
+    begins += [(module, "search_datasets") for module in (training, results)]
+    for module, name in begins:
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("went on"))

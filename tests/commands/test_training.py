@@ -1,0 +1,348 @@
+"""Training from images to a report, its folder, resuming, and the demo."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+from data.coco_files import coco_copy
+from fastrcnn_engine.commands import training
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.evaluation.coco import NUMBERS
+from fastrcnn_engine.pipeline import read_log
+from fastrcnn_engine.training import load_checkpoint, loop, resume
+
+from .steps import failure, metrics_of, run
+
+
+def test_a_missing_proposal_is_an_error_that_names_the_image(capsys, drawn, tmp_path):
+    proposals = tmp_path / "test.npz"
+    run("proposals", "--data", drawn, "--split", "test", "--out", proposals, "--short-side", 80)
+    line = failure(
+        capsys, "train", "--data", drawn, "--split", "train", "--network", "tiny",
+        "--proposals", proposals, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "train_0000" in line and "test.npz" in line
+
+
+def test_a_proposal_that_is_no_number_is_an_error_before_the_training(
+    capsys, drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "run_training", lambda *_, **__: pytest.fail("trained"))
+    boxes = {r.image_id: np.float32([[0, 0, 99, 99]] * 3) for split in ("train", "test")
+             for r in load_dataset(drawn, split).records}  # fmt: skip
+    boxes["test_0001"][2, 1] = np.nan
+    np.savez(tmp_path / "p.npz", **boxes)
+    line = failure(
+        capsys, "train", "--data", drawn, "--split", "train", "--test-split", "test",
+        "--network", "tiny", "--proposals", tmp_path / "p.npz", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "p.npz: proposals of image 'test_0001', row 2: expected finite" in line
+
+
+def test_train_looks_at_everything_before_the_search(capsys, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "search_datasets", lambda *_: pytest.fail("searched"))
+    same = ("train", "--data", drawn, "--split", "train", "--out", tmp_path / "run")
+    tiny = (*same, "--network", "tiny")
+    assert "device is 'gpu'" in failure(capsys, *tiny, "--device", "gpu")
+    assert "absent.pth does not exist" in failure(capsys, *same, "--weights", "absent.pth")
+    assert "tiny takes none" in failure(capsys, *tiny, "--weights", "absent.pth")
+    assert "it must be none for tiny" in failure(capsys, *tiny, "--freeze-to", "conv1")
+    assert "--freeze-to" in failure(capsys, *same, "--freeze-to", "conv1_1")
+    line = failure(capsys, *tiny, "--resume")
+    assert "resume" in line and "checkpoint.pt does not exist" in line
+
+
+def test_given_proposals_must_hold_the_test_images_too(capsys, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "run_training", lambda *_, **__: pytest.fail("trained"))
+    proposals = tmp_path / "train.npz"
+    run("proposals", "--data", drawn, "--split", "train", "--out", proposals, "--short-side", 80)
+    line = failure(
+        capsys, "train", "--data", drawn, "--split", "train", "--test-split", "test",
+        "--network", "tiny", "--proposals", proposals, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "test_0000" in line and "train.npz" in line
+
+
+def test_a_demo_is_one_process_s_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without torchrun" in failure(capsys, "demo", "--out", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_demo_deletes_nothing_but_a_demo(capsys, trained, tmp_path):
+    before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    assert str(trained) in failure(capsys, "demo", "--out", trained)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    for name in ("checkpoint.pt", "proposals.npz"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / name).write_text("mine")
+        assert name in failure(capsys, "demo", "--out", tmp_path / name)
+        assert (tmp_path / name / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "not JSON", '{"training": {"data": 1}}'])
+def test_a_config_of_another_program_is_refused(capsys, drawn, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    same = ("train", "--data", drawn, "--network", "tiny", "--split", "train")
+    for arguments in ((*same, "--out", tmp_path), ("demo", "--out", tmp_path)):
+        line = failure(capsys, *arguments)
+        assert str(tmp_path / "config.json") in line and "another --out" in line
+
+
+def test_ctrl_c_tells_how_to_go_on(capsys, drawn, trained, tmp_path, monkeypatch):
+    def stop(config, on_start):
+        raise KeyboardInterrupt("resume goes on from iteration 2")
+
+    monkeypatch.setattr(training, "run_training", stop)
+    with pytest.raises(SystemExit) as end:
+        run(
+            "train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", tmp_path,
+            "--proposals", trained / "proposals.npz",
+        )  # fmt: skip
+    assert end.value.code == 130
+    assert "stopped; --resume goes on from iteration 2" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_overwritten(capsys, trained, drawn, tmp_path):
+    same = ("train", "--data", drawn, "--network", "tiny", "--split", "train")
+    line = failure(capsys, *same, "--out", trained)
+    assert str(trained) in line and "--resume" in line
+    # A folder with the beginnings of a run on other images, whose proposals must not be used.
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    (tmp_path / "data").mkdir()
+    line = failure(capsys, *same[:1], "--data", tmp_path / "data", *same[3:], "--out", tmp_path)
+    assert str(drawn) in line
+
+
+def test_train_writes_a_run_and_its_test(trained):
+    for name in ("checkpoint.pt", "log.jsonl", "config.json", "proposals.npz", "metrics.json",
+                 "detections.json", "detections.jpg", "report.html"):  # fmt: skip
+        assert (trained / name).stat().st_size > 0, name
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert 0.0 <= metrics["mAP"] <= 1.0 and metrics["images"] == 2
+    assert set(metrics["seconds"]) >= {"proposals", "training", "detection", "total"}
+    assert metrics["seed"] == 3 and metrics["versions"]["torch"]
+    assert set(metrics["classes"]) == {"cross", "disc", "ring", "square", "star", "triangle"}
+    config = json.loads((trained / "config.json").read_text())
+    assert config["training"]["iterations"] == 4 and config["search"]["short_side"] == 80
+    found = json.loads((trained / "detections.json").read_text())
+    assert set(found["images"]) == {"test_0000", "test_0001"}
+    for one in found["images"]["test_0000"]:
+        x1, y1, x2, y2 = one["box"]
+        assert one["class"] in found["classes"] and 0 < one["score"] <= 1
+        assert 0 <= x1 <= x2 <= 319 and 0 <= y1 <= y2 <= 239
+    mistakes = metrics["mistakes"]
+    assert mistakes["score"] == 0.5 and len(mistakes["confusion"]) == 7
+    objects = sum(one["ground_truths"] for one in metrics["classes"].values())
+    assert sum(map(sum, mistakes["confusion"][:-1])) == objects > 0
+
+
+def test_coco_data_trains_and_tests_like_the_same_in_voc(drawn, trained, tmp_path, capsys):
+    data = coco_copy(drawn, tmp_path / "copy", ["train", "test"], crowds=False)
+    out = tmp_path / "run"
+    run(
+        "train", "--data", data, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--out", out, "--iterations", 4, "--short-side", 120, "--log-every", 2,
+        "--search.short-side", 80, "--metric", "coco",
+    )  # fmt: skip
+    # The same records: the same losses, weights and boxes.
+    for name in ("loss", "loss_cls", "loss_box", "foreground"):
+        rows = [[row[name] for row in read_log(f / "log.jsonl")] for f in (trained, out)]
+        assert rows[0] == rows[1], name
+    first, second = (
+        json.loads((folder / "detections.json").read_text())["images"] for folder in (trained, out)
+    )
+    assert list(second) == ["test/7", "test/10"]
+    assert list(first.values()) == list(second.values())
+
+    text = capsys.readouterr().out
+    metrics = metrics_of(out)
+    assert metrics["metric"] == "coco" and metrics["mAP"] == metrics["coco"]["AP"]
+    for name in NUMBERS:
+        assert metrics["coco"][name] is None or 0 <= metrics["coco"][name] <= 1
+        assert re.search(rf"^ *{name} +(n/a|[\d.]+)  ", text, re.MULTILINE), name
+    assert metrics["classes"]["disc"]["AP"] == metrics["coco"]["classes"]["disc"]["AP"]
+    page = (out / "report.html").read_text()
+    assert "AP at IoU 0.50 to 0.95" in page and "AR100: average recall" in page
+    # In COCO's format and with its ids, every detection there is.
+    rows = json.loads((out / "coco_results.json").read_text())
+    assert len(rows) == sum(map(len, second.values()))
+    for row, one in zip(rows, second["test/7"], strict=False):
+        assert row["image_id"] == 7 and row["score"] == one["score"]
+        assert row["category_id"] == 10 * (1 + list(metrics["classes"]).index(one["class"]))
+        x, y, w, h = row["bbox"]
+        assert [x, y, x + w - 1, y + h - 1] == pytest.approx(one["box"])
+
+    # Either metric of either data; a model goes by the names of its classes.
+    run("eval", "--run", out, "--out", tmp_path / "voc-metric")
+    assert (tmp_path / "voc-metric" / "coco_results.json").read_text() == json.dumps(rows) + "\n"
+    run("eval", "--run", trained, "--out", tmp_path / "voc-data", "--metric", "coco")
+    assert not (tmp_path / "voc-data" / "coco_results.json").exists()
+    assert (tmp_path / "voc-data" / "voc_results").is_dir() and not (out / "voc_results").exists()
+    assert metrics_of(tmp_path / "voc-data")["metric"] == "coco"
+    run("svm", "--checkpoint", out, "--out", tmp_path / "svm")
+
+
+def test_several_scales_travel_from_training_to_test_and_can_be_replaced(drawn, trained, tmp_path):
+    out = tmp_path / "run"
+    run(
+        "train", "--data", drawn, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--out", out, "--iterations", 2, "--short-side", 96, 120, 160, "--max-side", 200,
+        "--proposals", trained / "proposals.npz",
+    )  # fmt: skip
+    sizes = {"short_side": [96, 120, 160], "max_side": 200}
+    used = metrics_of(out)["settings"]["Detection"]
+    assert {name: used[name] for name in sizes} == sizes
+    assert json.loads((out / "config.json").read_text())["training"]["short_side"] == [96, 120, 160]
+    run("eval", "--run", out, "--out", tmp_path / "same")
+    assert metrics_of(tmp_path / "same")["mAP_area"] == metrics_of(out)["mAP_area"]
+    found = [
+        json.loads((folder / "detections.json").read_text())["images"]
+        for folder in (out, tmp_path / "same")
+    ]
+    assert found[0] == found[1]
+    # Table 7: one scale or several, whatever the training had.
+    run("eval", "--run", out, "--out", tmp_path / "one", "--short-side", 120)
+    used = metrics_of(tmp_path / "one")["settings"]["Detection"]
+    assert (used["short_side"], used["max_side"]) == (120, 200)
+    run("eval", "--run", trained, "--out", tmp_path / "two", "--short-side", 96, 120)
+    assert metrics_of(tmp_path / "two")["settings"]["Detection"]["short_side"] == [96, 120]
+    source = drawn / "JPEGImages" / "test_0000.jpg"
+    run(
+        "detect", source, "--checkpoint", out, "--out", tmp_path / "found",
+        "--short-side", 96, 240, "--max-side", 320,
+    )  # fmt: skip
+
+
+def test_table_6(capsys, drawn, trained, tmp_path):
+    same = (
+        "train", "--data", drawn, "--network", "tiny", "--split", "train", "--test-split", "test",
+        "--iterations", 2, "--short-side", 120, "--proposals", trained / "proposals.npz",
+    )  # fmt: skip
+    first, second = tmp_path / "classification", tmp_path / "boxes"
+    run(*same, "--out", first, "--tasks", "classification")
+    assert metrics_of(first)["settings"]["Detection"]["box_regression"] is False
+    run("eval", "--run", trained, "--out", tmp_path / "off", "--detection.no-box-regression")
+    assert metrics_of(tmp_path / "off")["settings"]["Detection"]["box_regression"] is False
+    line = failure(capsys, *same, "--out", second, "--tasks", "boxes")
+    assert "init, its checkpoint, is missing" in line
+    line = failure(capsys, *same, "--out", second, "--tasks", "boxes", "--init", tmp_path / "no.pt")
+    assert "no.pt does not exist" in line
+    run(*same, "--out", second, "--tasks", "boxes", "--init", first)  # the folder of a run
+    config = json.loads((second / "config.json").read_text())
+    assert config["training"]["init"] == str(first / "checkpoint.pt")
+    assert metrics_of(second)["settings"]["Detection"]["box_regression"] is True
+    # The scores are those of the first stage, on boxes that have moved.
+    scores = [
+        max(one["score"] for one in json.loads(text)["images"]["test_0000"])
+        for text in ((folder / "detections.json").read_text() for folder in (first, second))
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_network_without_weights_is_told(drawn, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "_train_and_test", lambda *_: None)
+    for network, told in (("caffenet", True), ("tiny", False)):
+        run("train", "--data", drawn, "--split", "train", "--network", network,
+            "--proposals", trained / "proposals.npz", "--out", tmp_path / network)  # fmt: skip
+        assert ("starts from random weights" in capsys.readouterr().out) is told
+
+
+def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):
+    out = tmp_path / "longer"
+    out.mkdir()
+    for name in ("checkpoint.pt", "log.jsonl", "proposals.npz", "config.json"):
+        (out / name).write_bytes((trained / name).read_bytes())
+    moved = shutil.copytree(drawn, tmp_path / "moved")
+    run(
+        "train", "--data", moved, "--network", "tiny", "--split", "train", "--out", out,
+        "--iterations", 6, "--short-side", 120, "--log-every", 2,
+        "--search.short-side", 80, "--resume",
+    )  # fmt: skip
+    rows = [json.loads(line)["iteration"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert rows == [2, 4, 6]
+    # A longer run keeps the steps of the first, and config.json says so.
+    config = json.loads((out / "config.json").read_text())["training"]
+    assert config["learning_rate_steps"] == [3] and config["data"] == str(moved)
+
+
+def test_a_refused_resume_leaves_the_settings_of_the_run(trained, drawn, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("eval-*"))
+    before = (out / "config.json").read_bytes()
+    again = ("train", "--config", out / "config.json", "--out", out, "--resume")
+    for option, value, told in (
+        ("--learning-rate", 0.5, "learning_rate was 0.02, is 0.5"),
+        ("--iterations", 3, "iterations is 3, and it has 4 behind it already"),
+    ):
+        assert told in failure(capsys, *again, option, value)
+        assert (out / "config.json").read_bytes() == before
+    run(*again)
+
+
+def test_a_resume_looks_into_checkpoint_and_proposals_once(trained, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("eval-*"))
+    loads, hashes = Mock(wraps=load_checkpoint), Mock(wraps=resume.data_fingerprint)
+    monkeypatch.setattr(resume, "load_checkpoint", loads)
+    for module in (loop, resume):
+        monkeypatch.setattr(module, "data_fingerprint", hashes)
+    run("train", "--config", out / "config.json", "--out", out, "--resume")
+    assert loads.call_count == hashes.call_count == 1
+
+
+def test_a_training_that_skips_images_searches_past_them_and_svms_leave_them_out(
+    drawn, tmp_path, capsys, monkeypatch
+):
+    data, out = shutil.copytree(drawn, tmp_path / "data"), tmp_path / "run"
+    images = data / "JPEGImages"
+    (images / "train_0001.jpg").write_bytes(b"no image")
+    (images / "train_0002.jpg").unlink()
+    grid = ("--search.method", "grid", "--search.max-boxes", 20)
+    command = ("train", "--data", data, "--split", "train", "--test-split", "test", *grid,
+               "--network", "tiny", "--iterations", 4, "--short-side", 120, "--out", out,
+               "--on-bad-image")  # fmt: skip
+    assert "train_000" in failure(capsys, *command, "stop")
+    run(*command, "skip")
+    assert "2 images that cannot be read, replaced by others" in capsys.readouterr().out
+    run("svm", "--checkpoint", out)
+    text = capsys.readouterr().out
+    assert "2 images that cannot be read, left out" in text
+    assert "train_0001.jpg: not readable" in text and "train_0002.jpg: no such image" in text
+
+    # Those that are tested on are found out before the training.
+    monkeypatch.setattr(training, "run_training", lambda *_, **__: pytest.fail("trained"))
+    picture = images / "test_0000.jpg"
+    picture.write_bytes(picture.read_bytes()[:2000])
+    again = failure(capsys, *command, "skip", "--out", tmp_path / "again")
+    assert "test_0000.jpg: not readable as an image" in again
+
+
+def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, capsys):
+    def demo(name, seed):
+        out = tmp_path / name
+        run(
+            "demo", "--out", out, "--seed", seed, "--train-images", 2, "--test-images", 2,
+            "--iterations", 2,
+        )  # fmt: skip
+        return out
+
+    out = demo("one", 5)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["seed"] == 5 and "mAP" in metrics
+    text = capsys.readouterr().out
+    assert "mAP" in text and "report.html" in text and "mean" in text
+    page = (out / "report.html").read_text()
+    assert "fastrcnn-engine demo" in page and "http://" not in page
+    first = (out / "detections.json").read_bytes()
+    assert (demo("two", 5) / "detections.json").read_bytes() == first
+    # The same folder again with another seed: nothing of the first demo is left to be used.
+    assert (demo("one", 6) / "detections.json").read_bytes() != first
+    fresh = demo("three", 6)
+    assert (fresh / "detections.json").read_bytes() == (out / "detections.json").read_bytes()
