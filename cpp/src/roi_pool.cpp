@@ -274,13 +274,14 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
       FRCNN_CHOSEN(roi_pool_gradient_kernels<T, Index>);
   const bool planes = call.grad_input.layout == Layout::nchw;
   const double microseconds = call.grad_output.size() * 0.001;
-  // NCHW: planes that stay in the L2 cache, so many that their runs of the gradient are long enough to read
-  // ahead. Channels-last: whole rows. Fewer of both where else a thread would have none.
+  // NCHW: as many planes as make their runs of the gradient long enough to read ahead, fewer of large ones,
+  // which do not stay in the L2 cache. Channels-last: whole rows. Fewer of both where a thread would have none.
+  const int64_t together = call.grad_input.cells() * sizeof(Wide) <= 128 << 10 ? 16 : 8;
   const int64_t images = call.grad_input.n;
   const int64_t parts = ceil_div(
       worthwhile_threads(images * call.grad_input.c, microseconds, call.threads), images);
   const int64_t share = ceil_div(call.grad_input.c, parts);
-  const int64_t channels = planes ? std::min<int64_t>(share, 16) : ceil_div(share, 16) * 16;
+  const int64_t channels = planes ? std::min(share, together) : ceil_div(share, 16) * 16;
   const int64_t blocks = ceil_div(call.grad_input.c, channels);
   const int64_t items = images * blocks;
   const int threads = worthwhile_threads(items, microseconds, call.threads);
