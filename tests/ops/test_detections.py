@@ -151,10 +151,11 @@ def test_cuda_finds_the_same(cuda_device):
 def test_a_cuda_graph_replays_pooling_decoding_and_suppression(cuda_device):
     """Captured once, replayed on other features, boxes and scores than it was captured with."""
     generator = torch.Generator().manual_seed(3)
+    count = 700  # in nms one list, and too long for one block
 
     def operands_of(run: int) -> list[torch.Tensor]:
-        rows = torch.from_numpy(random_boxes(300, run))
-        rois = torch.cat([torch.zeros(300, 1), rows], dim=1)
+        rows = torch.from_numpy(random_boxes(count, run))
+        rois = torch.cat([torch.zeros(count, 1), rows], dim=1)
         features = torch.randn(1, 16, 20, 30, generator=generator)
         return [features, rois, torch.randn(16 * 9, 5 * 4, generator=generator) / 100]
 
