@@ -20,8 +20,6 @@ import harness
 import roipool_peers
 from harness import OURS, Row, Section, replayed
 
-IOU_THRESHOLD = 0.3
-
 
 def clustered(count: int, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """(count, 4) boxes and (count,) scores."""
@@ -40,8 +38,10 @@ class TorchVision(roipool_peers.TorchVision):
     def nms(self, boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> Any:
         return partial(self.op.nms, boxes, scores, threshold)
 
-    def batched(self, boxes: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor) -> Any:
-        return partial(self.batched_nms, boxes, scores, ids, IOU_THRESHOLD)
+    def batched(
+        self, boxes: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, threshold: float
+    ) -> Any:
+        return partial(self.batched_nms, boxes, scores, ids, threshold)
 
     @property
     def batched_nms(self) -> Any:
@@ -73,13 +73,15 @@ class OpenVino(roipool_peers.OpenVino):
         run = self._nms(boxes.numpy()[None], scores.numpy()[None, None], threshold)
         return lambda: run()[:, 2]
 
-    def batched(self, boxes: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor) -> Any:
+    def batched(
+        self, boxes: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, threshold: float
+    ) -> Any:
         """Classes of equal size, one after the other, as images of a batch."""
         count = int(ids.max()) + 1
         size = len(ids) // count
         shape = (count, size)
         run = self._nms(
-            boxes.numpy().reshape(*shape, 4), scores.numpy().reshape(count, 1, size), IOU_THRESHOLD
+            boxes.numpy().reshape(*shape, 4), scores.numpy().reshape(count, 1, size), threshold
         )
         return lambda: run() @ np.array([size, 0, 1])
 
@@ -117,15 +119,16 @@ def sections(peers: list, device: str) -> list[Section]:
             rows += [Row(p.name, "nms", p.nms(boxes, scores, threshold)) for p in peers]
             title = f"nms, {count} boxes at {threshold}"
             found.append(Section(title, rows, partial(same_boxes, rows)))
-    for classes in (20, 80):
-        count = 300 * classes
+    # The last are the proposals of a feature pyramid, whose levels are the classes.
+    for classes, size, threshold in ((20, 300, 0.3), (80, 300, 0.3), (5, 2000, 0.7)):
+        count = classes * size
         boxes, scores = (x.to(device) for x in clustered(count))
-        ids = torch.arange(count, device=device) // 300
-        run = partial(engine.batched_nms, boxes, scores, ids, IOU_THRESHOLD)
-        padded = partial(engine.nms_padded, boxes, scores, IOU_THRESHOLD, count, idxs=ids)
+        ids = torch.arange(count, device=device) // size
+        run = partial(engine.batched_nms, boxes, scores, ids, threshold)
+        padded = partial(engine.nms_padded, boxes, scores, threshold, count, idxs=ids)
         rows = rows_of(run, padded, device)
-        rows += [Row(p.name, "nms", p.batched(boxes, scores, ids)) for p in peers]
-        title = f"batched_nms, {classes} classes x 300 boxes at {IOU_THRESHOLD}"
+        rows += [Row(p.name, "nms", p.batched(boxes, scores, ids, threshold)) for p in peers]
+        title = f"batched_nms, {classes} classes x {size} boxes at {threshold}"
         found.append(Section(title, rows, partial(same_boxes, rows)))
     return found
 

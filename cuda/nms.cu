@@ -5,13 +5,7 @@
 // boxes are 15 MB from the L2 cache, a few microseconds. Then a class is sorted by its own block: for 300
 // boxes 45 exchanges of one box a thread. Sorting all 24 000 by (class, score) in one block would be 120
 // exchanges of 47 boxes a thread, many times as long, and more than shared memory holds; 20 x 300 is the same
-// to a lesser degree.
-//
-// Without ids, one class of 2000 or 12 000, suppressing takes longest, as every kept box is compared with
-// most of the others. So a long list is sorted by one block, and then suppressed by chunks, each in a launch:
-// every block finds for itself which boxes of the chunk are kept, and suppresses its share of the later ones.
-//
-// Predicted, not measured.
+// to a lesser degree. Predicted, not measured.
 #include "fastrcnn_engine/nms.h"
 
 #include <algorithm>
@@ -91,120 +85,6 @@ struct BoxesOfClasses {
   __device__ void write_nothing(int64_t place) const { keep[place] = -1; }
 };
 
-// ---- a long list of one class -------------------------------------------------------------------------
-
-// Shorter lists are left to one block.
-constexpr int64_t kLongList = 1024;
-constexpr int kChunk = kClassThreads;
-
-template <typename T>
-struct LongList {
-  Ranked<T>* ranked;
-  StoredBox<T>* boxes;
-  uint8_t* dead;
-  int64_t* count;  // boxes with a score
-  int64_t* kept;   // boxes kept so far
-};
-
-// For the number of boxes gathered, before the list in shared memory.
-constexpr int64_t kGatheredBytes = sizeof(uint4);
-
-template <typename T>
-__global__ __launch_bounds__(kClassThreads, 1) void sort_kernel(BoxesOfClasses<T> source,
-                                                                 int64_t shared_bytes, LongList<T> list) {
-  int& gathered = *reinterpret_cast<int*>(dynamic_shared);
-  Ranked<T>* const shared =
-      reinterpret_cast<Ranked<T>*>(reinterpret_cast<char*>(dynamic_shared) + kGatheredBytes);
-  const int64_t capacity = (shared_bytes - kGatheredBytes) / static_cast<int64_t>(sizeof(Ranked<T>));
-  const int rows = static_cast<int>(source.rows);
-  if (rows <= capacity) {
-    gather(source, 0, shared, rows, &gathered);
-    sort(shared, gathered);
-    for (int i = static_cast<int>(threadIdx.x); i < gathered; i += kClassThreads)
-      list.ranked[i] = shared[i];  // and the same thread fetches this box
-  } else {
-    gather(source, 0, list.ranked, rows, &gathered);
-    sort(list.ranked, gathered);
-  }
-  fetch_boxes<T>(source, {list.boxes, list.dead, gathered}, list.ranked);
-  for (int64_t place = threadIdx.x; place < source.places; place += kClassThreads)
-    source.write_nothing(place);
-  if (threadIdx.x == 0) *list.count = gathered, *list.kept = 0;
-}
-
-template <typename T>
-struct alignas(16) Chunk {
-  BlockState<T> state;
-  StoredBox<T> boxes[kChunk];
-  Suppressor<T> kept[kChunk];
-  Ranked<T> ranked[kChunk];
-  uint8_t dead[kChunk];
-};
-
-// `first`: the chunk's first place. The chunks before it are done with.
-template <typename T>
-__global__ __launch_bounds__(kClassThreads, 1) void chunk_kernel(BoxesOfClasses<T> source,
-                                                                  SuppressionRule<T> rule,
-                                                                  LongList<T> list, int first) {
-  Chunk<T>& chunk = *reinterpret_cast<Chunk<T>*>(dynamic_shared);
-  const int64_t count = *list.count;
-  const int thread = static_cast<int>(threadIdx.x);
-  // One thread decides for its block: block 0 of this very launch writes the number of kept boxes, and may do
-  // so while others begin. Which of them still see the old one does not matter, as nobody looks any more at
-  // what they would suppress.
-  if (thread == 0) chunk.state.gathered = first < count && *list.kept < rule.enough;
-  __syncthreads();
-  if (chunk.state.gathered == 0) return;
-  if (first + thread < count) {
-    chunk.boxes[thread] = list.boxes[first + thread];
-    chunk.ranked[thread] = list.ranked[first + thread];
-    chunk.dead[thread] = list.dead[first + thread];
-  }
-  __syncthreads();
-  const int chunk_count = count - first < kChunk ? static_cast<int>(count - first) : kChunk;
-  const int kept = suppress<T>({chunk.boxes, chunk.dead, chunk_count}, rule, chunk.ranked, chunk.state);
-  if (thread < kept)
-    chunk.kept[thread].set(source.box(static_cast<int64_t>(chunk.ranked[thread].index)), rule.side);
-  else
-    chunk.kept[thread].fill_up();
-  __syncthreads();
-  // Warps take turns by block, so that few of them are still spread over all multiprocessors.
-  const int64_t warp = static_cast<int64_t>(warp_of()) * gridDim.x + blockIdx.x;
-  for (int64_t i = first + kChunk + warp * kWarp + lane_of(); i < count; i += element_stride())
-    if (!list.dead[i] && is_suppressed<T>(rule, chunk.kept, kept, list.boxes[i])) list.dead[i] = 1;
-
-  if (blockIdx.x > 0) return;
-  const int64_t before = *list.kept, place = before + thread;
-  if (thread < kept && place < rule.enough)
-    source.write(place, static_cast<int64_t>(chunk.ranked[thread].index));
-  __syncthreads();  // all have read how many there were before
-  if (thread == 0) *list.kept = before + kept < rule.enough ? before + kept : rule.enough;
-}
-
-template <typename T>
-void suppress_long_list(const BoxesOfClasses<T>& source, const SuppressionRule<T>& rule, int64_t* kept,
-                        const Stream& stream) {
-  const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
-  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
-  const int64_t wanted = kGatheredBytes + source.rows * static_cast<int64_t>(sizeof(Ranked<T>));
-  const int64_t sort_bytes = wanted <= limit ? wanted : kGatheredBytes;
-
-  LongList<T> list;
-  const DividedBuffer memory(stream, [&](Parts& parts) {
-    list = {parts.take<Ranked<T>>(source.rows), parts.take<StoredBox<T>>(source.rows),
-            parts.take<uint8_t>(source.rows), parts.take<int64_t>(1), kept};
-  });
-
-  launch_blocks("sort of boxes", sort_kernel<T>, 1, {kClassThreads, sort_bytes}, stream, source,
-                sort_bytes, list);
-  for (int64_t first = 0; first < source.rows; first += kChunk) {
-    const int64_t later_warps = ceil_div(source.rows - first - kChunk, kWarp);
-    launch_blocks("suppression", chunk_kernel<T>, std::clamp<int64_t>(later_warps, 1, processors),
-                  {kClassThreads, static_cast<int64_t>(sizeof(Chunk<T>))}, stream, source, rule, list,
-                  static_cast<int>(first));
-  }
-}
-
 }  // namespace
 
 template <typename T>
@@ -225,10 +105,8 @@ void nms(const Nms<T>& call, int64_t* kept, const Stream& stream) {
                                 std::min(boxes, places)};
   BoxesOfClasses<T> source{call.boxes.data, call.scores.data, call.class_ids, boxes,
                            {},              places,           call.keep.data};
-  if (call.class_ids == nullptr) {
-    if (boxes > kLongList) return suppress_long_list(source, rule, kept, stream);
+  if (call.class_ids == nullptr)
     return suppress_and_write(source, rule, boxes, 1, kept, stream);
-  }
   int64_t slots = 2;
   while (slots < 2 * boxes) slots *= 2;
   const TemporaryBuffer<int64_t> ids(boxes, stream), table(1 + slots, stream);

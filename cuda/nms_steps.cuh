@@ -1,8 +1,9 @@
-// Suppression as nms and detections share it, in two kernels. A block has the boxes of one class: it gathers,
-// sorts and suppresses them. Then a warp has a kept box, and counts the kept ones of all classes before it.
+// Suppression as nms and detections share it. A block has the boxes of one class: it gathers, sorts and
+// suppresses them. Long lists it only sorts; all blocks of the next kernel compare their boxes. At last a
+// warp has a kept box, and counts the kept ones of all classes before it.
 //
-// What comes first is decided by (score, index) alone. Atomics choose where lists lie and in which order a
-// list is gathered, so no result depends on who was faster.
+// What comes first is decided by (score, index) alone. Atomics choose where lists lie, in which order a list
+// is gathered and which block ends it, so no result depends on who was faster.
 //
 // A `Source` says which boxes there are, and takes the result:
 //   int64_t rows;                            // to be looked at for each class
@@ -33,7 +34,12 @@ using semantics::Box;
 
 // Twice as many wait longer for each other, and a list of the usual few hundred boxes has no use for them.
 // Predicted, not measured.
-constexpr int kClassThreads = 512;
+constexpr int kClassThreads = 512, kClassWarps = kClassThreads / kWarp;
+
+// Boxes of a list that one block suppresses, in less shared memory than every GPU has. With every box
+// kept, 512 cost it 24 us after sorting, 1000 would cost 76 and 2000 would 270; as long lists 8, 12 and 23.
+// Predicted, not measured.
+constexpr int kMostOfBlock = 512;
 
 template <typename T>
 struct alignas(2 * sizeof(semantics::RankKey<T>)) Ranked {
@@ -56,9 +62,9 @@ struct SuppressionRule {
   int64_t enough;  // kept boxes, of one class or of all: there are no places for more
 };
 
-// A kept box while it suppresses others. `kKeptAtOnce` of them are compared with a box together, so lists
-// are filled up with some that suppress nothing.
-constexpr int kKeptAtOnce = 4;
+// A box while it suppresses others. `kAtOnce` of them are compared with a box together, so lists are filled
+// up with some that suppress nothing.
+constexpr int kAtOnce = 4;
 template <typename T>
 struct alignas(16) Suppressor : Box<T> {
   T area;
@@ -85,16 +91,7 @@ struct alignas(16) BlockState {
   int kept_count;
   unsigned suppressors[kWarp];  // of the next 32: see compare_pairs
   int gathered;
-  int64_t spare_begin, kept_begin;
-};
-
-// For lists that do not fit in shared memory: room for all boxes of all classes.
-template <typename T>
-struct SpareLists {
-  Ranked<T>* ranked;
-  StoredBox<T>* boxes;
-  uint8_t* dead;
-  int64_t* taken;  // boxes of it
+  int64_t begin;  // of what the block has reserved
 };
 
 // The kept boxes: one list, in which each class has a run, best first.
@@ -227,22 +224,28 @@ __device__ void keep(const ClassList<T>& list, const SuppressionRule<T>& rule, i
   if (lane == 0) state.kept_count = count;
 }
 
-// Whether one of `count` kept boxes suppresses this one. A division only where it may matter.
+// Bit i: whether the i-th of up to 32 others suppresses the box if kept. A division only where it may matter.
 template <typename T>
-__device__ bool is_suppressed(const SuppressionRule<T>& rule, const Suppressor<T>* kept, int count,
-                              const Box<T>& box) {
+__device__ unsigned suppressors_of(const Box<T>& box, const SuppressionRule<T>& rule,
+                                   const Suppressor<T>* others, int count) {
   const T area = semantics::area(box, rule.side), threshold = static_cast<T>(rule.threshold);
-  for (int first = 0; first < count; first += kKeptAtOnce) {
-    bool maybe = false;
+  unsigned maybe = 0, suppressors = 0;
+  for (int first = 0; first < count; first += kAtOnce) {
+    unsigned some = 0;
 #pragma unroll
-    for (int i = first; i < first + kKeptAtOnce; ++i)
-      maybe |= semantics::may_exceed(semantics::intersection<T>(kept[i], box, rule.side), kept[i].area,
-                                     area, threshold);
-    if (!maybe) continue;
-    for (int i = first; i < first + kKeptAtOnce; ++i)
-      if (semantics::suppresses<T>(kept[i], box, rule.threshold, rule.side)) return true;
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Suppressor<T>& other = others[first + i];
+      if (semantics::may_exceed(semantics::intersection<T>(other, box, rule.side), other.area, area,
+                                threshold))
+        some |= 1u << i;
+    }
+    maybe |= some << first;
   }
-  return false;
+  for (; maybe != 0; maybe &= maybe - 1) {
+    const int i = __ffs(static_cast<int>(maybe)) - 1;
+    if (semantics::suppresses<T>(others[i], box, rule.threshold, rule.side)) suppressors |= 1u << i;
+  }
+  return suppressors;
 }
 
 // Moves the kept to the front of `ranked`, which is sorted, and returns how many they are.
@@ -257,13 +260,160 @@ __device__ int suppress(const ClassList<T>& list, const SuppressionRule<T>& rule
     __syncthreads();
     const int next = first + kWarp;
     for (int i = next + static_cast<int>(threadIdx.x); i < list.count; i += kClassThreads)
-      if (!list.dead[i] && is_suppressed<T>(rule, state.kept, state.kept_count, list.boxes[i]))
+      if (!list.dead[i] && suppressors_of<T>(list.boxes[i], rule, state.kept, state.kept_count) != 0)
         list.dead[i] = 1;
     compare_pairs(list, rule, next, state.suppressors);
     kept_before += state.kept_count;
     __syncthreads();
   }
   return kept_before;
+}
+
+// ---- long lists ---------------------------------------------------------------------------------------
+// Suppressed window by window, all lists at a time, each window in a launch. Of every two boxes of a window a
+// bit says whether the first suppresses the second if kept. All blocks make the bits, and then one block for
+// each list reads them. What earlier windows have kept suppresses without bits.
+
+FRCNN_HD int groups_of(int count) { return (count + kWarp - 1) / kWarp; }
+
+struct LongList {
+  int64_t number;  // of its class
+  int64_t first_tile;
+  int count;
+  int kept;      // in the windows so far; they lie in front
+  int compared;  // groups of this window
+};
+
+// All long lists, each of whole groups of 32 boxes.
+template <typename T>
+struct LongLists {
+  Ranked<T>* ranked;
+  StoredBox<T>* boxes;
+  uint8_t* dead;
+  int* begins;      // of each group: the first of its list
+  LongList* lists;  // by first group
+  unsigned* tiles;  // see Window
+  int64_t *groups, *tiles_taken;
+  int window;  // groups
+
+  __device__ int groups_in_window(int count, int first) const {
+    const int left = groups_of(count) - first;
+    return left < window ? left : window;
+  }
+  // Returns the list's first group.
+  __device__ int64_t begin_list(int64_t number, int count) const {
+    const int64_t rows = groups_in_window(count, 0), begin = reserve(groups, groups_of(count));
+    lists[begin] = {number, reserve(tiles_taken, rows * (rows + 1) / 2), count, 0, 0};
+    return begin;
+  }
+  __device__ ClassList<T> list(int64_t begin, int count) const {
+    return {boxes + begin * kWarp, dead + begin * kWarp, count};
+  }
+};
+
+template <typename T>
+struct Window {
+  ClassList<T> list;
+  Ranked<T>* ranked;
+  unsigned* tiles;
+  int first, groups;
+
+  // A group of boxes, a row, with the boxes of a group that is not behind it, a column: the bits of a box
+  // are a lane's. Tiles lie row by row.
+  __device__ unsigned* tile(int row, int column) const {
+    return tiles + (static_cast<int64_t>(row) * (row + 1) / 2 + column) * kWarp;
+  }
+};
+
+template <typename T>
+struct alignas(16) WindowState {
+  Suppressor<T> columns[kClassWarps][kWarp];  // with which a warp compares
+  int ends_window;
+  int64_t begin;  // see hand_over
+
+  // Which boxes of each group are kept: behind this, for all groups and what is missing to whole turns.
+  __device__ unsigned* kept() { return reinterpret_cast<unsigned*>(this + 1); }
+  static int64_t bytes(int64_t groups) {
+    return static_cast<int64_t>(sizeof(WindowState)) + (groups + kClassWarps) * 4;
+  }
+};
+
+// Compares the boxes of a group with the `kept` ones of earlier windows and with those before them in this
+// one. A warp has 32 of these at a time.
+template <typename T>
+__device__ void compare_group(const Window<T>& window, const SuppressionRule<T>& rule, int row, int kept,
+                              WindowState<T>& state) {
+  const ClassList<T>& list = window.list;
+  const int lane = lane_of(), place = (window.first + row) * kWarp + lane, earlier = groups_of(kept);
+  const StoredBox<T> box = place < list.count ? list.boxes[place] : StoredBox<T>{};
+  Suppressor<T>* const columns = state.columns[warp_of()];
+  bool dead = false;
+  for (int i = warp_of(); i <= earlier + row; i += kClassWarps) {
+    const bool is_earlier = i < earlier;
+    const int column = i - earlier;
+    const int other = (is_earlier ? i : window.first + column) * kWarp + lane;
+    if (other < (is_earlier ? kept : list.count))
+      columns[lane].set(list.boxes[other], rule.side);
+    else
+      columns[lane].fill_up();
+    __syncwarp();
+    const unsigned suppressors = suppressors_of<T>(box, rule, columns, kWarp);
+    if (is_earlier)
+      dead |= suppressors != 0;
+    else
+      window.tile(row, column)[lane] = column < row ? suppressors : suppressors & lanes_before(lane);
+    __syncwarp();
+  }
+  if (dead && place < list.count) list.dead[place] = 1;
+}
+
+// Moves the kept of a window behind the `kept` of earlier ones, and returns how many they are now. By turns
+// of 16 groups, one a warp: all of them find what the groups of earlier turns suppress, and then one after
+// the other which of its boxes are kept.
+template <typename T>
+__device__ int keep_of_window(const Window<T>& window, const SuppressionRule<T>& rule, int kept,
+                              WindowState<T>& state) {
+  const ClassList<T>& list = window.list;
+  const int warp = warp_of(), lane = lane_of();
+  unsigned* const kept_boxes = state.kept();
+  for (int turn = 0; turn < window.groups && kept < rule.enough; turn += kClassWarps) {
+    const int row = turn + warp, place = (window.first + row) * kWarp + lane;
+    unsigned suppressors[kClassWarps] = {};
+    unsigned suppressed = 1;
+    StoredBox<T> box{};
+    Ranked<T> ranked{};
+    if (row < window.groups && place < list.count) {
+      const unsigned* const bits = window.tile(row, 0) + lane;
+      suppressed = list.dead[place], box = list.boxes[place], ranked = window.ranked[place];
+#pragma unroll
+      for (int i = 0; i < kClassWarps; ++i)
+        if (turn + i <= row) suppressors[i] = bits[(turn + i) * kWarp];
+#pragma unroll 8
+      for (int i = 0; i < turn; ++i) suppressed |= bits[i * kWarp] & kept_boxes[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kClassWarps; ++i) {
+      if (warp == i) {
+        const unsigned open = __ballot_sync(kAllLanes, suppressed == 0);
+        const unsigned kept_of_group = kept_of(open, suppressors[i]);
+        if (lane == 0) kept_boxes[turn + i] = kept_of_group;
+      }
+      __syncthreads();
+      suppressed |= suppressors[i] & kept_boxes[turn + i];
+    }
+    int before = kept;
+    for (int i = 0; i < kClassWarps; ++i) {
+      const int count = __popc(kept_boxes[turn + i]);
+      kept += count;
+      if (i < warp) before += count;
+    }
+    if (kept_boxes[row] >> lane & 1) {
+      // Never behind the place it comes from, and all have read what was there.
+      const int rank = before + __popc(kept_boxes[row] & lanes_before(lane));
+      list.boxes[rank] = box, window.ranked[rank] = ranked;
+    }
+  }
+  return kept;
 }
 
 // ---- kernels ------------------------------------------------------------------------------------------
@@ -289,57 +439,99 @@ __device__ void fetch_boxes(const Source& source, const ClassList<T>& list, cons
   }
 }
 
-// The whole way of a class whose boxes have been gathered in `ranked`.
-template <typename T, typename Source>
-__device__ void suppress_gathered(const Source& source, const SuppressionRule<T>& rule,
-                                  const ClassList<T>& list, Ranked<T>* ranked, BlockState<T>& state,
-                                  const KeptBoxes<T>& kept, int64_t number) {
-  sort(ranked, list.count);
-  fetch_boxes(source, list, ranked);
-  __syncthreads();
-  const int count = suppress(list, rule, ranked, state);
+// Appends what a class keeps. `begin` is shared memory.
+template <typename T>
+__device__ void hand_over(const Ranked<T>* ranked, int count, int64_t number, const KeptBoxes<T>& kept,
+                          int64_t& begin) {
   if (threadIdx.x == 0) {
-    state.kept_begin = reserve(kept.total, count);
-    kept.runs[number] = {state.kept_begin, state.kept_begin + count};
+    begin = reserve(kept.total, count);
+    kept.runs[number] = {begin, begin + count};
   }
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kClassThreads)
-    kept.boxes[state.kept_begin + i] = ranked[i];
+    kept.boxes[begin + i] = ranked[i];
 }
 
-// Shared memory takes the list if all of it fits, else what is sorted if that fits. The three cases are apart
-// so that the compiler knows which memory it reads.
+// Shared memory takes all of a short list; of a long one, what is sorted if that fits. The cases are apart so
+// that the compiler knows which memory it reads.
 template <typename T, typename Source>
 __global__ __launch_bounds__(kClassThreads, 1) void suppress_kernel(
-    Source source, SuppressionRule<T> rule, int64_t shared_bytes, SpareLists<T> spare,
+    Source source, SuppressionRule<T> rule, int64_t shared_bytes, LongLists<T> longs,
     KeptBoxes<T> kept) {
   BlockState<T>& state = *reinterpret_cast<BlockState<T>*>(dynamic_shared);
   char* const shared = reinterpret_cast<char*>(dynamic_shared) + sizeof(state);
-  Ranked<T>* const shared_ranked = reinterpret_cast<Ranked<T>*>(shared);
+  Ranked<T>* const ranked = reinterpret_cast<Ranked<T>*>(shared);
   const int64_t free_bytes = shared_bytes - static_cast<int64_t>(sizeof(state));
   const int capacity = static_cast<int>(free_bytes / static_cast<int64_t>(sizeof(Ranked<T>)));
   const int64_t classes = source.classes();
   for (int64_t number = blockIdx.x; number < classes; number += gridDim.x) {
     const int64_t id = source.class_id(number);
-    gather(source, id, shared_ranked, capacity, &state.gathered);
+    gather(source, id, ranked, capacity, &state.gathered);
     const int count = state.gathered;
-    const ListLayout<T> layout(count);
-    if (layout.end <= free_bytes) {
+    if (count <= capacity) sort(ranked, count);
+    if (count <= kMostOfBlock) {
+      const ListLayout<T> layout(count);
       const ClassList<T> list{reinterpret_cast<StoredBox<T>*>(shared + layout.boxes),
                               reinterpret_cast<uint8_t*>(shared + layout.dead), count};
-      suppress_gathered(source, rule, list, shared_ranked, state, kept, number);
+      fetch_boxes(source, list, ranked);
+      __syncthreads();
+      hand_over(ranked, suppress(list, rule, ranked, state), number, kept, state.begin);
       continue;
     }
-    if (threadIdx.x == 0) state.spare_begin = reserve(spare.taken, count);
+    if (threadIdx.x == 0) state.begin = longs.begin_list(number, count);
     __syncthreads();
-    const int64_t begin = state.spare_begin;
-    const ClassList<T> list{spare.boxes + begin, spare.dead + begin, count};
+    const int64_t begin = state.begin;
+    const ClassList<T> list = longs.list(begin, count);
+    Ranked<T>* const list_ranked = longs.ranked + begin * kWarp;
     if (count <= capacity) {
-      suppress_gathered(source, rule, list, shared_ranked, state, kept, number);
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += kClassThreads)
+        list_ranked[i] = ranked[i];  // and the same thread fetches this box
     } else {
-      gather(source, id, spare.ranked + begin, count, &state.gathered);
-      suppress_gathered(source, rule, list, spare.ranked + begin, state, kept, number);
+      gather(source, id, list_ranked, count, &state.gathered);
+      sort(list_ranked, count);
     }
+    fetch_boxes(source, list, list_ranked);
+    for (int i = static_cast<int>(threadIdx.x); i * kWarp < count; i += kClassThreads)
+      longs.begins[begin + i] = static_cast<int>(begin);
+  }
+}
+
+// One window of every long list. A block compares a group at a time, and the block that is the last to be
+// done with a group of a list finds which boxes of its window are kept.
+//
+// Nobody waits for another block. Until all groups of a list have been counted, nobody writes what comparing
+// them reads: the boxes, and how many of them earlier windows have kept. Then the list is left to the block
+// that counted last. It sees what the others have written: in every block a barrier, a fence and then the
+// count by one thread; and in this one after the count a fence and a barrier.
+//
+// Two blocks a multiprocessor: one compares while the other, at the end of a list, mostly waits.
+template <typename T>
+__global__ __launch_bounds__(kClassThreads, 2) void window_kernel(SuppressionRule<T> rule,
+                                                                  LongLists<T> longs, int first,
+                                                                  KeptBoxes<T> kept) {
+  WindowState<T>& state = *reinterpret_cast<WindowState<T>*>(dynamic_shared);
+  const int64_t groups = *longs.groups;
+  for (int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
+    const int64_t begin = longs.begins[group];
+    LongList& list = longs.lists[begin];
+    const int row = static_cast<int>(group - begin) - first;
+    if (row < 0 || row >= longs.window || list.kept >= rule.enough) continue;
+    const Window<T> window{longs.list(begin, list.count), longs.ranked + begin * kWarp,
+                           longs.tiles + list.first_tile * kWarp, first,
+                           longs.groups_in_window(list.count, first)};
+    compare_group(window, rule, row, list.kept, state);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      state.ends_window = atomicAdd(&list.compared, 1) + 1 == window.groups;
+      __threadfence();
+    }
+    __syncthreads();
+    if (!state.ends_window) continue;
+    const int count = keep_of_window(window, rule, list.kept, state);
+    if (threadIdx.x == 0) list.kept = count, list.compared = 0;
+    if (count >= rule.enough || first + window.groups == groups_of(list.count))
+      hand_over(window.ranked, count, list.number, kept, state.begin);
   }
 }
 
@@ -383,6 +575,24 @@ inline void require_countable(int64_t boxes) {
   require(boxes <= most, "a GPU suppresses no more than ", most, " boxes, got ", boxes);
 }
 
+// How long lists can be, all together.
+struct LongSizes {
+  int64_t groups = 0, window = 0, tiles = 0;
+
+  LongSizes(int64_t rows, int64_t candidates, int64_t most_classes, const Stream& stream) {
+    const int64_t lists = std::min(most_classes, candidates / (kMostOfBlock + 1));
+    if (rows <= kMostOfBlock || lists == 0) return;
+    groups = (candidates + (kWarp - 1) * lists) / kWarp;  // the last of each may be filled in part
+    // Large, as each is a launch: several groups for every multiprocessor. But the bits take no more than
+    // 64 MiB, unless a window of one turn does.
+    const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
+    constexpr int64_t most_tiles = int64_t{1} << 19;
+    window = std::max<int64_t>(std::min(2 * most_tiles / groups, 4 * processors), kClassWarps);
+    window = std::min(window, ceil_div(rows, kWarp));
+    tiles = std::min(groups, lists * window) * (window + 1) / 2;
+  }
+};
+
 // Suppresses within each class and writes the kept of all of them by falling score, then rising index, the
 // first rule.enough, and how many those are to `count` in device memory. `candidates` is the most boxes that
 // all classes have together, `most_classes` the most classes. The stream's device must be current.
@@ -390,25 +600,42 @@ template <typename T, typename Source>
 void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, int64_t candidates,
                         int64_t most_classes, int64_t* count, const Stream& stream) {
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
-  const int64_t wanted = static_cast<int64_t>(sizeof(BlockState<T>)) + ListLayout<T>(source.rows).end;
-  const int64_t shared_bytes = std::min(wanted, limit), spares = wanted > limit ? candidates : 0;
+  constexpr int64_t state_bytes = sizeof(BlockState<T>);
+  const int64_t list_bytes = ListLayout<T>(std::min<int64_t>(source.rows, kMostOfBlock)).end;
+  const int64_t sort_bytes = source.rows * static_cast<int64_t>(sizeof(Ranked<T>));
+  const int64_t shared_bytes =
+      state_bytes + std::max(list_bytes, std::min(sort_bytes, limit - state_bytes));
+  const LongSizes sizes(source.rows, candidates, most_classes, stream);
 
   int64_t* counters = nullptr;
-  SpareLists<T> spare;
+  LongLists<T> longs;
   KeptBoxes<T> kept;
   const DividedBuffer memory(stream, [&](Parts& parts) {
-    counters = parts.take<int64_t>(2);
-    spare = {parts.take<Ranked<T>>(spares), parts.take<StoredBox<T>>(spares),
-             parts.take<uint8_t>(spares), counters};
+    counters = parts.take<int64_t>(3);
     kept = {parts.take<Ranked<T>>(candidates), parts.take<typename KeptBoxes<T>::Run>(most_classes),
-            counters + 1};
+            counters};
+    const int64_t boxes = sizes.groups * kWarp;
+    longs = {parts.take<Ranked<T>>(boxes),
+             parts.take<StoredBox<T>>(boxes),
+             parts.take<uint8_t>(boxes),
+             parts.take<int>(sizes.groups),
+             parts.take<LongList>(sizes.groups),
+             parts.take<unsigned>(sizes.tiles * kWarp),
+             counters + 1,
+             counters + 2,
+             static_cast<int>(sizes.window)};
   });
-  fill_bytes(counters, 0, 2, stream);
+  fill_bytes(counters, 0, 3, stream);
 
   // Enough for the classes of usual data, and few enough for those without a class not to matter.
-  constexpr int64_t class_blocks = 256, write_blocks = 512;
+  constexpr int64_t class_blocks = 256, window_blocks = 512, write_blocks = 512;
   launch_blocks("suppression", suppress_kernel<T, Source>, std::min(most_classes, class_blocks),
-                {kClassThreads, shared_bytes}, stream, source, rule, shared_bytes, spare, kept);
+                {kClassThreads, shared_bytes}, stream, source, rule, shared_bytes, longs, kept);
+  if (sizes.groups > 0)
+    for (int64_t first = 0; first * kWarp < source.rows; first += sizes.window)
+      launch_blocks("suppression of long lists", window_kernel<T>, std::min(sizes.groups, window_blocks),
+                    {kClassThreads, WindowState<T>::bytes(sizes.window)}, stream, rule, longs,
+                    static_cast<int>(first), kept);
   constexpr int64_t warps = kThreads / kWarp;
   launch_blocks("places of the kept", write_kernel<T, Source>,
                 std::clamp<int64_t>(ceil_div(candidates, warps), 1, write_blocks), stream, source, kept,

@@ -155,6 +155,9 @@ call("nms 2000 boxes", engine.nms, boxes, scores, 0.3)
 classes = torch.arange(6000, device="cuda") // 300
 boxes, scores = (t.cuda() for t in clustered(6000))
 call("batched_nms 20 x 300 boxes", engine.batched_nms, boxes, scores, classes, 0.3)
+classes = torch.arange(10000, device="cuda") // 2000
+boxes, scores = (t.cuda() for t in clustered(10000))
+call("batched_nms 5 x 2000 boxes", engine.batched_nms, boxes, scores, classes, 0.7)
 torch.cuda.synchronize()
 END_PYTHON
   local metrics=(

@@ -36,7 +36,7 @@ INSTRUCTIONS = {
     "scatter_kernel<.*true>": (("LDS", "STS"), LOCAL + GENERIC + ATOMICS),
     "scatter_kernel<.*false>": (("LDG", "STG"), LOCAL + GENERIC + ATOMICS),
     "suppress_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
-    "chunk_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
+    "window_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
 }
 
 

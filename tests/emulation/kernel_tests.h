@@ -23,6 +23,7 @@ void smooth_l1();
 void box_codec();
 void box_iou();
 void nms();
+void nms_of_long_lists();
 void nms_at_threshold();
 void detections();
 void device_errors();

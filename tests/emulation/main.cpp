@@ -20,6 +20,7 @@ constexpr Test kTests[] = {
     {"box_codec", box_codec},
     {"box_iou", box_iou},
     {"nms", nms},
+    {"nms_of_long_lists", nms_of_long_lists},
     {"nms_at_threshold", nms_at_threshold},
     {"detections", detections},
     {"device_errors", device_errors},

@@ -91,14 +91,13 @@ namespace {
 // as there are boxes, in fewer and in more.
 template <typename T>
 void nms_of(const std::vector<T>& boxes, const std::vector<T>& scores, const std::vector<int64_t>& ids,
-            Random& random) {
-  constexpr float thresholds[] = {0, 0.3f, 0.5f, 1};
+            float threshold, Random& random) {
   const auto count = static_cast<int64_t>(scores.size());
   Nms<T> call;
   call.boxes = rows_of(boxes, 4);
   call.scores = {scores.data(), {count}};
   call.class_ids = ids.empty() ? nullptr : ids.data();
-  call.iou_threshold = thresholds[random.integer(0, 3)];
+  call.iou_threshold = threshold;
   call.inclusive = random.integer(0, 1);
   const int64_t other_places[] = {0, 1, count + 5};
   for (const int64_t places : {count, count / 3, other_places[random.integer(0, 2)]}) {
@@ -120,6 +119,16 @@ void nms_of(const std::vector<T>& boxes, const std::vector<T>& scores, const std
   }
 }
 
+template <typename T>
+void nms_of(int64_t count, const std::vector<int64_t>& ids, int64_t extent, float threshold, Random& random) {
+  nms_of<T>(crowded_boxes<T>(count, random, extent), tied_scores<T>(count, random), ids, threshold, random);
+}
+
+float any_threshold(Random& random) {
+  constexpr float thresholds[] = {0, 0.3f, 0.5f, 1};
+  return thresholds[random.integer(0, 3)];
+}
+
 // What a block has kept of one class must not suppress boxes of the next: of two blocks, the first has
 // classes 7 and 9, and the last box is where one of class 7 was.
 template <typename T>
@@ -135,7 +144,15 @@ void nms_of_one_class_after_the_other(Random& random) {
   add(0, 8);
   for (int i = 0; i < 32; ++i) add(90, 9);
   add(10, 9);
-  for (int i = 0; i < 3; ++i) nms_of<T>(boxes, scores, ids, random);
+  for (int i = 0; i < 3; ++i) nms_of<T>(boxes, scores, ids, any_threshold(random), random);
+}
+
+// Ids of classes with so many boxes, in any order.
+std::vector<int64_t> ids_of(const std::vector<int64_t>& sizes, Random& random) {
+  std::vector<int64_t> ids;
+  for (size_t i = 0; i < sizes.size(); ++i) ids.insert(ids.end(), sizes[i], 5 - 3 * static_cast<int64_t>(i));
+  for (size_t i = 1; i < ids.size(); ++i) std::swap(ids[i], ids[random.integer(0, i)]);
+  return ids;
 }
 
 // Ids of `classes` classes, the first of which has half of the boxes.
@@ -153,24 +170,31 @@ void nms_of() {
   Random random;
   const auto check = [&random](int64_t count, int64_t classes, int64_t extent) {
     const auto ids = classes > 0 ? random_ids(count, classes, random) : std::vector<int64_t>{};
-    nms_of<T>(crowded_boxes<T>(count, random, extent), tied_scores<T>(count, random), ids, random);
+    nms_of<T>(count, ids, extent, any_threshold(random), random);
   };
   for (const int64_t count : {0, 1, 31, 32, 33, 63, 64, 65}) check(count, 0, count % 2 ? 6 : 20);
-  for (const int64_t count : {1000, 1100}) check(count, 0, 80);
+  nms_of<T>(crowded_boxes<T>(512, random), random.many<T>(512, 0, 3), {}, 0.3f, random);
   for (const int64_t count : {0, 1, 33, 257}) check(count, 5, 20);
   check(300, 12, 30);
   check(40, 40, 6);
-  nms_of<T>(crowded_boxes<T>(40, random), std::vector<T>(40, kNan), {}, random);
+  nms_of<T>(crowded_boxes<T>(40, random), std::vector<T>(40, kNan), {}, 0.5f, random);
   nms_of_one_class_after_the_other<T>(random);
+}
 
-  // So little that of a list only what is sorted fits, or not even that; of five classes some fit as a whole.
-  for (const int bytes : {2400, 5300})
-    with_shared_bytes(bytes, [&] {
-      for (const int64_t classes : {0, 5})
-        for (const int64_t count : {150, 300}) check(count, classes, 40);
-    });
-  if (sizeof(T) == 4)  // the others need more for what is not a list
-    with_shared_bytes(2400, [&] { check(1100, 0, 80); });
+// More than 512 boxes of a class. A window of this device has 640. One in thirty has no score.
+template <typename T>
+void nms_of_long_lists_of() {
+  Random random;
+  for (const int64_t count : {560, 700}) nms_of<T>(count, {}, 30, 0.3f, random);
+  // As much room as lists can take: each ends with a group of one box.
+  const auto ids = ids_of({513, 545, 513}, random);
+  nms_of<T>(crowded_boxes<T>(1571, random, 60), random.many<T>(1571, 0, 3), ids, 0.3f, random);
+  // Shared memory for a block's list, but not for what is sorted of a longer one.
+  with_shared_bytes(sizeof(T) == 4 ? 14400 : 27500, [&] { nms_of<T>(1720, {}, 80, 0, random); });
+  // Classes of one window, of several, and such as one block suppresses. Most boxes are kept, and nearly all.
+  const auto mixed = ids_of({620, 1350, 3, 500}, random);
+  nms_of<T>(2473, mixed, 60, 0.1f, random);
+  nms_of<T>(2473, mixed, 200, 0.5f, random);
 }
 
 }  // namespace
@@ -178,6 +202,11 @@ void nms_of() {
 void nms() {
   nms_of<float>();
   nms_of<double>();
+}
+
+void nms_of_long_lists() {
+  nms_of_long_lists_of<float>();
+  nms_of_long_lists_of<double>();
 }
 
 // An overlap of exactly the threshold does not suppress, a little more does.

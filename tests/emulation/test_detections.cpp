@@ -64,12 +64,10 @@ void detections_of() {
   detections_of<T>(1000, 2, 500, 100, false, random);
   detections_of<T>(200, 4, 100, 40, true, random);
   detections_of<T>(20, 35, 300, 10, true, random);
-  // As in nms: the boxes do not fit in shared memory; nor does what is sorted.
-  for (const int bytes : {2400, 5300})
-    with_shared_bytes(bytes, [&] {
-      for (const int64_t capacity : {10, 1000})
-        detections_of<T>(150, 4, capacity, 40, true, random);
-    });
+  detections_of<T>(600, 1, 10, 1, true, random);
+  // Long lists, of two windows where every score is high enough.
+  for (const int64_t capacity : {10, 3000})
+    detections_of<T>(900, 4, capacity, 100, true, random);
 }
 
 void detections_waited_for() {

@@ -144,6 +144,18 @@ void device_errors() {
   suppression.keep = list_of(keep);
   // As detect_boxes, and for the classes 2 buffers, a memset and a launch.
   expect(failing_calls([&] { cuda::nms(suppression, stream()); }) == 15, "nms reports every failure");
+  // And for long lists the multiprocessors, and a launch for each of two windows.
+  const auto many_boxes = crowded_boxes<float>(700, random, 80);
+  const auto many_scores = tied_scores<float>(700, random);
+  const std::vector<int64_t> same_ids(700, 3);
+  std::vector<int64_t> many_kept(700);
+  Nms<float> long_list = suppression;
+  long_list.boxes = rows_of(many_boxes, 4);
+  long_list.scores = {many_scores.data(), {700}};
+  long_list.class_ids = same_ids.data();
+  long_list.keep = list_of(many_kept);
+  expect(failing_calls([&] { cuda::nms(long_list, stream()); }) == 18,
+         "nms of long lists reports every failure");
   // All four buffers, and no call of the runtime for them.
   Pool pool_of_caller;
   const Stream with_pool(emulation::stream(), emulation::kDevice, &pool_of_caller);

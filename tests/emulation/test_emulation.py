@@ -19,6 +19,7 @@ TESTS = (
     "box_codec",
     "box_iou",
     "nms",
+    "nms_of_long_lists",
     "nms_at_threshold",
     "detections",
     "device_errors",

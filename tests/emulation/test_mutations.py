@@ -161,13 +161,58 @@ BUGS = [
     ),
     Bug(
         "a list for which there is no room is gathered in part", "nms_steps.cuh",
-        "      gather(source, id, spare.ranked + begin, count, &state.gathered);\n", "",
-        "nms", "nms.cu",
+        "      gather(source, id, list_ranked, count, &state.gathered);\n", "",
+        "nms_of_long_lists", "nms.cu",
     ),
     Bug(
-        "the last chunk of a long list is left out", "nms.cu",
-        "first < source.rows; first += kChunk", "first + kChunk < source.rows; first += kChunk",
-        "nms",
+        "the last window of long lists is left out", "nms_steps.cuh",
+        "first * kWarp < source.rows;", "(first + sizes.window) * kWarp < source.rows;",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "long lists have no room for groups filled in part", "nms_steps.cuh",
+        "(candidates + (kWarp - 1) * lists) / kWarp;", "candidates / kWarp;",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "the last group of a long list is nobody's", "nms_steps.cuh",
+        "i * kWarp < count;", "i * kWarp + kWarp < count;",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "a window ends before its last group is compared", "nms_steps.cuh",
+        "+ 1 == window.groups", "+ 2 == window.groups",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "a window counts on from the one before", "nms_steps.cuh",
+        "list.kept = count, list.compared = 0;", "list.kept = count;",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "what earlier windows have kept suppresses nothing", "nms_steps.cuh",
+        "      dead |= suppressors != 0;\n", "      dead = false;\n",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "later windows are compared with other boxes than the kept", "nms_steps.cuh",
+        "list.boxes[rank] = box, ", "",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "what lies behind the kept boxes suppresses", "nms_steps.cuh",
+        "(other < (is_earlier ? kept : list.count))", "(other < list.count)",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "what the groups of earlier turns have kept suppresses nothing", "nms_steps.cuh",
+        "suppressed |= bits[i * kWarp] & kept_boxes[i];", "{}",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "a group does not wait for the one before it", "nms_steps.cuh",
+        "      __syncthreads();\n      suppressed |=", "      suppressed |=",
+        "nms_of_long_lists", "nms.cu",
     ),
     Bug(
         "a place that stays empty is left as it was", "nms_steps.cuh",
@@ -180,14 +225,9 @@ BUGS = [
         "detections", "detections.cu",
     ),
     Bug(
-        "a long list keeps more than there is room for", "nms.cu",
-        "thread < kept && place < rule.enough", "thread < kept",
-        "nms",
-    ),
-    Bug(
-        "a long list counts on from what was in memory", "nms.cu",
-        "*list.count = gathered, *list.kept = 0;", "*list.count = gathered;",
-        "nms",
+        "a long list goes on after it has kept enough", "nms_steps.cuh",
+        " || list.kept >= rule.enough) continue;", ") continue;",
+        "nms_of_long_lists", "nms.cu",
     ),
     Bug(
         "one more detection is written than there is room for", "nms_steps.cuh",

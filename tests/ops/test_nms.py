@@ -30,6 +30,7 @@ def test_nms_equals_the_reference(case: NmsCase, dtype, face):
 
 CLASS_IDS = {
     "few": lambda n: np.random.default_rng(3).integers(0, 4, n),
+    "uneven": lambda n: np.random.default_rng(5).choice(3, n, p=[0.6, 0.3, 0.1]),
     "one": lambda n: np.full(n, 7),
     "all-different": lambda n: np.arange(n) - n // 2,
     "extreme": lambda n: np.random.default_rng(4).choice([-(2**63), -1, 0, 2**63 - 1], n),
@@ -75,9 +76,12 @@ def test_padded_nms_is_the_beginning_of_nms(case: NmsCase, with_idxs, face):
 def test_cuda_pads_the_same(cuda_device):
     for case in NMS_CASES:
         boxes, scores = torch.from_numpy(case.boxes), torch.from_numpy(case.scores)
-        idxs = torch.from_numpy(CLASS_IDS["few"](len(scores)).astype(np.int64))
+        few, uneven = (
+            torch.from_numpy(CLASS_IDS[ids](len(scores)).astype(np.int64))
+            for ids in ("few", "uneven")
+        )
         for places in (0, 1, len(scores) // 3, len(scores) + 3):
-            for ids in (None, idxs):
+            for ids in (None, few, uneven):
                 there = None if ids is None else ids.to(cuda_device)
                 kept = fe.nms_padded(
                     boxes.to(cuda_device), scores.to(cuda_device), case.threshold, places,
@@ -102,6 +106,19 @@ def test_cuda_keeps_the_same_boxes(cuda_device):
         kept = fe.batched_nms(*on_cuda, case.threshold, inclusive=case.inclusive)
         expected = fe.batched_nms(boxes, scores, idxs, case.threshold, inclusive=case.inclusive)
         assert take(kept).tolist() == expected.tolist(), case.name
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_cuda_keeps_the_same_of_more_boxes_than_it_compares_at_once(cuda_device, threshold):
+    boxes = torch.from_numpy(random_boxes(60000, 6, extent=2000.0))
+    scores = torch.from_numpy(np.random.default_rng(7).permutation(60000).astype(np.float32))
+    idxs = torch.arange(60000) % 50 // 30  # 36 000 of one class, 24 000 of the other
+    there = [x.to(cuda_device) for x in (boxes, scores, idxs)]
+    kept = fe.nms(there[0], there[1], threshold)
+    assert torch.equal(kept.cpu(), fe.nms(boxes, scores, threshold))
+    kept = fe.batched_nms(*there, threshold)
+    assert torch.equal(kept.cpu(), fe.batched_nms(boxes, scores, idxs, threshold))
 
 
 def test_iou_at_the_threshold_stays_and_just_above_goes():
