@@ -28,7 +28,7 @@ class Bug:
 BUGS = [
     Bug(
         "a slab is read before it is filled", "roi_pool.cu",
-        "read_whole, mine);\n    __syncthreads();\n", "read_whole, mine);\n",
+        "= __syncthreads_and(\n", "= bool(\n",
         "roi_pool_forward",
     ),
     Bug(
@@ -49,7 +49,7 @@ BUGS = [
     ),
     Bug(
         "the quads of a cell change places", "roi_pool.cu",
-        " write_whole, mine);\n", " write_whole, slab + (quad ^ 1) % Quads);\n",
+        "ranges[ph + bin_x], slab, place", "ranges[ph + bin_x], slab + (Quads > 1), place",
         "roi_pool_forward",
     ),
     Bug(
@@ -69,19 +69,69 @@ BUGS = [
     ),
     Bug(
         "bins beyond the first rows are the row above's", "roi_pool.cu",
-        "        if (bin_x >= pw) bin_x -= pw, ++bin_y;\n",
-        "        if (bin_x >= pw) bin_x -= pw;\n",
+        "      if (bin_x >= pw) bin_x -= pw, ++bin_y;\n", "      if (bin_x >= pw) bin_x -= pw;\n",
         "roi_pool_forward",
     ),
     Bug(
         "rows of no image are left as they were", "roi_pool.cu",
-        "      if (roi.image != image && !(roi.image < 0 && image == 0)) continue;\n",
-        "      if (roi.image != image) continue;\n",
+        "    if (its_image != image && !(its_image < 0 && image == 0)) continue;\n",
+        "    if (its_image != image) continue;\n",
         "roi_pool_forward",
     ),
     Bug(
         "a share of the RoIs is pooled by nobody", "roi_pool.cu",
-        "row < rois; row += shares * warps)", "row < rois - 1; row += shares * warps)",
+        "  for (; row < call.rois.shape[0]; row += step) {\n",
+        "  for (; row < call.rois.shape[0] - 1; row += step) {\n",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "ranges are overwritten before all have read them", "roi_pool.cu",
+        "    __syncwarp();  // the ranges before these are done with\n", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "ranges are read before they are found", "roi_pool.cu",
+        "its_image >= 0, ranges);\n    __syncwarp();\n", "its_image >= 0, ranges);\n",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "the machine's maximum is taken where numbers are not ordered", "roi_pool.cu",
+        "      if (ordered) {\n", "      if (true) {\n",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a warp asks itself alone whether numbers are ordered", "roi_pool.cu",
+        "__syncthreads_and(\n        fill_slab<asked, T, Quads>(call.features, image, channel, "
+        "read_whole, mine));",
+        "fill_slab<asked, T, Quads>(call.features, image, channel, read_whole, mine);\n"
+        "    __syncthreads();",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "the last cells of a slab are taken for ordered", "roi_pool.cu",
+        "    slab[cell * Quads] = values;\n"
+        "    if constexpr (Asked) ordered &= is_ordered<T>(values);\n",
+        "    slab[cell * Quads] = values;\n",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a NaN of 16 bits is taken for ordered", "roi_pool.cu",
+        "(magnitudes + (~signs - infinities)) | ", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a -0 of 16 bits is taken for ordered", "roi_pool.cu",
+        " | ((signs - magnitudes) & two)", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a NaN of 32 bits is taken for ordered", "roi_pool.cu",
+        "unsigned{number != number} |\n", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a -0 of 32 bits is taken for ordered", "roi_pool.cu",
+        "minus_zero = 0x80000000;", "minus_zero = 0x80000001;",
         "roi_pool_forward",
     ),
     Bug(
