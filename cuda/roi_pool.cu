@@ -429,20 +429,23 @@ __global__ __launch_bounds__(kSlabThreads, 1) void pool_slabs_kernel(
 }
 
 // ---- backward -----------------------------------------------------------------------------------------
-// A warp owns `Channels` planes: its lanes are (bin, channel), and it takes the RoIs of its image one after
-// the other. Lanes whose bins share a cell take turns, the lower bin first. So every cell is added to in
-// ascending order of (RoI, bin), which is the CPU's order, without an atomic.
+// A warp owns a plane: its lanes are bins, and it takes the RoIs of its image one after the other. Lanes
+// whose bins share a cell take turns, the lower bin first. So every cell is added to in ascending order of
+// (RoI, bin), which is the CPU's order, without an atomic.
+//
+// A block is `Channels` warps. Of channels-last results it loads the channels of a bin together, as they lie
+// together, and hands each warp its own.
 
 // So many rows of rois are looked at at once, for those of the image: their numbers, from `first` on, are
-// listed in shared memory.
+// listed in shared memory, and after them how many they are.
 constexpr int kRowsListed = 512;
-constexpr int64_t kListBytes = kRowsListed * sizeof(int);
+constexpr int64_t kListBytes = (kRowsListed + 4) * sizeof(int);
 
+// By one warp.
 template <typename T, typename Index>
-__device__ int list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first, int* list) {
+__device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first, int* list) {
   const int lane = lane_of();
   int count = 0;
-  __syncwarp();  // the list before this one is done with
 #pragma unroll 4
   for (int i = lane; i - lane < kRowsListed; i += kWarp) {
     const int64_t row = first + i;
@@ -452,8 +455,7 @@ __device__ int list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, i
     if (mine) list[count + __popc(found & lanes_before(lane))] = i;
     count += __popc(found);
   }
-  __syncwarp();
-  return count;
+  list[kRowsListed] = count;
 }
 
 // The gradients that a warp takes together, in registers: those that come next are on their way while
@@ -466,38 +468,81 @@ struct Steps {
   Index cell[kStepsAhead];  // no cell of the map: nothing to add
 };
 
-// Walks through the listed RoIs, 32 / Channels bins a step. All lanes of a warp walk together.
+// Walks through the listed RoIs, 32 bins a step. All threads of a block walk together, and they are
+// (bin, channel).
 template <typename T, typename Index, int Channels>
 struct StepWalk {
   const RoiPoolBackward<T, Index>& call;
-  const int64_t channel;  // of this lane
-  const int64_t first_row;
   const int* const list;
   const int count;
-  int place = 0;    // in the list
-  int64_t bin = 0;  // the step's first
+  const int64_t bins, mine;  // mine: of a step's bins; `bins` where this thread has no channel
+  const int64_t begin, row_size, step_size;  // begin: of this thread in the row that the list counts from
+  int place = 0;                             // in the list
+  int64_t bin = 0, from = 0;                 // the step's first; where this thread's is
 
+  __device__ StepWalk(const RoiPoolBackward<T, Index>& call, int64_t channel, int64_t first_row,
+                      const int* list)
+      : call(call),
+        list(list),
+        count(list[kRowsListed]),
+        bins(call.grad_output.cells()),
+        mine(channel < call.grad_input.c ? threadIdx.x / Channels : bins),
+        begin(call.grad_output.offset(first_row, channel, threadIdx.x / Channels)),
+        row_size(call.grad_output.offset(1, 0, 0)),
+        step_size(call.grad_output.offset(0, 0, kWarp)) {
+    begin_row();
+  }
   __device__ bool is_over() const { return place >= count; }
+  __device__ void begin_row() {
+    bin = 0;
+    if (!is_over()) from = begin + list[place] * row_size;
+  }
 
   __device__ void load(Steps<T, Index>& steps) {
-    const int64_t bins = call.grad_output.cells();
 #pragma unroll
     for (int i = 0; i < kStepsAhead; ++i) {
       steps.cell[i] = static_cast<Index>(-1);
       steps.gradient[i] = T{};
       if (is_over()) continue;
-      const int64_t row = first_row + list[place], mine = bin + lane_of() / Channels;
-      bin += kWarp / Channels;
-      if (bin >= bins) bin = 0, ++place;
-      if (mine >= bins || channel >= call.grad_input.c) continue;
-      const int64_t from = call.grad_output.offset(row, channel, mine);
-      steps.cell[i] = call.argmax.data[from];
-      steps.gradient[i] = call.grad_output.data[from];
+      if (bin + mine < bins) {
+        steps.cell[i] = call.argmax.data[from];
+        steps.gradient[i] = call.grad_output.data[from];
+      }
+      bin += kWarp, from += step_size;
+      if (bin >= bins) ++place, begin_row();
     }
   }
 };
 
-// Where a warp adds up: cell * cell_stride + channel * channel_stride.
+// Steps of a block in shared memory, on their way from the threads that loaded them to the warps that add.
+// Rows of bins are a little longer than a warp, so that neighbouring channels lie in other banks.
+template <typename T, typename Index, int Channels>
+struct Exchange {
+  template <typename N>
+  using Rows = N[kStepsAhead][Channels][kWarp + 16 / sizeof(N)];
+  Rows<T> gradient;
+  Rows<Index> cell;
+
+  // To a thread that is (bin, channel), the steps of (channel, bin).
+  __device__ void turn(Steps<T, Index>& steps) {
+    const int channel = static_cast<int>(threadIdx.x) % Channels;
+    const int bin = static_cast<int>(threadIdx.x) / Channels;
+    __syncthreads();  // the steps before these are done with
+#pragma unroll
+    for (int i = 0; i < kStepsAhead; ++i) {
+      gradient[i][channel][bin] = steps.gradient[i];
+      cell[i][channel][bin] = steps.cell[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kStepsAhead; ++i) {
+      steps.gradient[i] = gradient[i][warp_of()][lane_of()];
+      steps.cell[i] = cell[i][warp_of()][lane_of()];
+    }
+  }
+};
+
+// Where a block adds up: cell * cell_stride + channel * channel_stride.
 template <typename W>
 struct Sums {
   W* data;
@@ -508,65 +553,70 @@ struct Sums {
   }
 };
 
-template <typename T, typename Index, int Channels>
-__device__ void add(const Steps<T, Index>& steps, int64_t cells, const Sums<Wide<T>>& sums) {
-  const int lane = lane_of(), channel = lane % Channels;
+template <typename T, typename Index>
+__device__ void add(const Steps<T, Index>& steps, unsigned cells, const Sums<Wide<T>>& sums) {
+  const int lane = lane_of();
+  // One test for both ends of the map: -1, and 65535 of uint16, are large without a sign.
+  const auto cell = [&](int i) { return static_cast<unsigned>(static_cast<int>(steps.cell[i])); };
+  int turns[kStepsAhead];  // -1: nothing to add
 #pragma unroll
   for (int i = 0; i < kStepsAhead; ++i) {
-    // One test for both ends of the map: -1, and 65535 of uint16, are large without a sign.
-    const auto cell = static_cast<unsigned>(static_cast<int>(steps.cell[i]));
-    const bool adds = cell < cells;
-    // Lanes of one address; a lane with none is alone.
-    const unsigned address = adds ? cell * Channels + channel : ~static_cast<unsigned>(lane);
-    const unsigned sharing = __match_any_sync(kAllLanes, address);
-    const int turn = __popc(sharing & lanes_before(lane));
-    for (int now = 0; __ballot_sync(kAllLanes, adds && turn >= now) != 0; ++now) {
-      if (adds && turn == now) sums.at(cell, channel) += widened(steps.gradient[i]);
+    const bool adds = cell(i) < cells;
+    // Lanes of one cell; a lane with none is alone.
+    const unsigned sharing = __match_any_sync(kAllLanes, adds ? cell(i) : ~static_cast<unsigned>(lane));
+    turns[i] = adds ? __popc(sharing & lanes_before(lane)) : -1;
+  }
+#pragma unroll
+  for (int i = 0; i < kStepsAhead; ++i)
+    for (int now = 0; __ballot_sync(kAllLanes, turns[i] >= now) != 0; ++now) {
+      if (turns[i] == now) sums.at(cell(i), warp_of()) += widened(steps.gradient[i]);
       __syncwarp();
     }
-  }
 }
 
-// A block is one warp. Sums are in shared memory (known when this is compiled, or loads would have to ask),
-// or, where it is too small, in `spare`, of the size of grad_input.
+// Sums are in shared memory (known when this is compiled, or loads would have to ask), or, where it is too
+// small, in `spare`, of the size of grad_input.
 template <typename T, typename Index, int Channels, bool InShared>
-__global__ __launch_bounds__(kWarp, 1) void scatter_kernel(RoiPoolBackward<T, Index> call,
-                                                           Wide<T>* spare) {
+__global__ __launch_bounds__(Channels * kWarp, 1) void scatter_kernel(RoiPoolBackward<T, Index> call,
+                                                                      Wide<T>* spare) {
   using W = Wide<T>;
   const MapView<T>& result = call.grad_input;
   const int64_t cells = result.cells(), groups = ceil_div(result.c, Channels);
-  const int channel = lane_of() % Channels;
+  const auto numbered = static_cast<unsigned>(cells < 0x7fffffff ? cells : 0x7fffffff);  // by int32, at most
+  const int channel = static_cast<int>(threadIdx.x) % Channels;
+  int* const list = reinterpret_cast<int*>(dynamic_shared);
+  auto* const exchange = reinterpret_cast<Exchange<T, Index, Channels>*>(list + kListBytes / sizeof(int));
   for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
     const int64_t image = group / groups, first = group % groups * Channels;
     Sums<W> sums;
-    int* const list = reinterpret_cast<int*>(dynamic_shared);
     if constexpr (InShared)
-      sums = {reinterpret_cast<W*>(list + kRowsListed), Channels, 1};
+      sums = {reinterpret_cast<W*>(exchange + (Channels > 1)), 1, cells};
     else
       sums = {spare + result.offset(image, first, 0), result.cell_stride(), result.channel_stride()};
-    const bool has_channel = first + channel < result.c;
-    for (int64_t cell = lane_of() / Channels; cell < cells; cell += kWarp / Channels)
-      if (has_channel) sums.at(cell, channel) = 0;
-    __syncwarp();
+    for (int64_t cell = lane_of(); cell < cells; cell += kWarp) sums.at(cell, warp_of()) = 0;
 
     for (int64_t row = 0; row < call.rois.shape[0]; row += kRowsListed) {
-      const int count = list_rows(call, image, row, list);
-      StepWalk<T, Index, Channels> walk{call, first + channel, row, list, count};
+      __syncthreads();  // the list before this one is done with
+      if (warp_of() == 0) list_rows(call, image, row, list);
+      __syncthreads();
+      StepWalk<T, Index, Channels> walk(call, first + channel, row, list);
       Steps<T, Index> now, next;
       walk.load(now);
-      for (bool last = count == 0; !last; now = next) {
+      for (bool last = walk.count == 0; !last; now = next) {
         last = walk.is_over();
         walk.load(next);
-        add<T, Index, Channels>(now, cells, sums);
+        if constexpr (Channels > 1) exchange->turn(now);
+        add(now, numbered, sums);
       }
     }
 
+    __syncthreads();
     T* const out = result.data + result.offset(image, first, 0);
-    for (int64_t cell = lane_of() / Channels; cell < cells; cell += kWarp / Channels)
-      if (has_channel)
+    if (first + channel < result.c)
+      for (int64_t cell = threadIdx.x / Channels; cell < cells; cell += kWarp)
         out[cell * result.cell_stride() + channel * result.channel_stride()] =
             narrowed<T>(sums.at(cell, channel));
-    __syncwarp();  // the next group's zeros come after
+    __syncthreads();  // the next group's zeros come after
   }
 }
 
@@ -590,18 +640,19 @@ void launch_slabs(const RoiPoolForward<T, Index>& call, const Stream& stream) {
     launch(pool_slabs_kernel<T, Index, false, Quads>);
 }
 
-// Bytes that the sums of a warp take.
-template <typename T, typename Index>
-int64_t sums_bytes(const RoiPoolBackward<T, Index>& call, int64_t channels) {
-  return call.grad_input.cells() * channels * static_cast<int64_t>(sizeof(Wide<T>));
+// Bytes of shared memory where `Channels` planes are summed there.
+template <int Channels, typename T, typename Index>
+int64_t scatter_bytes(const RoiPoolBackward<T, Index>& call) {
+  const int64_t sums = call.grad_input.cells() * Channels * static_cast<int64_t>(sizeof(Wide<T>));
+  return kListBytes + (Channels > 1 ? sizeof(Exchange<T, Index, Channels>) : 0) + sums;
 }
 
 template <int Channels, bool InShared, typename T, typename Index>
 void launch_scatter(const RoiPoolBackward<T, Index>& call, Wide<T>* spare, const Stream& stream) {
   const int64_t groups = ceil_div(call.grad_input.c, Channels) * call.grad_input.n;
-  const int64_t shared_bytes = kListBytes + (InShared ? sums_bytes(call, Channels) : 0);
+  const int64_t shared_bytes = InShared ? scatter_bytes<Channels>(call) : kListBytes;
   launch_blocks("roi_pool_backward", scatter_kernel<T, Index, Channels, InShared>, groups,
-                {kWarp, shared_bytes}, stream, call, spare);
+                {Channels * kWarp, shared_bytes}, stream, call, spare);
 }
 
 }  // namespace
@@ -638,11 +689,10 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stre
   if (call.grad_input.size() == 0) return;
   const DeviceGuard guard(stream);
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
-  const auto fits = [&](int64_t channels) { return sums_bytes(call, channels) + kListBytes <= limit; };
   constexpr int together = 8;  // channels of channels-last maps that are read together
-  if (call.grad_input.layout == Layout::nhwc && fits(together)) {
+  if (call.grad_input.layout == Layout::nhwc && scatter_bytes<together>(call) <= limit) {
     launch_scatter<together, true>(call, nullptr, stream);
-  } else if (fits(1)) {
+  } else if (scatter_bytes<1>(call) <= limit) {
     launch_scatter<1, true>(call, nullptr, stream);
   } else if constexpr (std::is_same_v<T, Wide<T>>) {
     launch_scatter<1, false>(call, call.grad_input.data, stream);

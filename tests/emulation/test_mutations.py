@@ -136,13 +136,13 @@ BUGS = [
     ),
     Bug(
         "lanes of one cell add at once", "roi_pool.cu",
-        "    const int turn = __popc(sharing & lanes_before(lane));\n", "    const int turn = 0;\n",
+        "adds ? __popc(sharing & lanes_before(lane)) : -1;", "adds ? 0 : -1;",
         "roi_pool_backward",
     ),
     Bug(
         "the higher bin adds first", "roi_pool.cu",
-        "    const int turn = __popc(sharing & lanes_before(lane));\n",
-        "    const int turn = __popc(sharing & ~lanes_before(lane)) - 1;\n",
+        "adds ? __popc(sharing & lanes_before(lane)) : -1;",
+        "adds ? __popc(sharing & ~lanes_before(lane)) - 1 : -1;",
         "roi_pool_backward",
     ),
     Bug(
@@ -153,13 +153,45 @@ BUGS = [
     ),
     Bug(
         "a cell beyond the map is added to", "roi_pool.cu",
-        "    const bool adds = cell < cells;\n", "    const bool adds = cell <= cells;\n",
+        "    const bool adds = cell(i) < cells;\n", "    const bool adds = cell(i) <= cells;\n",
         "roi_pool_backward",
     ),
     Bug(
         "a row of another image is listed", "roi_pool.cu",
         "    if (mine) list[count + __popc(found & lanes_before(lane))] = i;\n",
         "    list[count + __popc(found & lanes_before(lane))] = i;\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "steps are taken before all are there", "roi_pool.cu",
+        "      cell[i][channel][bin] = steps.cell[i];\n    }\n    __syncthreads();\n",
+        "      cell[i][channel][bin] = steps.cell[i];\n    }\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "steps are overwritten before all are taken", "roi_pool.cu",
+        "    __syncthreads();  // the steps before these are done with\n", "",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a warp gets the steps of another channel", "roi_pool.cu",
+        "      steps.cell[i] = cell[i][warp_of()][lane_of()];\n",
+        "      steps.cell[i] = cell[i][warp_of() / 2 * 2][lane_of()];\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a list is overwritten before all have walked through it", "roi_pool.cu",
+        "      __syncthreads();  // the list before this one is done with\n", "",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "sums are written before all are there", "roi_pool.cu",
+        "    __syncthreads();\n    T* const out", "    T* const out",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "sums are made zero before all are written", "roi_pool.cu",
+        "    __syncthreads();  // the next group's zeros come after\n", "",
         "roi_pool_backward",
     ),
     Bug(
@@ -174,7 +206,7 @@ BUGS = [
     ),
     Bug(
         "the sums are not zero at first", "roi_pool.cu",
-        "      if (has_channel) sums.at(cell, channel) = 0;\n", "      {}\n",
+        "cell += kWarp) sums.at(cell, warp_of()) = 0;\n", "cell += kWarp) {}\n",
         "roi_pool_backward",
     ),
     Bug(
