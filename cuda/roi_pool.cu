@@ -171,6 +171,19 @@ __device__ Quad<T> maxima(const Quad<T>& a, const Quad<T>& b) {
   return result;
 }
 
+// The same of 16-bit numbers with their cells, two of either together: a slab's cells can be numbered by 15 bits.
+template <typename T>
+__device__ void meet(Quad<T>& best, unsigned (&cells)[kQuad<T> / 2], const Quad<T>& others, int cell) {
+#pragma unroll
+  for (int i = 0; i < kQuad<T> / 2; ++i) {
+    Compared<T> x, y;
+    memcpy(&x, best.numbers + 2 * i, 4), memcpy(&y, others.numbers + 2 * i, 4);
+    const unsigned better = __hgt2_mask(y, x);
+    cells[i] = (better & (static_cast<unsigned>(cell) * 0x10001)) | (~better & cells[i]);
+  }
+  best = maxima<T>(best, others);
+}
+
 // Whether the numbers of a quad are ordered. Those of 16 bits are looked at by twos.
 template <typename T>
 __device__ bool is_ordered(const Quad<T>& quad) {
@@ -319,7 +332,7 @@ __device__ void pool_quad(int width, SlabRange y, SlabRange x, const Quad<T>* sl
                           const QuadPlace& place, T* output, Index* argmax) {
   const bool empty = y.begin >= y.end || x.begin >= x.end;
   const int first = empty ? 0 : y.begin * width + x.begin;
-  // No cells several a step: lanes have bins of different sizes, and what is left over would be another
+  // A cell a step: lanes have bins of different sizes, and what several a step leave over would be another
   // branch for some of them.
   const auto for_each_cell = [&](const auto& meet) {
     const int columns = x.end - x.begin;
@@ -335,13 +348,22 @@ __device__ void pool_quad(int width, SlabRange y, SlabRange x, const Quad<T>* sl
   };
   const Quad<T> corner = whole(slab + first * Quads);
   Quad<T> values;
+  [[maybe_unused]] Vector<Index, kQuad<T>> cells;
   if constexpr (Ordered) {
     values = corner;
-    for_each_cell([&](const Quad<T>& others, int) { values = maxima<T>(values, others); });
+    if constexpr (WithArgmax) {
+      unsigned two_cells[kQuad<T> / 2];
+      for (unsigned& two : two_cells) two = empty ? ~0u : static_cast<unsigned>(first) * 0x10001;
+      for_each_cell([&](const Quad<T>& others, int cell) { meet<T>(values, two_cells, others, cell); });
+#pragma unroll
+      for (int c = 0; c < kQuad<T>; ++c)
+        cells.numbers[c] = static_cast<Index>(static_cast<int16_t>(two_cells[c / 2] >> (c % 2 * 16)));
+    } else {
+      for_each_cell([&](const Quad<T>& others, int) { values = maxima<T>(values, others); });
+    }
     if (empty) values = {};
   } else {
     Maximum<T, int> best[kQuad<T>];
-    Vector<Index, kQuad<T>> cells;
 #pragma unroll
     for (int c = 0; c < kQuad<T>; ++c) best[c].begin(corner.numbers[c], empty ? -1 : first);
     for_each_cell([&](const Quad<T>& others, int cell) {
@@ -353,9 +375,9 @@ __device__ void pool_quad(int width, SlabRange y, SlabRange x, const Quad<T>* sl
       values.numbers[c] = empty ? T{} : best[c].result(corner.numbers[c]);
       cells.numbers[c] = static_cast<Index>(best[c].cell);
     }
-    if constexpr (WithArgmax) put(cells, argmax, place);
   }
   put(values, output, place);
+  if constexpr (WithArgmax) put(cells, argmax, place);
 }
 
 // The RoIs of a warp, `row` and every `step`-th after it, for the channels of a slab, `channel` and on.
@@ -415,13 +437,13 @@ __global__ __launch_bounds__(kSlabThreads, 1) void pool_slabs_kernel(
     const int64_t image = block / slabs % images, share = block / slabs / images;
     const int64_t channel = block % slabs * slab_channels + quad * kQuad<T>;
     __syncthreads();  // the slab before this one is done with
-    constexpr bool asked = !WithArgmax && kHasMaximum<T>;
+    constexpr bool asked = kHasMaximum<T> && (!WithArgmax || sizeof(T) == 2);
     const bool ordered = __syncthreads_and(
         fill_slab<asked, T, Quads>(call.features, image, channel, read_whole, mine));
     const int64_t row = share * warps + warp_of(), step = shares * warps;
     if constexpr (asked)
       if (ordered) {
-        pool_rois<true, false, Quads>(call, image, row, step, channel, mine, ranges);
+        pool_rois<true, WithArgmax, Quads>(call, image, row, step, channel, mine, ranges);
         continue;
       }
     pool_rois<false, WithArgmax, Quads>(call, image, row, step, channel, mine, ranges);

@@ -33,7 +33,7 @@ GENERIC = ("LD", "ST")
 INSTRUCTIONS = {
     "pool_slabs_kernel": (("LDS.128",), LOCAL + GENERIC),  # whole vectors from shared memory
     # two maxima an instruction
-    "pool_slabs_kernel<(float16|bfloat16), int, false": (("HMNMX2",), ()),
+    "pool_slabs_kernel<(float16|bfloat16)": (("HMNMX2",), ()),
     "pool_directly_kernel": (("LDG",), LOCAL + GENERIC),
     "scatter_kernel<.*true>": (("LDS", "STS"), LOCAL + GENERIC + ATOMICS),
     "scatter_kernel<.*false>": (("LDG", "STG"), LOCAL + GENERIC + ATOMICS),

@@ -15,6 +15,10 @@ struct __half2 {
   __half x, y;
 };
 
+inline unsigned __hgt2_mask(__half2 a, __half2 b) {
+  return (__half2float(a.x) > __half2float(b.x) ? 0xffffu : 0u) |
+         (__half2float(a.y) > __half2float(b.y) ? 0xffff0000u : 0u);
+}
 // Faithful to numbers that are not NaN, nor zeros of both signs. The kernels ask for no others.
 inline __half2 __hmax2(__half2 a, __half2 b) {
   return {__half2float(a.x) > __half2float(b.x) ? a.x : b.x,

@@ -125,6 +125,21 @@ BUGS = [
         "roi_pool_forward",
     ),
     Bug(
+        "the last of equal maxima of 16 bits wins", "roi_pool.cu",
+        "better = __hgt2_mask(y, x);", "better = ~__hgt2_mask(x, y);",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "two maxima of 16 bits change their cells", "roi_pool.cu",
+        "two_cells[c / 2] >> (c % 2 * 16)", "two_cells[c / 2] >> (16 - c % 2 * 16)",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "an empty bin of 16 bits has a cell", "roi_pool.cu",
+        "two = empty ? ~0u : ", "two = empty ? 0u : ",
+        "roi_pool_forward",
+    ),
+    Bug(
         "a NaN of 32 bits is taken for ordered", "roi_pool.cu",
         "unsigned{number != number} |\n", "",
         "roi_pool_forward",
