@@ -116,8 +116,9 @@ __global__ void pool_directly_kernel(RoiPoolForward<T, Index> call) {
 }
 
 // ---- forward, from a slab in shared memory --------------------------------------------------------------
-// A slab is `Quads` times 16 bytes of channels of every cell of one image: [cell][channels]. The lanes of a
-// warp are (bin, quad): neighbouring lanes read the quads of one cell, and a RoI's bins take turns.
+// A slab is `Quads` times 16 bytes of channels of every cell of one image: [cell][channels]. Its cells are
+// numbered by int16_t, -1 for none. The lanes of a warp are (bin, quad): neighbouring lanes read the quads of
+// one cell, and a RoI's bins take turns.
 
 constexpr int kSlabThreads = 512;
 
@@ -149,13 +150,8 @@ __device__ C maximum(C a, C b) {
 }
 
 // Whether the machine has that instruction. Others take several, more than comparing each number does.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 template <typename T>
-constexpr bool kHasMaximum = std::is_same_v<T, float>;
-#else
-template <typename T>
-constexpr bool kHasMaximum = !std::is_same_v<T, double>;
-#endif
+constexpr bool kHasMaximum = std::is_same_v<T, float> || (FRCNN_MAXIMA_BY_TWO && sizeof(T) == 2);
 
 template <typename T>
 __device__ Quad<T> maxima(const Quad<T>& a, const Quad<T>& b) {
@@ -171,7 +167,7 @@ __device__ Quad<T> maxima(const Quad<T>& a, const Quad<T>& b) {
   return result;
 }
 
-// The same of 16-bit numbers with their cells, two of either together: a slab's cells can be numbered by 15 bits.
+// The same of 16-bit numbers with their cells, two of either together.
 template <typename T>
 __device__ void meet(Quad<T>& best, unsigned (&cells)[kQuad<T> / 2], const Quad<T>& others, int cell) {
 #pragma unroll
@@ -304,7 +300,7 @@ __device__ void put(const Vector<N, Count>& values, N* to, const QuadPlace& plac
   }
 }
 
-// The rows or columns of a bin. A slab has fewer cells than 16 bits can number.
+// The rows or columns of a bin.
 struct SlabRange {
   uint16_t begin, end;
 };
@@ -693,6 +689,7 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call, const Stream& stream
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
   const int64_t cells = call.features.cells(), images = call.features.n;
   const bool slabs = call.rois.shape[0] >= kFewRois * images && images > 0 && cells > 0 &&
+                     cells <= std::numeric_limits<int16_t>::max() &&
                      call.output.cells() <= std::numeric_limits<int>::max() / 2;
   const auto fits = [&](int quads) {
     return slab_bytes(cells, quads, call.output.h + call.output.w) <= limit;

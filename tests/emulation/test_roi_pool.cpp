@@ -153,6 +153,12 @@ Pool<T, Index> make_pool(const PoolShape& shape, Layout layout, int64_t others, 
     if (kind == 3) value = -most;
     if (kind == 4) value = unordered == Unordered::many ? -0.0f : 1e-6f;  // denormal as float16
     pool.features.push_back(number<T>(value));
+    if constexpr (sizeof(T) == 2)
+      if (unordered != Unordered::many && random.integer(0, 1) == 0) {
+        const T any{static_cast<uint16_t>(random.integer(0, 0xffff))};
+        const float wide = semantics::widen(any);
+        if (wide < 0 || wide > 0 || any.bits == 0) pool.features.back() = any;
+      }
   }
   if (unordered != Unordered::many) {
     // In one plane nothing is greater than 0, and -0 comes before or after it.
