@@ -2,6 +2,7 @@
 // fit, and few RoIs, directly from the map. Backward: a warp owns planes and adds to them in order.
 #include "fastrcnn_engine/roi_pool.h"
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cmath>
@@ -115,8 +116,9 @@ __global__ void pool_directly_kernel(RoiPoolForward<T, Index> call) {
 }
 
 // ---- forward, from a slab in shared memory --------------------------------------------------------------
-// A slab is `Quads` times 16 bytes of channels of every cell of one image: [cell][channels]. The lanes of a
-// warp are (bin, quad): neighbouring lanes read the quads of one cell, and a RoI's bins take turns.
+// A slab is `Quads` times 16 bytes of channels of every cell of one image: [cell][channels]. Its cells are
+// numbered by int16_t, -1 for none. The lanes of a warp are (bin, quad): neighbouring lanes read the quads of
+// one cell, and a RoI's bins take turns.
 
 constexpr int kSlabThreads = 512;
 
@@ -132,6 +134,83 @@ struct alignas(Count * sizeof(N) < 16 ? Count * sizeof(N) : 16) Vector {
 template <typename T>
 using Quad = Vector<T, kQuad<T>>;
 
+// Numbers are ordered where no NaN and no -0 is among them. Then whichever beats the others is their maximum
+// to the machine as well, which takes one instruction for a float or for two numbers of 16 bits.
+template <typename T>
+using Compared = std::conditional_t<
+    std::is_same_v<T, float16>, __half2,
+    std::conditional_t<std::is_same_v<T, bfloat16>, __nv_bfloat162, T>>;
+
+template <typename C>
+__device__ C maximum(C a, C b) {
+  if constexpr (std::is_same_v<C, float>)
+    return fmaxf(a, b);
+  else
+    return __hmax2(a, b);
+}
+
+// Whether the machine has that instruction. Others take several, more than comparing each number does.
+template <typename T>
+constexpr bool kHasMaximum = std::is_same_v<T, float> || (FRCNN_MAXIMA_BY_TWO && sizeof(T) == 2);
+
+template <typename T>
+__device__ Quad<T> maxima(const Quad<T>& a, const Quad<T>& b) {
+  constexpr int size = sizeof(Compared<T>);
+  Quad<T> result;
+#pragma unroll
+  for (int i = 0; i < kQuad<T>; i += size / sizeof(T)) {
+    Compared<T> x, y;
+    memcpy(&x, a.numbers + i, size), memcpy(&y, b.numbers + i, size);
+    x = maximum(x, y);
+    memcpy(result.numbers + i, &x, size);
+  }
+  return result;
+}
+
+// The same of 16-bit numbers with their cells, two of either together.
+template <typename T>
+__device__ void meet(Quad<T>& best, unsigned (&cells)[kQuad<T> / 2], const Quad<T>& others, int cell) {
+#pragma unroll
+  for (int i = 0; i < kQuad<T> / 2; ++i) {
+    Compared<T> x, y;
+    memcpy(&x, best.numbers + 2 * i, 4), memcpy(&y, others.numbers + 2 * i, 4);
+    const unsigned better = __hgt2_mask(y, x);
+    cells[i] = (better & (static_cast<unsigned>(cell) * 0x10001)) | (~better & cells[i]);
+  }
+  best = maxima<T>(best, others);
+}
+
+// Whether the numbers of a quad are ordered. Those of 16 bits are looked at by twos.
+template <typename T>
+__device__ bool is_ordered(const Quad<T>& quad) {
+  unsigned disorder = 0;
+  if constexpr (sizeof(T) == 2) {
+    constexpr unsigned signs = 0x80008000;
+    constexpr unsigned infinities = std::is_same_v<T, float16> ? 0x7c007c00 : 0x7f807f80;
+#pragma unroll
+    for (const unsigned two : semantics::same_bits<Vector<unsigned, 4>>(quad).numbers) {
+      const unsigned magnitudes = two & ~signs;
+      // The sign bits of those beyond infinity, and of those that have one and are not less than 0.
+      disorder |= (magnitudes + (~signs - infinities)) | ((signs - magnitudes) & two);
+    }
+    disorder &= signs;
+  } else {
+    constexpr unsigned minus_zero = 0x80000000;
+#pragma unroll
+    for (const T number : quad.numbers)
+      disorder |= unsigned{number != number} |
+                  unsigned{semantics::same_bits<unsigned>(number) == minus_zero};
+  }
+  return disorder == 0;
+}
+
+// A quad in one load, whatever becomes of its parts.
+template <typename T, int Count>
+__device__ Vector<T, Count> whole(const Vector<T, Count>* quad) {
+  const uint4 words = *reinterpret_cast<const uint4*>(quad);
+  return semantics::same_bits<Vector<T, Count>>(words);
+}
+
 // Whether the channels of a quad lie together, and where vectors may.
 template <typename T, typename N>
 __device__ bool has_whole_quads(const MapView<N>& map) {
@@ -139,146 +218,252 @@ __device__ bool has_whole_quads(const MapView<N>& map) {
          reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
 }
 
+// Where the numbers of a quad lie in a map: those of `channel` and on. Counted by int, of which one
+// instruction compares two and one adds one to an address.
+struct QuadPlace {
+  bool is_whole;
+  int count;   // of the channels that there are
+  int stride;  // from one to the next
+
+  template <typename T>
+  __device__ static QuadPlace of(const MapView<T>& map, int64_t channel, bool is_whole) {
+    const int64_t left = map.c - channel;
+    const auto count = static_cast<int>(left < 0 ? 0 : left < kQuad<T> ? left : kQuad<T>);
+    return {is_whole, count, static_cast<int>(map.channel_stride())};
+  }
+};
+
 constexpr int kTogether = 4;  // loads under way together
 
 // Calls load(cell) for kTogether cells of this thread and puts them in the slab, until all are there.
-template <typename T, int Quads, typename Load>
-__device__ void fill_cells(int cells, Quad<T>* slab, const Load& load) {
+// Returns whether they are ordered, if that is asked.
+template <bool Asked, typename T, int Quads, typename Load>
+__device__ bool fill_cells(int cells, Quad<T>* slab, const Load& load) {
   constexpr int step = kSlabThreads / Quads;
   int cell = static_cast<int>(threadIdx.x) / Quads;
+  bool ordered = true;
   for (; cell + (kTogether - 1) * step < cells; cell += kTogether * step) {
     Quad<T> values[kTogether];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) values[i] = load(cell + i * step);
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) slab[(cell + i * step) * Quads] = values[i];
+    for (int i = 0; i < kTogether; ++i) {
+      slab[(cell + i * step) * Quads] = values[i];
+      if constexpr (Asked) ordered &= is_ordered<T>(values[i]);
+    }
   }
-  for (; cell < cells; cell += step) slab[cell * Quads] = load(cell);
+  for (; cell < cells; cell += step) {
+    const Quad<T> values = load(cell);
+    slab[cell * Quads] = values;
+    if constexpr (Asked) ordered &= is_ordered<T>(values);
+  }
+  return ordered;
 }
 
 // The slab from `channel` on; 0 for channels that a last slab lacks. `slab` is where this lane's quads lie.
-template <typename T, int Quads>
-__device__ void fill_slab(const MapView<const T>& map, int64_t image, int64_t channel, bool whole_quads,
+// Returns whether they are ordered, if that is asked.
+template <bool Asked, typename T, int Quads>
+__device__ bool fill_slab(const MapView<const T>& map, int64_t image, int64_t channel, bool whole_quads,
                           Quad<T>* slab) {
   const int cells = static_cast<int>(map.cells());
-  const int64_t channels = map.c - channel;
-  const T* from = map.data + map.offset(image, channel, 0);
-  const int64_t channel_stride = map.channel_stride(), cell_stride = map.cell_stride();
-  if (whole_quads && channels > 0)
-    fill_cells<T, Quads>(cells, slab, [&](int cell) {
-      return *reinterpret_cast<const Quad<T>*>(from + cell * cell_stride);
+  const QuadPlace place = QuadPlace::of(map, channel, whole_quads);
+  const T* const first = map.data + map.offset(image, channel, 0);
+  const int64_t cell_stride = map.cell_stride();
+  if (place.is_whole && place.count > 0)
+    return fill_cells<Asked, T, Quads>(cells, slab, [&](int cell) {
+      return *reinterpret_cast<const Quad<T>*>(first + cell * cell_stride);
     });
-  else
-    fill_cells<T, Quads>(cells, slab, [&](int cell) {
+  // Without a condition where none is needed, which is nearly everywhere.
+  const auto by_channels = [&](auto all) {
+    return fill_cells<Asked, T, Quads>(cells, slab, [&](int cell) {
       Quad<T> values{};
+      const T* from = first + cell * cell_stride;
 #pragma unroll
-      for (int c = 0; c < kQuad<T>; ++c)
-        if (c < channels) values.numbers[c] = from[c * channel_stride + cell * cell_stride];
+      for (int c = 0; c < kQuad<T>; ++c, from += place.stride)
+        if (decltype(all)::value || c < place.count) values.numbers[c] = *from;
       return values;
     });
+  };
+  return place.count == kQuad<T> ? by_channels(std::true_type{}) : by_channels(std::false_type{});
 }
 
-// Stores numbers of the channels from `channel` on, at `at` and a channel's stride apart.
 template <typename N, int Count>
-__device__ void put(const Vector<N, Count>& values, const MapView<N>& map, int64_t at, int64_t channel,
-                    bool whole_quads) {
-  if (whole_quads) {
-    *reinterpret_cast<Vector<N, Count>*>(map.data + at) = values;
+__device__ void put(const Vector<N, Count>& values, N* to, const QuadPlace& place) {
+  if (place.is_whole) {
+    *reinterpret_cast<Vector<N, Count>*>(to) = values;
     return;
   }
-  const int64_t stride = map.channel_stride();
 #pragma unroll
-  for (int c = 0; c < Count; ++c)
-    if (channel + c < map.c) map.data[at + c * stride] = values.numbers[c];
+  for (int c = 0; c < Count; ++c, to += place.stride) {
+    if (c >= place.count) return;
+    *to = values.numbers[c];
+  }
 }
 
-// One bin of one RoI for the channels of one quad, `channel` and on.
-template <typename T, typename Index, bool WithArgmax, int Quads>
-__device__ void pool_quad(const RoiPoolForward<T, Index>& call, int64_t row, int64_t channel, int bin,
-                          BinRange y, BinRange x, bool whole_quads, const Quad<T>* slab) {
-  const int width = static_cast<int>(call.features.w);
-  const int top = static_cast<int>(y.begin), bottom = static_cast<int>(y.end);
-  const int left = static_cast<int>(x.begin), right = static_cast<int>(x.end);
-  const bool empty = top >= bottom || left >= right;
-  const int first = empty ? 0 : top * width + left;
-  Maximum<T, int> best[kQuad<T>];
-  const Quad<T> corner = slab[first * Quads];
+// The rows or columns of a bin.
+struct SlabRange {
+  uint16_t begin, end;
+};
+
+// The ranges of a RoI's rows of bins and, after them, of its columns. All empty where it has no image.
+template <typename T, typename Index>
+__device__ void find_ranges(const RoiPoolForward<T, Index>& call, int64_t row, bool has_image,
+                            SlabRange* ranges) {
+  const int ph = static_cast<int>(call.output.h), pw = static_cast<int>(call.output.w);
+#pragma unroll 1
+  for (int i = lane_of(); i < ph + pw; i += kWarp) {
+    const bool is_row = i < ph;
+    const float* const first = call.rois.data + 5 * row + (is_row ? 2 : 1);
+    const BinRange range = semantics::bin_range(
+        semantics::roi_span(first[0], first[2], call.spatial_scale, is_row ? ph : pw),
+        is_row ? i : i - ph, is_row ? call.features.h : call.features.w);
+    ranges[i] = {static_cast<uint16_t>(range.begin),
+                 static_cast<uint16_t>(has_image ? range.end : range.begin)};
+  }
+}
+
+// One bin of one RoI for the channels of one quad. Where argmax is not wanted there is no place for it.
+template <bool Ordered, bool WithArgmax, int Quads, typename T, typename Index>
+__device__ void pool_quad(int width, SlabRange y, SlabRange x, const Quad<T>* slab,
+                          const QuadPlace& place, T* output, Index* argmax) {
+  const bool empty = y.begin >= y.end || x.begin >= x.end;
+  const int first = empty ? 0 : y.begin * width + x.begin;
+  // A cell a step: lanes have bins of different sizes, and what several a step leave over would be another
+  // branch for some of them.
+  const auto for_each_cell = [&](const auto& meet) {
+    const int columns = x.end - x.begin;
+    const Quad<T>* line = slab + first * Quads;
+    int cell = first;
+#pragma unroll 1
+    for (int rows = empty ? 0 : y.end - y.begin; rows > 0; --rows) {
+      const Quad<T>* const end = line + columns * Quads;
+#pragma unroll 1
+      for (const Quad<T>* at = line; at < end; at += Quads) meet(whole(at), cell++);
+      line += width * Quads, cell += width - columns;
+    }
+  };
+  const Quad<T> corner = whole(slab + first * Quads);
+  Quad<T> values;
+  [[maybe_unused]] Vector<Index, kQuad<T>> cells;
+  if constexpr (Ordered) {
+    values = corner;
+    if constexpr (WithArgmax) {
+      unsigned two_cells[kQuad<T> / 2];
+      for (unsigned& two : two_cells) two = empty ? ~0u : static_cast<unsigned>(first) * 0x10001;
+      for_each_cell([&](const Quad<T>& others, int cell) { meet<T>(values, two_cells, others, cell); });
 #pragma unroll
-  for (int c = 0; c < kQuad<T>; ++c) best[c].begin(corner.numbers[c], empty ? -1 : first);
-  for (int line = top; line < bottom; ++line) {
-    const int end = line * width + right;
-    for (int cell = line * width + left; cell < end; ++cell) {
-      const Quad<T> values = slab[cell * Quads];
+      for (int c = 0; c < kQuad<T>; ++c)
+        cells.numbers[c] = static_cast<Index>(static_cast<int16_t>(two_cells[c / 2] >> (c % 2 * 16)));
+    } else {
+      for_each_cell([&](const Quad<T>& others, int) { values = maxima<T>(values, others); });
+    }
+    if (empty) values = {};
+  } else {
+    Maximum<T, int> best[kQuad<T>];
 #pragma unroll
-      for (int c = 0; c < kQuad<T>; ++c) best[c].meet(values.numbers[c], cell);
+    for (int c = 0; c < kQuad<T>; ++c) best[c].begin(corner.numbers[c], empty ? -1 : first);
+    for_each_cell([&](const Quad<T>& others, int cell) {
+#pragma unroll
+      for (int c = 0; c < kQuad<T>; ++c) best[c].meet(others.numbers[c], cell);
+    });
+#pragma unroll
+    for (int c = 0; c < kQuad<T>; ++c) {
+      values.numbers[c] = empty ? T{} : best[c].result(corner.numbers[c]);
+      cells.numbers[c] = static_cast<Index>(best[c].cell);
     }
   }
-  Quad<T> values;
-  Vector<Index, kQuad<T>> cells;
-#pragma unroll
-  for (int c = 0; c < kQuad<T>; ++c) {
-    values.numbers[c] = empty ? T{} : best[c].result(corner.numbers[c]);
-    cells.numbers[c] = static_cast<Index>(best[c].cell);
+  put(values, output, place);
+  if constexpr (WithArgmax) put(cells, argmax, place);
+}
+
+// The RoIs of a warp, `row` and every `step`-th after it, for the channels of a slab, `channel` and on.
+template <bool Ordered, bool WithArgmax, int Quads, typename T, typename Index>
+__device__ void pool_rois(const RoiPoolForward<T, Index>& call, int64_t image, int64_t row, int64_t step,
+                          int64_t channel, const Quad<T>* slab, SlabRange* ranges) {
+  constexpr int together = kWarp / Quads;
+  const int ph = static_cast<int>(call.output.h), pw = static_cast<int>(call.output.w);
+  const int bins = ph * pw, width = static_cast<int>(call.features.w);
+  const int first_bin = lane_of() / Quads, first_y = first_bin / pw, first_x = first_bin % pw;
+  const int step_y = together / pw, step_x = together % pw;
+  const bool is_whole = has_whole_quads<T>(call.output) &&
+                        (!WithArgmax || has_whole_quads<T>(call.argmax));
+  const QuadPlace place = QuadPlace::of(call.output, channel, is_whole);
+  const int64_t bin_step = together * call.output.cell_stride();
+  for (; row < call.rois.shape[0]; row += step) {
+    const int64_t its_image = semantics::roi_image(call.rois.data[5 * row], call.features.n);
+    // Rows of no image are empty ones of the first.
+    if (its_image != image && !(its_image < 0 && image == 0)) continue;
+    __syncwarp();  // the ranges before these are done with
+    find_ranges(call, row, its_image >= 0, ranges);
+    __syncwarp();
+    if (place.count == 0) continue;
+    const int64_t at = call.output.offset(row, channel, 0) + first_bin * call.output.cell_stride();
+    T* output = call.output.data + at;
+    Index* argmax = WithArgmax ? call.argmax.data + at : nullptr;
+    int bin_y = first_y, bin_x = first_x;
+    for (int bin = first_bin; bin < bins; bin += together) {
+      pool_quad<Ordered, WithArgmax, Quads>(width, ranges[bin_y], ranges[ph + bin_x], slab, place, output,
+                                            argmax);
+      output += bin_step;
+      if constexpr (WithArgmax) argmax += bin_step;
+      bin_x += step_x, bin_y += step_y;
+      if (bin_x >= pw) bin_x -= pw, ++bin_y;
+    }
   }
-  const int64_t at = call.output.offset(row, channel, bin);
-  put(values, call.output, at, channel, whole_quads);
-  if constexpr (WithArgmax) put(cells, call.argmax, at, channel, whole_quads);
+}
+
+// Bytes of shared memory for `cells` cells and the ranges of every warp's RoI.
+inline int64_t slab_bytes(int64_t cells, int quads, int64_t ranges) {
+  return cells * quads * 16 + kSlabThreads / kWarp * ranges * static_cast<int64_t>(sizeof(SlabRange));
 }
 
 // A block is (slab, image, share): every `shares`-th group of RoIs is pooled by this one.
 template <typename T, typename Index, bool WithArgmax, int Quads>
 __global__ __launch_bounds__(kSlabThreads, 1) void pool_slabs_kernel(
     RoiPoolForward<T, Index> call, int64_t shares) {
-  constexpr int slab_channels = Quads * kQuad<T>, together = kWarp / Quads;
+  constexpr int slab_channels = Quads * kQuad<T>, warps = kSlabThreads / kWarp;
   Quad<T>* const slab = reinterpret_cast<Quad<T>*>(dynamic_shared);
-  const int64_t slabs = ceil_div(call.features.c, slab_channels);
-  const int64_t images = call.features.n, rois = call.rois.shape[0];
-  const int pw = static_cast<int>(call.output.w), bins = static_cast<int>(call.output.cells());
-  const int quad = lane_of() % Quads, first_bin = lane_of() / Quads;
+  SlabRange* const ranges = reinterpret_cast<SlabRange*>(slab + call.features.cells() * Quads) +
+                            warp_of() * (call.output.h + call.output.w);
+  const int64_t slabs = ceil_div(call.features.c, slab_channels), images = call.features.n;
+  const int quad = lane_of() % Quads;
   Quad<T>* const mine = slab + quad;  // the quads that this lane fills are those it reads
   const bool read_whole = has_whole_quads<T>(call.features);
-  const bool write_whole = has_whole_quads<T>(call.output) &&
-                           (!WithArgmax || has_whole_quads<T>(call.argmax));
   for (int64_t block = blockIdx.x; block < slabs * images * shares; block += gridDim.x) {
     const int64_t image = block / slabs % images, share = block / slabs / images;
-    const int64_t first = block % slabs * slab_channels, channel = first + quad * kQuad<T>;
+    const int64_t channel = block % slabs * slab_channels + quad * kQuad<T>;
     __syncthreads();  // the slab before this one is done with
-    fill_slab<T, Quads>(call.features, image, channel, read_whole, mine);
-    __syncthreads();
-    constexpr int warps = kSlabThreads / kWarp;
-    for (int64_t row = share * warps + warp_of(); row < rois; row += shares * warps) {
-      const RoiPlace roi = place_of(call, row);
-      // Rows of no image are empty ones of the first.
-      if (roi.image != image && !(roi.image < 0 && image == 0)) continue;
-      if (channel >= call.features.c) continue;
-      int bin_y = first_bin / pw, bin_x = first_bin % pw;
-      for (int bin = first_bin; bin < bins; bin += together) {
-        BinRange y = semantics::bin_range(roi.y, bin_y, call.features.h);
-        const BinRange x = semantics::bin_range(roi.x, bin_x, call.features.w);
-        if (roi.image < 0) y.end = y.begin;
-        pool_quad<T, Index, WithArgmax, Quads>(call, row, channel, bin, y, x, write_whole, mine);
-        bin_x += together % pw, bin_y += together / pw;
-        if (bin_x >= pw) bin_x -= pw, ++bin_y;
+    constexpr bool asked = kHasMaximum<T> && (!WithArgmax || sizeof(T) == 2);
+    const bool ordered = __syncthreads_and(
+        fill_slab<asked, T, Quads>(call.features, image, channel, read_whole, mine));
+    const int64_t row = share * warps + warp_of(), step = shares * warps;
+    if constexpr (asked)
+      if (ordered) {
+        pool_rois<true, WithArgmax, Quads>(call, image, row, step, channel, mine, ranges);
+        continue;
       }
-    }
+    pool_rois<false, WithArgmax, Quads>(call, image, row, step, channel, mine, ranges);
   }
 }
 
 // ---- backward -----------------------------------------------------------------------------------------
-// A warp owns `Channels` planes: its lanes are (bin, channel), and it takes the RoIs of its image one after
-// the other. Lanes whose bins share a cell take turns, the lower bin first. So every cell is added to in
-// ascending order of (RoI, bin), which is the CPU's order, without an atomic.
+// A warp owns a plane: its lanes are bins, and it takes the RoIs of its image one after the other. Lanes
+// whose bins share a cell take turns, the lower bin first. So every cell is added to in ascending order of
+// (RoI, bin), which is the CPU's order, without an atomic.
+//
+// A block is `Channels` warps. Of channels-last results it loads the channels of a bin together, as they lie
+// together, and hands each warp its own.
 
 // So many rows of rois are looked at at once, for those of the image: their numbers, from `first` on, are
-// listed in shared memory.
+// listed in shared memory, and after them how many they are.
 constexpr int kRowsListed = 512;
-constexpr int64_t kListBytes = kRowsListed * sizeof(int);
+constexpr int64_t kListBytes = (kRowsListed + 4) * sizeof(int);
 
+// By one warp.
 template <typename T, typename Index>
-__device__ int list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first, int* list) {
+__device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first, int* list) {
   const int lane = lane_of();
   int count = 0;
-  __syncwarp();  // the list before this one is done with
 #pragma unroll 4
   for (int i = lane; i - lane < kRowsListed; i += kWarp) {
     const int64_t row = first + i;
@@ -288,8 +473,7 @@ __device__ int list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, i
     if (mine) list[count + __popc(found & lanes_before(lane))] = i;
     count += __popc(found);
   }
-  __syncwarp();
-  return count;
+  list[kRowsListed] = count;
 }
 
 // The gradients that a warp takes together, in registers: those that come next are on their way while
@@ -302,38 +486,81 @@ struct Steps {
   Index cell[kStepsAhead];  // no cell of the map: nothing to add
 };
 
-// Walks through the listed RoIs, 32 / Channels bins a step. All lanes of a warp walk together.
+// Walks through the listed RoIs, 32 bins a step. All threads of a block walk together, and they are
+// (bin, channel).
 template <typename T, typename Index, int Channels>
 struct StepWalk {
   const RoiPoolBackward<T, Index>& call;
-  const int64_t channel;  // of this lane
-  const int64_t first_row;
   const int* const list;
   const int count;
-  int place = 0;    // in the list
-  int64_t bin = 0;  // the step's first
+  const int64_t bins, mine;  // mine: of a step's bins; `bins` where this thread has no channel
+  const int64_t begin, row_size, step_size;  // begin: of this thread in the row that the list counts from
+  int place = 0;                             // in the list
+  int64_t bin = 0, from = 0;                 // the step's first; where this thread's is
 
+  __device__ StepWalk(const RoiPoolBackward<T, Index>& call, int64_t channel, int64_t first_row,
+                      const int* list)
+      : call(call),
+        list(list),
+        count(list[kRowsListed]),
+        bins(call.grad_output.cells()),
+        mine(channel < call.grad_input.c ? threadIdx.x / Channels : bins),
+        begin(call.grad_output.offset(first_row, channel, threadIdx.x / Channels)),
+        row_size(call.grad_output.offset(1, 0, 0)),
+        step_size(call.grad_output.offset(0, 0, kWarp)) {
+    begin_row();
+  }
   __device__ bool is_over() const { return place >= count; }
+  __device__ void begin_row() {
+    bin = 0;
+    if (!is_over()) from = begin + list[place] * row_size;
+  }
 
   __device__ void load(Steps<T, Index>& steps) {
-    const int64_t bins = call.grad_output.cells();
 #pragma unroll
     for (int i = 0; i < kStepsAhead; ++i) {
       steps.cell[i] = static_cast<Index>(-1);
       steps.gradient[i] = T{};
       if (is_over()) continue;
-      const int64_t row = first_row + list[place], mine = bin + lane_of() / Channels;
-      bin += kWarp / Channels;
-      if (bin >= bins) bin = 0, ++place;
-      if (mine >= bins || channel >= call.grad_input.c) continue;
-      const int64_t from = call.grad_output.offset(row, channel, mine);
-      steps.cell[i] = call.argmax.data[from];
-      steps.gradient[i] = call.grad_output.data[from];
+      if (bin + mine < bins) {
+        steps.cell[i] = call.argmax.data[from];
+        steps.gradient[i] = call.grad_output.data[from];
+      }
+      bin += kWarp, from += step_size;
+      if (bin >= bins) ++place, begin_row();
     }
   }
 };
 
-// Where a warp adds up: cell * cell_stride + channel * channel_stride.
+// Steps of a block in shared memory, on their way from the threads that loaded them to the warps that add.
+// Rows of bins are a little longer than a warp, so that neighbouring channels lie in other banks.
+template <typename T, typename Index, int Channels>
+struct Exchange {
+  template <typename N>
+  using Rows = N[kStepsAhead][Channels][kWarp + 16 / sizeof(N)];
+  Rows<T> gradient;
+  Rows<Index> cell;
+
+  // To a thread that is (bin, channel), the steps of (channel, bin).
+  __device__ void turn(Steps<T, Index>& steps) {
+    const int channel = static_cast<int>(threadIdx.x) % Channels;
+    const int bin = static_cast<int>(threadIdx.x) / Channels;
+    __syncthreads();  // the steps before these are done with
+#pragma unroll
+    for (int i = 0; i < kStepsAhead; ++i) {
+      gradient[i][channel][bin] = steps.gradient[i];
+      cell[i][channel][bin] = steps.cell[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kStepsAhead; ++i) {
+      steps.gradient[i] = gradient[i][warp_of()][lane_of()];
+      steps.cell[i] = cell[i][warp_of()][lane_of()];
+    }
+  }
+};
+
+// Where a block adds up: cell * cell_stride + channel * channel_stride.
 template <typename W>
 struct Sums {
   W* data;
@@ -344,65 +571,70 @@ struct Sums {
   }
 };
 
-template <typename T, typename Index, int Channels>
-__device__ void add(const Steps<T, Index>& steps, int64_t cells, const Sums<Wide<T>>& sums) {
-  const int lane = lane_of(), channel = lane % Channels;
+template <typename T, typename Index>
+__device__ void add(const Steps<T, Index>& steps, unsigned cells, const Sums<Wide<T>>& sums) {
+  const int lane = lane_of();
+  // One test for both ends of the map: -1, and 65535 of uint16, are large without a sign.
+  const auto cell = [&](int i) { return static_cast<unsigned>(static_cast<int>(steps.cell[i])); };
+  int turns[kStepsAhead];  // -1: nothing to add
 #pragma unroll
   for (int i = 0; i < kStepsAhead; ++i) {
-    // One test for both ends of the map: -1, and 65535 of uint16, are large without a sign.
-    const auto cell = static_cast<unsigned>(static_cast<int>(steps.cell[i]));
-    const bool adds = cell < cells;
-    // Lanes of one address; a lane with none is alone.
-    const unsigned address = adds ? cell * Channels + channel : ~static_cast<unsigned>(lane);
-    const unsigned sharing = __match_any_sync(kAllLanes, address);
-    const int turn = __popc(sharing & lanes_before(lane));
-    for (int now = 0; __ballot_sync(kAllLanes, adds && turn >= now) != 0; ++now) {
-      if (adds && turn == now) sums.at(cell, channel) += widened(steps.gradient[i]);
+    const bool adds = cell(i) < cells;
+    // Lanes of one cell; a lane with none is alone.
+    const unsigned sharing = __match_any_sync(kAllLanes, adds ? cell(i) : ~static_cast<unsigned>(lane));
+    turns[i] = adds ? __popc(sharing & lanes_before(lane)) : -1;
+  }
+#pragma unroll
+  for (int i = 0; i < kStepsAhead; ++i)
+    for (int now = 0; __ballot_sync(kAllLanes, turns[i] >= now) != 0; ++now) {
+      if (turns[i] == now) sums.at(cell(i), warp_of()) += widened(steps.gradient[i]);
       __syncwarp();
     }
-  }
 }
 
-// A block is one warp. Sums are in shared memory (known when this is compiled, or loads would have to ask),
-// or, where it is too small, in `spare`, of the size of grad_input.
+// Sums are in shared memory (known when this is compiled, or loads would have to ask), or, where it is too
+// small, in `spare`, of the size of grad_input.
 template <typename T, typename Index, int Channels, bool InShared>
-__global__ __launch_bounds__(kWarp, 1) void scatter_kernel(RoiPoolBackward<T, Index> call,
-                                                           Wide<T>* spare) {
+__global__ __launch_bounds__(Channels * kWarp, 1) void scatter_kernel(RoiPoolBackward<T, Index> call,
+                                                                      Wide<T>* spare) {
   using W = Wide<T>;
   const MapView<T>& result = call.grad_input;
   const int64_t cells = result.cells(), groups = ceil_div(result.c, Channels);
-  const int channel = lane_of() % Channels;
+  const auto numbered = static_cast<unsigned>(cells < 0x7fffffff ? cells : 0x7fffffff);  // by int32, at most
+  const int channel = static_cast<int>(threadIdx.x) % Channels;
+  int* const list = reinterpret_cast<int*>(dynamic_shared);
+  auto* const exchange = reinterpret_cast<Exchange<T, Index, Channels>*>(list + kListBytes / sizeof(int));
   for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
     const int64_t image = group / groups, first = group % groups * Channels;
     Sums<W> sums;
-    int* const list = reinterpret_cast<int*>(dynamic_shared);
     if constexpr (InShared)
-      sums = {reinterpret_cast<W*>(list + kRowsListed), Channels, 1};
+      sums = {reinterpret_cast<W*>(exchange + (Channels > 1)), 1, cells};
     else
       sums = {spare + result.offset(image, first, 0), result.cell_stride(), result.channel_stride()};
-    const bool has_channel = first + channel < result.c;
-    for (int64_t cell = lane_of() / Channels; cell < cells; cell += kWarp / Channels)
-      if (has_channel) sums.at(cell, channel) = 0;
-    __syncwarp();
+    for (int64_t cell = lane_of(); cell < cells; cell += kWarp) sums.at(cell, warp_of()) = 0;
 
     for (int64_t row = 0; row < call.rois.shape[0]; row += kRowsListed) {
-      const int count = list_rows(call, image, row, list);
-      StepWalk<T, Index, Channels> walk{call, first + channel, row, list, count};
+      __syncthreads();  // the list before this one is done with
+      if (warp_of() == 0) list_rows(call, image, row, list);
+      __syncthreads();
+      StepWalk<T, Index, Channels> walk(call, first + channel, row, list);
       Steps<T, Index> now, next;
       walk.load(now);
-      for (bool last = count == 0; !last; now = next) {
+      for (bool last = walk.count == 0; !last; now = next) {
         last = walk.is_over();
         walk.load(next);
-        add<T, Index, Channels>(now, cells, sums);
+        if constexpr (Channels > 1) exchange->turn(now);
+        add(now, numbered, sums);
       }
     }
 
+    __syncthreads();
     T* const out = result.data + result.offset(image, first, 0);
-    for (int64_t cell = lane_of() / Channels; cell < cells; cell += kWarp / Channels)
-      if (has_channel)
+    if (first + channel < result.c)
+      for (int64_t cell = threadIdx.x / Channels; cell < cells; cell += kWarp)
         out[cell * result.cell_stride() + channel * result.channel_stride()] =
             narrowed<T>(sums.at(cell, channel));
-    __syncwarp();  // the next group's zeros come after
+    __syncthreads();  // the next group's zeros come after
   }
 }
 
@@ -415,7 +647,8 @@ void launch_slabs(const RoiPoolForward<T, Index>& call, const Stream& stream) {
   const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
   const int64_t most = ceil_div(call.rois.shape[0], kSlabThreads / kWarp);
   const int64_t shares = std::clamp<int64_t>(processors / blocks, 1, most);
-  const BlockShape shape{kSlabThreads, call.features.cells() * Quads * 16};
+  const BlockShape shape{
+      kSlabThreads, slab_bytes(call.features.cells(), Quads, call.output.h + call.output.w)};
   const auto launch = [&](auto kernel) {
     launch_blocks("roi_pool_forward", kernel, blocks * shares, shape, stream, call, shares);
   };
@@ -425,18 +658,19 @@ void launch_slabs(const RoiPoolForward<T, Index>& call, const Stream& stream) {
     launch(pool_slabs_kernel<T, Index, false, Quads>);
 }
 
-// Bytes that the sums of a warp take.
-template <typename T, typename Index>
-int64_t sums_bytes(const RoiPoolBackward<T, Index>& call, int64_t channels) {
-  return call.grad_input.cells() * channels * static_cast<int64_t>(sizeof(Wide<T>));
+// Bytes of shared memory where `Channels` planes are summed there.
+template <int Channels, typename T, typename Index>
+int64_t scatter_bytes(const RoiPoolBackward<T, Index>& call) {
+  const int64_t sums = call.grad_input.cells() * Channels * static_cast<int64_t>(sizeof(Wide<T>));
+  return kListBytes + (Channels > 1 ? sizeof(Exchange<T, Index, Channels>) : 0) + sums;
 }
 
 template <int Channels, bool InShared, typename T, typename Index>
 void launch_scatter(const RoiPoolBackward<T, Index>& call, Wide<T>* spare, const Stream& stream) {
   const int64_t groups = ceil_div(call.grad_input.c, Channels) * call.grad_input.n;
-  const int64_t shared_bytes = kListBytes + (InShared ? sums_bytes(call, Channels) : 0);
+  const int64_t shared_bytes = InShared ? scatter_bytes<Channels>(call) : kListBytes;
   launch_blocks("roi_pool_backward", scatter_kernel<T, Index, Channels, InShared>, groups,
-                {kWarp, shared_bytes}, stream, call, spare);
+                {Channels * kWarp, shared_bytes}, stream, call, spare);
 }
 
 }  // namespace
@@ -455,10 +689,14 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call, const Stream& stream
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
   const int64_t cells = call.features.cells(), images = call.features.n;
   const bool slabs = call.rois.shape[0] >= kFewRois * images && images > 0 && cells > 0 &&
+                     cells <= std::numeric_limits<int16_t>::max() &&
                      call.output.cells() <= std::numeric_limits<int>::max() / 2;
-  if (slabs && cells * 64 <= limit)
+  const auto fits = [&](int quads) {
+    return slab_bytes(cells, quads, call.output.h + call.output.w) <= limit;
+  };
+  if (slabs && fits(4))
     launch_slabs<4>(call, stream);
-  else if (slabs && cells * 16 <= limit)
+  else if (slabs && fits(1))
     launch_slabs<1>(call, stream);
   else
     launch_threads("roi_pool_forward", pool_directly_kernel<T, Index>, call.output.size(), stream, call);
@@ -470,11 +708,10 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stre
   if (call.grad_input.size() == 0) return;
   const DeviceGuard guard(stream);
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
-  const auto fits = [&](int64_t channels) { return sums_bytes(call, channels) + kListBytes <= limit; };
   constexpr int together = 8;  // channels of channels-last maps that are read together
-  if (call.grad_input.layout == Layout::nhwc && fits(together)) {
+  if (call.grad_input.layout == Layout::nhwc && scatter_bytes<together>(call) <= limit) {
     launch_scatter<together, true>(call, nullptr, stream);
-  } else if (fits(1)) {
+  } else if (scatter_bytes<1>(call) <= limit) {
     launch_scatter<1, true>(call, nullptr, stream);
   } else if constexpr (std::is_same_v<T, Wide<T>>) {
     launch_scatter<1, false>(call, call.grad_input.data, stream);

@@ -64,6 +64,7 @@ inline dim3 blockDim, gridDim;
 using Here = std::source_location;
 
 void __syncthreads(Here here = Here::current());
+int __syncthreads_and(int holds, Here here = Here::current());
 inline void __threadfence() {}  // blocks run one after another
 
 namespace emulation {

@@ -321,6 +321,16 @@ using namespace emulation;
 
 void __syncthreads(Here here) { the_block->park(here); }
 
+int __syncthreads_and(int holds, Here here) {
+  static bool all;
+  __syncthreads(here);
+  all = true;
+  __syncthreads(here);
+  all = all && holds != 0;
+  __syncthreads(here);
+  return all;
+}
+
 std::array<uint64_t, kLanes> emulation::exchange(unsigned mask, uint64_t value, const Here& here) {
   return the_block->exchange(mask, value, here);
 }

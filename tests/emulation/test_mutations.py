@@ -28,7 +28,7 @@ class Bug:
 BUGS = [
     Bug(
         "a slab is read before it is filled", "roi_pool.cu",
-        "read_whole, mine);\n    __syncthreads();\n", "read_whole, mine);\n",
+        "= __syncthreads_and(\n", "= bool(\n",
         "roi_pool_forward",
     ),
     Bug(
@@ -49,7 +49,7 @@ BUGS = [
     ),
     Bug(
         "the quads of a cell change places", "roi_pool.cu",
-        " write_whole, mine);\n", " write_whole, slab + (quad ^ 1) % Quads);\n",
+        "ranges[ph + bin_x], slab, place", "ranges[ph + bin_x], slab + (Quads > 1), place",
         "roi_pool_forward",
     ),
     Bug(
@@ -69,30 +69,95 @@ BUGS = [
     ),
     Bug(
         "bins beyond the first rows are the row above's", "roi_pool.cu",
-        "        if (bin_x >= pw) bin_x -= pw, ++bin_y;\n",
-        "        if (bin_x >= pw) bin_x -= pw;\n",
+        "      if (bin_x >= pw) bin_x -= pw, ++bin_y;\n", "      if (bin_x >= pw) bin_x -= pw;\n",
         "roi_pool_forward",
     ),
     Bug(
         "rows of no image are left as they were", "roi_pool.cu",
-        "      if (roi.image != image && !(roi.image < 0 && image == 0)) continue;\n",
-        "      if (roi.image != image) continue;\n",
+        "    if (its_image != image && !(its_image < 0 && image == 0)) continue;\n",
+        "    if (its_image != image) continue;\n",
         "roi_pool_forward",
     ),
     Bug(
         "a share of the RoIs is pooled by nobody", "roi_pool.cu",
-        "row < rois; row += shares * warps)", "row < rois - 1; row += shares * warps)",
+        "  for (; row < call.rois.shape[0]; row += step) {\n",
+        "  for (; row < call.rois.shape[0] - 1; row += step) {\n",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "ranges are overwritten before all have read them", "roi_pool.cu",
+        "    __syncwarp();  // the ranges before these are done with\n", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "ranges are read before they are found", "roi_pool.cu",
+        "its_image >= 0, ranges);\n    __syncwarp();\n", "its_image >= 0, ranges);\n",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "the machine's maximum is taken where numbers are not ordered", "roi_pool.cu",
+        "      if (ordered) {\n", "      if (true) {\n",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a warp asks itself alone whether numbers are ordered", "roi_pool.cu",
+        "__syncthreads_and(\n        fill_slab<asked, T, Quads>(call.features, image, channel, "
+        "read_whole, mine));",
+        "fill_slab<asked, T, Quads>(call.features, image, channel, read_whole, mine);\n"
+        "    __syncthreads();",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "the last cells of a slab are taken for ordered", "roi_pool.cu",
+        "    slab[cell * Quads] = values;\n"
+        "    if constexpr (Asked) ordered &= is_ordered<T>(values);\n",
+        "    slab[cell * Quads] = values;\n",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a NaN of 16 bits is taken for ordered", "roi_pool.cu",
+        "(magnitudes + (~signs - infinities)) | ", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a -0 of 16 bits is taken for ordered", "roi_pool.cu",
+        " | ((signs - magnitudes) & two)", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "the last of equal maxima of 16 bits wins", "roi_pool.cu",
+        "better = __hgt2_mask(y, x);", "better = ~__hgt2_mask(x, y);",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "two maxima of 16 bits change their cells", "roi_pool.cu",
+        "two_cells[c / 2] >> (c % 2 * 16)", "two_cells[c / 2] >> (16 - c % 2 * 16)",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "an empty bin of 16 bits has a cell", "roi_pool.cu",
+        "two = empty ? ~0u : ", "two = empty ? 0u : ",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a NaN of 32 bits is taken for ordered", "roi_pool.cu",
+        "unsigned{number != number} |\n", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a -0 of 32 bits is taken for ordered", "roi_pool.cu",
+        "minus_zero = 0x80000000;", "minus_zero = 0x80000001;",
         "roi_pool_forward",
     ),
     Bug(
         "lanes of one cell add at once", "roi_pool.cu",
-        "    const int turn = __popc(sharing & lanes_before(lane));\n", "    const int turn = 0;\n",
+        "adds ? __popc(sharing & lanes_before(lane)) : -1;", "adds ? 0 : -1;",
         "roi_pool_backward",
     ),
     Bug(
         "the higher bin adds first", "roi_pool.cu",
-        "    const int turn = __popc(sharing & lanes_before(lane));\n",
-        "    const int turn = __popc(sharing & ~lanes_before(lane)) - 1;\n",
+        "adds ? __popc(sharing & lanes_before(lane)) : -1;",
+        "adds ? __popc(sharing & ~lanes_before(lane)) - 1 : -1;",
         "roi_pool_backward",
     ),
     Bug(
@@ -103,13 +168,45 @@ BUGS = [
     ),
     Bug(
         "a cell beyond the map is added to", "roi_pool.cu",
-        "    const bool adds = cell < cells;\n", "    const bool adds = cell <= cells;\n",
+        "    const bool adds = cell(i) < cells;\n", "    const bool adds = cell(i) <= cells;\n",
         "roi_pool_backward",
     ),
     Bug(
         "a row of another image is listed", "roi_pool.cu",
         "    if (mine) list[count + __popc(found & lanes_before(lane))] = i;\n",
         "    list[count + __popc(found & lanes_before(lane))] = i;\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "steps are taken before all are there", "roi_pool.cu",
+        "      cell[i][channel][bin] = steps.cell[i];\n    }\n    __syncthreads();\n",
+        "      cell[i][channel][bin] = steps.cell[i];\n    }\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "steps are overwritten before all are taken", "roi_pool.cu",
+        "    __syncthreads();  // the steps before these are done with\n", "",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a warp gets the steps of another channel", "roi_pool.cu",
+        "      steps.cell[i] = cell[i][warp_of()][lane_of()];\n",
+        "      steps.cell[i] = cell[i][warp_of() / 2 * 2][lane_of()];\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a list is overwritten before all have walked through it", "roi_pool.cu",
+        "      __syncthreads();  // the list before this one is done with\n", "",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "sums are written before all are there", "roi_pool.cu",
+        "    __syncthreads();\n    T* const out", "    T* const out",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "sums are made zero before all are written", "roi_pool.cu",
+        "    __syncthreads();  // the next group's zeros come after\n", "",
         "roi_pool_backward",
     ),
     Bug(
@@ -124,7 +221,7 @@ BUGS = [
     ),
     Bug(
         "the sums are not zero at first", "roi_pool.cu",
-        "      if (has_channel) sums.at(cell, channel) = 0;\n", "      {}\n",
+        "cell += kWarp) sums.at(cell, warp_of()) = 0;\n", "cell += kWarp) {}\n",
         "roi_pool_backward",
     ),
     Bug(
