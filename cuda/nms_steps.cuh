@@ -352,10 +352,12 @@ __device__ void compare_group(const Window<T>& window, const SuppressionRule<T>&
     const bool is_earlier = i < earlier;
     const int column = i - earlier;
     const int other = (is_earlier ? i : window.first + column) * kWarp + lane;
-    if (other < (is_earlier ? kept : list.count))
-      columns[lane].set(list.boxes[other], rule.side);
-    else
+    if (other < (is_earlier ? kept : list.count)) {
+      const StoredBox<T> whole = list.boxes[other];  // not by its parts
+      columns[lane].set(whole, rule.side);
+    } else {
       columns[lane].fill_up();
+    }
     __syncwarp();
     const unsigned suppressors = suppressors_of<T>(box, rule, columns, kWarp);
     if (is_earlier)
@@ -491,7 +493,7 @@ __global__ __launch_bounds__(kClassThreads, 1) void suppress_kernel(
       sort(list_ranked, count);
     }
     fetch_boxes(source, list, list_ranked);
-    for (int i = static_cast<int>(threadIdx.x); i * kWarp < count; i += kClassThreads)
+    for (int i = static_cast<int>(threadIdx.x); i < groups_of(count); i += kClassThreads)
       longs.begins[begin + i] = static_cast<int>(begin);
   }
 }
@@ -524,7 +526,7 @@ __global__ __launch_bounds__(kClassThreads, 2) void window_kernel(SuppressionRul
     if (threadIdx.x == 0) {
       __threadfence();
       state.ends_window = atomicAdd(&list.compared, 1) + 1 == window.groups;
-      __threadfence();
+      if (state.ends_window) __threadfence();
     }
     __syncthreads();
     if (!state.ends_window) continue;
@@ -587,7 +589,7 @@ struct LongSizes {
     // 64 MiB, unless a window of one turn does.
     const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
     constexpr int64_t most_tiles = int64_t{1} << 19;
-    window = std::max<int64_t>(std::min(2 * most_tiles / groups, 4 * processors), kClassWarps);
+    window = std::max<int64_t>(std::min(2 * most_tiles / groups - 1, 4 * processors), kClassWarps);
     window = std::min(window, ceil_div(rows, kWarp));
     tiles = std::min(groups, lists * window) * (window + 1) / 2;
   }

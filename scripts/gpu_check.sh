@@ -149,7 +149,15 @@ for workload in (WORKLOADS[0], WORKLOADS[2], WORKLOADS[3]):
         label = f"{workload.name} R={workload.r} {str(layout).removeprefix('torch.')}"
         call(f"{label} values", engine.roi_pool, x, *pooling)
         _, argmax = call(f"{label} argmax", engine.roi_pool_with_argmax, x, *pooling)
-        call(f"{label} gradient", engine.roi_pool_backward, grad, argmax, problem.rois, x.shape)
+        narrow = torch.empty_like(argmax, dtype=torch.uint16)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            given = x.to(dtype)
+            name = f"{label} {str(dtype).removeprefix('torch.')}"
+            if dtype != torch.float32:
+                call(f"{name} values", engine.roi_pool, given, *pooling)
+            both = engine.roi_pool_with_argmax
+            call(f"{name} uint16 argmax", both, given, *pooling, argmax_out=narrow)
+        call(f"{label} gradient", engine.roi_pool_backward, grad, narrow, problem.rois, x.shape)
 boxes, scores = (t.cuda() for t in clustered(2000))
 call("nms 2000 boxes", engine.nms, boxes, scores, 0.3)
 classes = torch.arange(6000, device="cuda") // 300

@@ -38,7 +38,8 @@ INSTRUCTIONS = {
     "scatter_kernel<.*true>": (("LDS", "STS"), LOCAL + GENERIC + ATOMICS),
     "scatter_kernel<.*false>": (("LDG", "STG"), LOCAL + GENERIC + ATOMICS),
     "suppress_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
-    "window_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
+    # between its blocks, fences
+    "window_kernel": (("LDS.128", "STS.128", "MEMBAR"), LOCAL + GENERIC),
 }
 # The first architecture that has it, where not all have.
 FIRST = {"HMNMX2": "sm_80"}

@@ -273,7 +273,7 @@ BUGS = [
     ),
     Bug(
         "the last group of a long list is nobody's", "nms_steps.cuh",
-        "i * kWarp < count;", "i * kWarp + kWarp < count;",
+        "i < groups_of(count);", "i + 1 < groups_of(count);",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(

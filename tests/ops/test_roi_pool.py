@@ -345,6 +345,11 @@ def test_cuda_equals_cpu(dtype, layout, cuda_device):
         features = torch.from_numpy(laid_out(case.features, layout)).to(dtype)
         rois = torch.from_numpy(case.rois)
         check_cuda(features, rois, case.output_size, case.scale, cuda_device, case.name)
+        # So often that they are pooled from slabs, which few RoIs are not.
+        often = -(-32 * features.shape[0] // max(rois.shape[0], 1))
+        check_cuda(
+            features, rois.repeat(often, 1), case.output_size, case.scale, cuda_device, case.name
+        )
 
 
 @pytest.mark.parametrize("size", [(38, 63), (100, 90), (200, 300)], ids=str)
@@ -381,11 +386,13 @@ def test_cuda_gives_zero_where_no_image_is(cuda_device):
     """The device cannot raise for a bad batch index without waiting; it must stay inside memory."""
     features = torch.ones(2, 3, 4, 4, device=cuda_device)
     rows = [[i, 0, 0, 3, 3] for i in (-1, 2, 1e6, -1e30, float("nan"), float("inf"), 1)]
-    rois = torch.tensor(rows, device=cuda_device)
-    values, argmax = fe.roi_pool_with_argmax(features, rois, 2)
-    assert (values[:-1] == 0).all()
-    assert (argmax[:-1] == -1).all()
-    assert (values[-1] == 1).all()
+    for often in (1, 64):  # directly, and from slabs
+        rois = torch.tensor(rows, device=cuda_device).repeat(often, 1)
+        values, argmax = fe.roi_pool_with_argmax(features, rois, 2)
+        has_image = torch.arange(len(rois)) % len(rows) == len(rows) - 1
+        assert (values[~has_image] == 0).all()
+        assert (argmax[~has_image] == -1).all()
+        assert (values[has_image] == 1).all()
 
 
 @pytest.mark.cuda
