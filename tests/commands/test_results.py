@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -349,6 +350,21 @@ def test_proposals_that_are_missing_are_told(drawn, tmp_path, monkeypatch, capsy
     assert "does not say how to make more of its kind" in capsys.readouterr().out
 
 
+def run_stopped(number: int, monkeypatch, *command) -> None:
+    """Runs a command that Ctrl-C ends at its detection of that number."""
+    calls, detect = itertools.count(1), bulk.detect_image
+
+    def stops(*arguments, **options):
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return detect(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(bulk, "detect_image", stops)
+        run(*command)
+    assert end.value.code == 130
+
+
 def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     trained, drawn, tmp_path, capsys, monkeypatch
 ):
@@ -358,23 +374,11 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     (tmp_path / "list.txt").write_text(f"{bad}\n\n{images[0]}\n{tmp_path / 'absent.jpg'}\n")
     command = ("detect", tmp_path / "list.txt", folder, "--many", "--checkpoint", trained,
                "--score", 0, "--out", out)  # fmt: skip
-    calls, detect = [], bulk.detect_image
-
-    def stops(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return detect(*arguments, **options)
-
-    monkeypatch.setattr(bulk, "detect_image", stops)
-    with pytest.raises(SystemExit) as end:
-        run(*command)
-    assert end.value.code == 130
+    run_stopped(3, monkeypatch, *command)
     path = out / "detections.jsonl"
     before = path.read_bytes()
     assert before.count(b"\n") == 4  # two images, and two that cannot be read
     path.write_bytes(before + b'{"image": "cut o')
-    monkeypatch.setattr(bulk, "detect_image", detect)
     capsys.readouterr()
     run(*command)
     assert path.read_bytes().startswith(before)
@@ -454,20 +458,8 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
     (parts / ".part-00001.parquet.tmp").write_text("cut o")
     before = (parts / "part-00000.parquet").read_bytes()
     monkeypatch.setattr(bulk, "PART_IMAGES", 2)
-    detect = bulk.detect_image
-
-    def stops(*arguments, calls=[], **options):  # noqa: B006
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return detect(*arguments, **options)
-
-    monkeypatch.setattr(bulk, "detect_image", stops)
-    with pytest.raises(SystemExit) as end:
-        run(*parquet)
-    assert end.value.code == 130
+    run_stopped(4, monkeypatch, *parquet)
     assert len(rows_of(parts)) == 5  # what was detected before Ctrl-C is there, part or no part
-    monkeypatch.setattr(bulk, "detect_image", detect)
     capsys.readouterr()
     run(*parquet)
     text = " ".join(capsys.readouterr().out.split())
