@@ -15,12 +15,15 @@ struct __half2 {
   __half x, y;
 };
 
-inline unsigned __hgt2_mask(__half2 a, __half2 b) {
-  return (__half2float(a.x) > __half2float(b.x) ? 0xffffu : 0u) |
-         (__half2float(a.y) > __half2float(b.y) ? 0xffff0000u : 0u);
+inline float number(__half value) { return __half2float(value); }
+
+// Of two pairs, __half2 or __nv_bfloat162.
+template <typename Two>
+unsigned __hgt2_mask(Two a, Two b) {
+  return (number(a.x) > number(b.x) ? 0xffffu : 0u) | (number(a.y) > number(b.y) ? 0xffff0000u : 0u);
 }
 // Faithful to numbers that are not NaN, nor zeros of both signs. The kernels ask for no others.
-inline __half2 __hmax2(__half2 a, __half2 b) {
-  return {__half2float(a.x) > __half2float(b.x) ? a.x : b.x,
-          __half2float(a.y) > __half2float(b.y) ? a.y : b.y};
+template <typename Two>
+Two __hmax2(Two a, Two b) {
+  return {number(a.x) > number(b.x) ? a.x : b.x, number(a.y) > number(b.y) ? a.y : b.y};
 }
