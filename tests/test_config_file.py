@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrcnn_engine import cli
+from fastrcnn_engine import cli, options
 from fastrcnn_engine.commands import training
 from fastrcnn_engine.commands.training import Train, configured
 from fastrcnn_engine.config_file import presets, read_settings
@@ -39,8 +39,8 @@ def test_values_have_the_types_of_the_settings(tmp_path):
         "data": Path("VOC2007"), "network": "tiny", "learning_rate": 0.001,
         "short_side": (480, 576), "max_side": 800, "momentum": 0.0, "flip": False,
         "classes": ("cat", "no"), "weights": None, "learning_rate_steps": (10, 20),
-        "search": cli.Search(mode="fast", short_side=None),
-        "detection": cli.Detection(protocol="paper"),
+        "search": options.Search(mode="fast", short_side=None),
+        "detection": options.Detection(protocol="paper"),
     }  # fmt: skip
     assert read(tmp_path, "# nothing\n") == {}
 

@@ -14,7 +14,7 @@ from typing import get_args
 
 import pytest
 
-from fastrcnn_engine import cli, pipeline
+from fastrcnn_engine import cli, options, pipeline
 from fastrcnn_engine.bulk import JsonLines
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.data.proposals.search import METHODS
@@ -112,12 +112,12 @@ def test_defaults_are_those_of_the_functions():
             for name, parameter in inspect.signature(function).parameters.items()
         }
 
-    search, detection = cli.Search(), cli.Detection()
+    search, detection = options.Search(), options.Detection()
     assert search.workers == defaults(compute_proposals)["workers"]
     fields = dataclasses.asdict(search)
     del fields["workers"]
     assert fields == dataclasses.asdict(Search())
-    assert get_args(cli.Method) == METHODS and get_args(cli.Mode) == MODES
+    assert get_args(options.Method) == METHODS and get_args(options.Mode) == MODES
     for name in ("score_threshold", "nms_threshold", "max_detections", "box_regression"):
         assert getattr(detection, name) == defaults(detect_image)[name]
     for name in ("nms_threshold", "box_regression"):

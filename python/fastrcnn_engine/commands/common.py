@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastrcnn_engine import cli
 from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
 from fastrcnn_engine.evaluation.voc import METRICS, VOCResult
 from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.options import Detect, Eval, Export, Metric
+from fastrcnn_engine.options import Search as SearchOptions
 from fastrcnn_engine.pipeline import Run
 from fastrcnn_engine.report.html import number
 from fastrcnn_engine.training.distributed import environment
@@ -65,7 +66,7 @@ def print_notes(console: Console, what: str, notes: list[str], most: int = 5) ->
             console.print(f"  and {len(notes) - most} more")
 
 
-def check_metric(metric: cli.Metric) -> None:
+def check_metric(metric: Metric) -> None:
     """What the metric needs is installed."""
     if metric == "coco":
         pycocotools()
@@ -80,7 +81,7 @@ def check_alone() -> None:
         )
 
 
-def search_of(options: cli.Search) -> Search:
+def search_of(options: SearchOptions) -> Search:
     """The options as the search they ask for. ValueError for values out of range."""
     fields = dataclasses.asdict(options)
     del fields["workers"]
@@ -95,7 +96,7 @@ def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
             store[record.image_id]
 
 
-def resize(model: FastRCNN, options: cli.Eval | cli.Detect | cli.Export) -> None:
+def resize(model: FastRCNN, options: Eval | Detect | Export) -> None:
     """Scale images to the sizes of the options, where these name any."""
     given = {"short_side": options.short_side, "max_side": options.max_side}
     given = {name: size for name, size in given.items() if size is not None}

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from fastrcnn_engine import cli
+from fastrcnn_engine.commands import plain_console
 from fastrcnn_engine.commands.common import CACHE, print_notes, search_of
 from fastrcnn_engine.data.check import check_dataset
 from fastrcnn_engine.data.layouts import load_dataset
@@ -22,6 +22,7 @@ from fastrcnn_engine.data.proposals import (
     write_proposals,
 )
 from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.options import CheckData, Proposals, Search
 from fastrcnn_engine.pipeline import RECALL_THRESHOLDS, search_datasets, write_json
 from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.gallery import sample_pictures
@@ -30,9 +31,9 @@ from fastrcnn_engine.report.plots import sizes_svg
 from fastrcnn_engine.shards import WHOLE
 
 
-def check_data(options: cli.CheckData) -> None:
-    """See cli.CheckData."""
-    console = cli.plain_console()
+def check_data(options: CheckData) -> None:
+    """See options.CheckData."""
+    console = plain_console()
     check = check_dataset(
         options.data, options.split, options.classes, proposals=options.proposals
     )
@@ -74,9 +75,9 @@ def _class_facts(classes: list[dict[str, Any]]) -> Table:
     return table
 
 
-def proposals(options: cli.Proposals) -> None:
-    """See cli.Proposals."""
-    console = cli.plain_console()
+def proposals(options: Proposals) -> None:
+    """See options.Proposals."""
+    console = plain_console()
     datasets = [load_dataset(options.data, split, stated_sizes=True) for split in options.split]
     out = options.out or options.data / CACHE
     if options.read and options.shard != WHOLE:
@@ -106,14 +107,14 @@ def proposals(options: cli.Proposals) -> None:
 
 
 def _read_and_merged(
-    options: cli.Proposals, datasets: list[Dataset], out: Path, console: Console
+    options: Proposals, datasets: list[Dataset], out: Path, console: Console
 ) -> ProposalStore:
     """The boxes of the files of --read as a proposal file."""
     if out.exists():
         raise ValueError(f"--out: {out} exists already; give another file")
     for name in ("method", "mode", "short_side", "min_size", "edge_model"):
         given = getattr(options.search, name)
-        if given != getattr(cli.Search, name):
+        if given != getattr(Search, name):
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} is {given}, but with --read nothing is searched")
     search = search_of(options.search)  # checks the limit and the seed

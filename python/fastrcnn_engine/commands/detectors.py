@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from fastrcnn_engine import cli
+from fastrcnn_engine.commands import plain_console
 from fastrcnn_engine.commands.common import check_proposals, print_notes, resize
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
@@ -19,13 +19,14 @@ from fastrcnn_engine.data.records import ImageRecord, collecting
 from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
 from fastrcnn_engine.models import RANKS, FastRCNN
 from fastrcnn_engine.models import compress as compress_head
+from fastrcnn_engine.options import Compress, Export, Svm
 from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint, train_svms
 from fastrcnn_engine.training.checkpoint import checkpoint_file, path_of_training
 
 
-def compress(options: cli.Compress) -> None:
-    """See cli.Compress."""
-    console = cli.plain_console()
+def compress(options: Compress) -> None:
+    """See options.Compress."""
+    console = plain_console()
     if options.rois < 1:
         raise ValueError(f"--rois is {options.rois}; it must be at least 1")
     ranks = {name: getattr(options, name) for name in RANKS}
@@ -55,9 +56,9 @@ def compress(options: cli.Compress) -> None:
     console.print(f"checkpoint: {out}", soft_wrap=True)
 
 
-def svm(options: cli.Svm) -> None:
-    """See cli.Svm."""
-    console = cli.plain_console()
+def svm(options: Svm) -> None:
+    """See options.Svm."""
+    console = plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
     out = _new_checkpoint(options.out or checkpoint.parent / "svm")
     content = load_checkpoint(checkpoint)
@@ -87,9 +88,9 @@ def svm(options: cli.Svm) -> None:
     console.print(f"checkpoint: {out}", soft_wrap=True)
 
 
-def export(options: cli.Export) -> None:
-    """See cli.Export."""
-    console = cli.plain_console()
+def export(options: Export) -> None:
+    """See options.Export."""
+    console = plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
     out = options.out or checkpoint.parent / "detector.onnx"
     model = load_network(checkpoint)

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fastrcnn_engine import cli
 from fastrcnn_engine.bulk import JsonLines, ParquetParts, check_made_by, detect_many
+from fastrcnn_engine.commands import plain_console
 from fastrcnn_engine.commands.common import (
     CACHE,
     check_alone,
@@ -26,6 +26,7 @@ from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
 from fastrcnn_engine.evaluation.voc import check_settings
 from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.options import Detect, Detection, Eval, ReportRuns
 from fastrcnn_engine.pipeline import (
     Run,
     detect_dataset,
@@ -44,9 +45,9 @@ from fastrcnn_engine.training.checkpoint import checkpoint_file, path_of_trainin
 from fastrcnn_engine.training.distributed import join
 
 
-def evaluate(options: cli.Eval, command: str) -> None:
-    """See cli.Eval."""
-    console = cli.plain_console()
+def evaluate(options: Eval, command: str) -> None:
+    """See options.Eval."""
+    console = plain_console()
     given = options.run_dir or options.checkpoint
     if given is None or (options.run_dir is not None and options.checkpoint is not None):
         raise ValueError("give either --run or --checkpoint")
@@ -117,14 +118,14 @@ def _folder_of_test(folder: Path, command: str) -> Path:
     return out
 
 
-def detect(options: cli.Detect) -> None:
-    """See cli.Detect."""
-    console = cli.plain_console()
+def detect(options: Detect) -> None:
+    """See options.Detect."""
+    console = plain_console()
     if options.shard != WHOLE and not options.many:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
     if options.format != "jsonl" and not options.many:
         raise ValueError(f"--format is {options.format}, but only --many writes it")
-    cli.Detection(score_threshold=options.score).settings()  # checks it
+    Detection(score_threshold=options.score).settings()  # checks it
     images = expand_folders(options.images, lists=options.many)
     images = shard_of(list(dict.fromkeys(images)), options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
@@ -156,7 +157,7 @@ def detect(options: cli.Detect) -> None:
 
 
 def _detect_many(
-    options: cli.Detect,
+    options: Detect,
     model: FastRCNN,
     images: list[Path],
     search: Search,
@@ -195,9 +196,9 @@ def _detect_many(
     )
 
 
-def report(options: cli.ReportRuns) -> None:
-    """See cli.ReportRuns."""
-    console = cli.plain_console()
+def report(options: ReportRuns) -> None:
+    """See options.ReportRuns."""
+    console = plain_console()
     text = render_comparison([run_files(folder) for folder in options.runs])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")

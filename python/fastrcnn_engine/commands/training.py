@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fastrcnn_engine import cli
+from fastrcnn_engine.commands import plain_console
 from fastrcnn_engine.commands.common import (
     CACHE,
     check_alone,
@@ -27,6 +27,7 @@ from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.options import Demo, Detection, Metric, Search
 from fastrcnn_engine.pipeline import (
     Run,
     detect_dataset,
@@ -66,14 +67,11 @@ class Train(TrainConfig):
     """Folder of the run."""
     test_split: str | None = None
     """Split to test on after the training; None does not test."""
-    metric: cli.Metric = "area"
+    metric: Metric = "area"
     """Headline AP of the test: area (VOC10 and later), 11point (VOC07, the paper's tables) or coco
     (its twelve numbers; difficult objects of VOC count as crowds)."""
-    search: cli.Search = field(default_factory=cli.Search)
-    detection: cli.Detection = field(default_factory=cli.Detection)
-
-    def run(self, command: str) -> None:
-        train(self, command)
+    search: Search = field(default_factory=Search)
+    detection: Detection = field(default_factory=Detection)
 
 
 def configured(source: str) -> Train:
@@ -82,9 +80,9 @@ def configured(source: str) -> Train:
     return Train(**settings)
 
 
-def demo(options: cli.Demo, command: str) -> None:
-    """See cli.Demo."""
-    console = cli.plain_console()
+def demo(options: Demo, command: str) -> None:
+    """See options.Demo."""
+    console = plain_console()
     if environment()[1] > 1:
         raise ValueError("the demo is one process's work; run it without torchrun")
     out, data = options.out, options.out / "drawn"
@@ -98,7 +96,7 @@ def demo(options: cli.Demo, command: str) -> None:
         )
     training_set, test_set = load_dataset(data, "train"), load_dataset(data, "test")
     # The images are small and clear: a coarse and quick search finds their objects.
-    search = cli.Search(short_side=120)
+    search = Search(short_side=120)
     with run.timed("proposals"):
         store = search_datasets([training_set, test_set], out / CACHE, search_of(search))
     config = TrainConfig(
@@ -112,12 +110,12 @@ def demo(options: cli.Demo, command: str) -> None:
         short_side=240,  # their own size
     )
     asked = {"test_split": "test", "search": dataclasses.asdict(search)}
-    _train_and_test(run, config, asked, store, test_set, cli.Detection(), console)
+    _train_and_test(run, config, asked, store, test_set, Detection(), console)
 
 
 def train(options: Train, command: str) -> None:
     """See Train."""
-    console = cli.plain_console()
+    console = plain_console()
     # A mistake there is found before the training, not after it.
     options.detection.settings()
     check_metric(options.metric)
@@ -169,7 +167,7 @@ def _train_and_test(
     asked: dict[str, Any],
     store: ProposalStore,
     test_set: Dataset | None,
-    detection: cli.Detection,
+    detection: Detection,
     console: Console,
 ) -> None:
     """asked: settings of the command that are none of the training, for config.json."""
