@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 
+from ablations_cells import Experiment
 from scene import save_figure, spread
-
-if TYPE_CHECKING:
-    from ablations import Experiment
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#1258b5", "#3d9be0", "#c2410c", "#8a8a8a"
 
