@@ -130,11 +130,11 @@ def _run(options: Any, command: str) -> None:
 
             proposals(options)
         case Eval():
-            from fastrcnn_engine.commands.results import evaluate
+            from fastrcnn_engine.commands.evaluation import evaluate
 
             evaluate(options, command)
         case Detect():
-            from fastrcnn_engine.commands.results import detect
+            from fastrcnn_engine.commands.detection import detect
 
             detect(options)
         case Compress():
@@ -150,7 +150,7 @@ def _run(options: Any, command: str) -> None:
 
             export(options)
         case ReportRuns():
-            from fastrcnn_engine.commands.results import report
+            from fastrcnn_engine.commands.evaluation import report
 
             report(options)
         case Env():

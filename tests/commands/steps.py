@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.commands import results, training
+from fastrcnn_engine.commands import detection, evaluation, training
 
 
 def run(*arguments) -> None:
@@ -32,7 +32,8 @@ def metrics_of(folder: Path) -> dict:
 
 def nothing_is_begun(monkeypatch):
     """Whatever takes long fails the test."""
-    begins = [(training, "run_training"), (results, "detect_dataset"), (results, "detect_files")]
-    begins += [(module, "search_datasets") for module in (training, results)]
+    begins = [(training, "run_training"), (training, "search_datasets"),
+              (evaluation, "search_datasets"), (evaluation, "detect_dataset"),
+              (detection, "detect_files")]  # fmt: skip
     for module, name in begins:
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("went on"))

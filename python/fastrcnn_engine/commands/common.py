@@ -1,8 +1,10 @@
-"""What several commands share: checks, and what they print."""
+"""What several commands share: checks, what they print, how proposals are made."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +19,7 @@ from fastrcnn_engine.options import Detect, Eval, Export, Metric
 from fastrcnn_engine.options import Search as SearchOptions
 from fastrcnn_engine.pipeline import Run
 from fastrcnn_engine.report.html import number
+from fastrcnn_engine.training.checkpoint import path_of_training
 from fastrcnn_engine.training.distributed import environment
 
 CACHE = "proposals.npz"  # in the folder of a run
@@ -86,6 +89,50 @@ def search_of(options: SearchOptions) -> Search:
     fields = dataclasses.asdict(options)
     del fields["workers"]
     return Search(**fields)
+
+
+def search_of_training(
+    checkpoint: Path, content: dict[str, Any], console: Console, *, needed: bool = False
+) -> Search:
+    """How the proposals of the training were made; else the defaults, which is told.
+
+    needed: the proposals themselves are wanted, not more of their kind.
+
+    Raises FileNotFoundError for a model of edge boxes that is not there any more, or a needed file
+    that is not and cannot be made again; ValueError for a model that has changed.
+    """
+    path = path_of_training(checkpoint, content, "proposals")
+    if path is None:
+        return Search()
+    missing = not path.is_file()
+    # Older checkpoints do not say how; the file may.
+    told = "proposals_made_with" in content
+    settings = content.get("proposals_made_with")
+    if not told and not missing:
+        settings = ProposalStore(path).settings
+    search = Search.from_dict(settings)
+    if search is not None:
+        checksum = search.to_dict().get("edge_model_crc32")
+        if settings is not None and checksum != settings.get("edge_model_crc32"):
+            raise ValueError(
+                f"{search.edge_model}: another model than the one that made the proposals of {path}"
+            )
+        return search
+    if missing and needed:
+        raise FileNotFoundError(
+            f"{path}: the proposals of the training are not there, and nothing tells how to make "
+            "them again; give --proposals"
+        )
+    if settings is not None:
+        reason = "does not say how to make more of its kind"
+    elif missing and not told:
+        reason = "is not there, and this older checkpoint does not say how it was made"
+    else:
+        reason = "does not say how it was made"
+    console.print(
+        f"proposals: {path} {reason}; images are searched by {Search().method}", soft_wrap=True
+    )
+    return Search()
 
 
 def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:

@@ -1,0 +1,116 @@
+"""What eval and report do."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from fastrcnn_engine.commands import plain_console
+from fastrcnn_engine.commands.common import (
+    CACHE,
+    check_alone,
+    check_metric,
+    check_proposals,
+    print_result,
+    resize,
+    search_of_training,
+)
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.evaluation.voc import check_settings
+from fastrcnn_engine.options import Eval, ReportRuns
+from fastrcnn_engine.pipeline import (
+    Run,
+    detect_dataset,
+    evaluate_and_report,
+    read_json,
+    read_log,
+    run_files,
+    search_datasets,
+)
+from fastrcnn_engine.report.compare import render_comparison
+from fastrcnn_engine.training import load_checkpoint, load_network
+from fastrcnn_engine.training.checkpoint import checkpoint_file, path_of_training
+from fastrcnn_engine.training.distributed import join
+
+
+def evaluate(options: Eval, command: str) -> None:
+    """See options.Eval."""
+    console = plain_console()
+    given = options.run_dir or options.checkpoint
+    if given is None or (options.run_dir is not None and options.checkpoint is not None):
+        raise ValueError("give either --run or --checkpoint")
+    check_settings("area", options.iou_threshold)
+    check_metric(options.metric)
+    checkpoint = checkpoint_file(given)
+    content = load_checkpoint(checkpoint)
+    trained = content.get("config", {})
+    learned = path_of_training(checkpoint, content, "data")
+    data = options.data or learned
+    if data is None:
+        raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
+    home = checkpoint.parent
+    log = read_log(home / "log.jsonl")
+    with join(options.device) as processes:
+        model = load_network(checkpoint, device=str(processes.device))
+        resize(model, options)
+        detection = options.detection.settings()
+        dataset = load_dataset(data, options.split, model.classes)
+        # Ids of two data sets may be the same: proposals of one must never serve for the other.
+        foreign = learned is None or data.resolve() != learned.resolve()
+        name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
+        # A run is judged by eval-SPLIT: what best.pt or an older checkpoint gets is not for there.
+        prefix = "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}-"
+        run = Run(
+            title=f"Fast R-CNN on {dataset.root.name}",
+            out=options.out or _folder_of_test(home / f"{prefix}{name}", command),
+            command=command,
+            seed=trained.get("seed"),
+            settings={"Training": trained},
+        )
+        with run.timed("proposals"):
+            own = None if foreign else path_of_training(checkpoint, content, "proposals")
+            used = ProposalStore(own) if own is not None and own.is_file() else None
+            if options.proposals is not None:
+                store = ProposalStore(options.proposals)
+                check_proposals([dataset], store)
+            elif used is not None and all(r.image_id in used for r in dataset.records):
+                store = used
+            else:
+                cache = (options.out or home / name if foreign else home) / CACHE
+                check_alone()
+                search = search_of_training(checkpoint, content, console, needed=not foreign)
+                store = search_datasets([dataset], cache, search)
+        with run.timed("detection"):
+            found = detect_dataset(model, dataset, store, detection, processes)
+    if found is None:
+        return
+    results = evaluate_and_report(
+        run, model, dataset, store, found,
+        detection=detection,
+        metric=options.metric,
+        iou_threshold=options.iou_threshold,
+        log=log,
+    )  # fmt: skip
+    print_result(console, run, *results)
+
+
+def _folder_of_test(folder: Path, command: str) -> Path:
+    """The folder, or FOLDER-2, FOLDER-3 and so on: the first without the test of another command.
+
+    So the same command again replaces its own results, and never those of others.
+    """
+    numbers = itertools.count(2)
+    out = folder
+    while (done := out / "metrics.json").is_file() and read_json(done).get("command") != command:
+        out = folder.with_name(f"{folder.name}-{next(numbers)}")
+    return out
+
+
+def report(options: ReportRuns) -> None:
+    """See options.ReportRuns."""
+    console = plain_console()
+    text = render_comparison([run_files(folder) for folder in options.runs])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    console.print(f"report: {options.out}", soft_wrap=True)

@@ -1,0 +1,181 @@
+"""Data and proposals of a training, as eval and detect find them again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.edge_models import write_edge_model
+from fastrcnn_engine import bulk, pipeline
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import ProposalStore, Search, write_proposals
+from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.training import load_checkpoint
+
+from .steps import failure, run
+
+
+@pytest.fixture
+def retrained(trained, tmp_path):
+    """A copy of the run whose proposals are made anew; returns the function that makes them.
+
+    Its checkpoint is an older one, which does not say how they were made.
+    """
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("eval-*", "proposals.npz"))
+    content = load_checkpoint(folder / "checkpoint.pt")
+    content["config"]["proposals"] = str(folder / "proposals.npz")
+    del content["proposals_made_with"]
+    torch.save(content, folder / "checkpoint.pt")
+
+    def made(settings):
+        path = folder / "proposals.npz"
+        path.unlink(missing_ok=True)
+        write_proposals(path, [("train_0000", np.float32([[0, 0, 9, 9]]))], settings=settings)
+        return folder
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "search",
+    [Search(mode="fast", short_side=80), Search("grid", max_boxes=9, seed=5),
+     Search("edge-boxes", short_side=90, max_boxes=11)],
+    ids=lambda search: search.method,
+)  # fmt: skip
+def test_proposals_on_the_fly_are_made_as_those_of_the_training(
+    search, retrained, drawn, tmp_path, monkeypatch
+):
+    folder = retrained(search.to_dict())
+    image = drawn / "JPEGImages/test_0000.jpg"
+    expected = search.boxes(load_image(image), "test_0000")
+    used = []
+
+    def noted(model, pixels, proposals, **options):
+        used.append(proposals)
+        return detect_image(model, pixels, proposals, **options)
+
+    for place in (bulk, pipeline):
+        monkeypatch.setattr(place, "detect_image", noted)
+    for many in ((), ("--many",)):
+        run("detect", image, "--checkpoint", folder, "--out", tmp_path / "found", *many)
+    run("eval", "--run", folder, "--split", "test")
+    assert len(used) == 4  # two images of eval
+    for proposals in used[:3]:
+        np.testing.assert_array_equal(proposals, expected)
+    store = ProposalStore(folder / "proposals.npz")
+    assert store.settings == search.to_dict() and "train_0000" in store and "test_0001" in store
+
+
+def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path, capsys):
+    image = drawn / "JPEGImages/test_0000.jpg"
+    asked = ("detect", image, "--out", tmp_path / "found", "--checkpoint")
+    run(*asked, retrained({"method": "read", "files": ["a.mat"]}))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "does not say how to make more of its kind; images are searched by selective-s" in text
+    assert "does not say" not in text.replace("does not say", "", 1)
+    run(*asked, retrained(None))  # a file of somebody's own, or of an old version
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("does not say how it was made; images are searched by selective-search") == 1
+    line = failure(capsys, *asked, retrained(Search("grid").to_dict()), "--mode", "fast")
+    assert "--mode is fast, but the proposals of the training are of grid" in line
+    settings = Search("edge-boxes").to_dict() | {"edge_model": str(tmp_path / "absent.yml")}
+    for many in ((), ("--many",)):
+        line = failure(capsys, *asked, retrained(settings), *many)
+        assert "absent.yml: no such model" in line
+    model = write_edge_model(tmp_path / "model.yml")
+    settings = Search("edge-boxes", edge_model=model).to_dict()
+    run(*asked, retrained(settings))
+    write_edge_model(model, threshold=0.9)
+    line = failure(capsys, *asked, retrained(settings))
+    assert "model.yml: another model than the one that made the proposals" in line
+
+
+def train_in(folder, drawn, monkeypatch, **made) -> Path:
+    """A run in `folder` whose data and proposals are named relative to it.
+
+    made: what the file says of how they were made; without it, the truth.
+    """
+    data = shutil.copytree(drawn, folder / "data")
+    records = load_dataset(data, "train").records
+    search = Search("grid", max_boxes=9)
+    boxes = {r.image_id: search.boxes(load_image(r.image_path), r.image_id) for r in records}
+    write_proposals(folder / "p.npz", boxes.items(), settings=made or search.to_dict())
+    monkeypatch.chdir(folder)
+    run("train", "--data", "data", "--network", "tiny", "--split", "train", "--out", "runs/a",
+        "--iterations", 1, "--short-side", 120, "--proposals", "p.npz")  # fmt: skip
+    return folder / "runs/a"
+
+
+def as_older(checkpoint):
+    """Rewrites a checkpoint as one was that keeps paths as they were given."""
+    content = load_checkpoint(checkpoint)
+    del content["proposals_made_with"]
+    content["config"] |= {"data": "data", "proposals": "p.npz", "output": "runs/a"}
+    torch.save(content, checkpoint)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_detect_and_eval_find_what_was_trained_on_from_any_folder(
+    older, drawn, tmp_path, monkeypatch, capsys
+):
+    home = tmp_path / "home"
+    image = drawn / "JPEGImages/test_0000.jpg"
+    folder = train_in(home, drawn, monkeypatch)
+    if older:
+        as_older(folder / "checkpoint.pt")
+
+    def found(run_of):
+        out = tmp_path / "found"
+        run("detect", image, "--checkpoint", run_of, "--out", out, "--score", "0")
+        return json.loads((out / "detections.json").read_text())["images"][str(image)]
+
+    expected = found("runs/a")
+    assert len({tuple(one["box"]) for one in expected}) > 1
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    # Nothing of that name here is what the training had.
+    write_proposals(elsewhere / "p.npz", [], settings=Search().to_dict())
+    monkeypatch.chdir(elsewhere)
+    assert found(folder) == expected
+    # Moved, run and proposals together.
+    home.rename(tmp_path / "moved")
+    folder = tmp_path / "moved/runs/a"
+    assert found(folder) == expected
+    run("eval", "--run", folder, "--split", "train")
+    assert not (folder / "proposals.npz").exists()  # those of the training served
+    run("eval", "--run", folder)
+    assert ProposalStore(folder / "proposals.npz").settings == Search("grid", max_boxes=9).to_dict()
+    run("svm", "--checkpoint", folder)
+    assert "searched by" not in capsys.readouterr().out
+
+
+def test_proposals_that_are_missing_are_told(drawn, tmp_path, monkeypatch, capsys):
+    image = drawn / "JPEGImages/test_0000.jpg"
+    detect = ("detect", image, "--out", tmp_path / "found", "--checkpoint")
+    folder = train_in(tmp_path / "home", drawn, monkeypatch)
+    (tmp_path / "home/p.npz").unlink()
+    run(*detect, folder)  # the checkpoint says how they were made
+    run("eval", "--run", folder)
+    assert ProposalStore(folder / "proposals.npz").settings == Search("grid", max_boxes=9).to_dict()
+    (folder / "proposals.npz").unlink()
+    assert "searched by" not in capsys.readouterr().out
+    as_older(folder / "checkpoint.pt")
+    run(*detect, folder)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "p.npz is not there, and this older checkpoint does not say how it was made" in text
+    line = failure(capsys, "eval", "--run", folder)
+    assert "p.npz: the proposals of the training are not there" in line and "--proposals" in line
+    assert not (folder / "proposals.npz").exists()
+    # Nor can those of others be made again.
+    others = train_in(tmp_path / "others", drawn, monkeypatch, method="read", files=["a.mat"])
+    (tmp_path / "others/p.npz").unlink()
+    assert "give --proposals" in failure(capsys, "eval", "--run", others)
+    run(*detect, others)
+    assert "does not say how to make more of its kind" in capsys.readouterr().out

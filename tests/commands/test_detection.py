@@ -1,0 +1,256 @@
+"""detect: pictures, or a row for each of very many images."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastrcnn_engine import bulk, pipeline
+from fastrcnn_engine.training import load_checkpoint
+
+from .steps import failure, run
+
+
+def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    source = drawn / "JPEGImages" / "test_0000.jpg"
+    Image.open(source).save(folder / "test_0000.png")
+    out = tmp_path / "out"
+    run("detect", source, folder, "--checkpoint", trained, "--out", out, "--score", "0")
+    found = json.loads((out / "detections.json").read_text())["images"]
+    assert set(found) == {str(source), str(folder / "test_0000.png")}
+    # Two images of one name have a picture each, with boxes in it.
+    pictures = sorted(path.name for path in out.glob("*.jpg"))
+    assert pictures == ["test_0000-detections-2.jpg", "test_0000-detections.jpg"]
+    assert all(found.values()), "a threshold of 0 leaves no image without detections"
+    drawn_picture = out / "test_0000-detections.jpg"
+    before, after = (np.asarray(Image.open(p)).astype(int) for p in (source, drawn_picture))
+    assert before.shape == after.shape and np.abs(before - after).max() > 100
+    assert "detections.json" in capsys.readouterr().out
+
+
+def test_detect_writes_over_no_image_and_leaves_out_what_it_drew(trained, drawn, tmp_path):
+    # A photo may have the name of a drawn picture; the second run finds the pictures of the first.
+    photos = [tmp_path / "photo.jpg", tmp_path / "photo-detections.jpg"]
+    for photo in photos:
+        photo.write_bytes((drawn / "JPEGImages" / "test_0000.jpg").read_bytes())
+    before = [photo.read_bytes() for photo in photos]
+    for many in ((), (), ("--many",)):
+        run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0", *many)
+        assert [photo.read_bytes() for photo in photos] == before
+        found = json.loads((tmp_path / "detections.json").read_text())["images"]
+        assert set(found) == set(map(str, photos))
+        drawings = {path.name for path in tmp_path.glob("*.jpg") if path not in photos}
+        assert drawings == {"photo-detections-2.jpg", "photo-detections-detections.jpg"}
+    assert len((tmp_path / "detections.jsonl").read_text().splitlines()) == 2
+    # Nor over a photo that is not asked for.
+    run("detect", photos[0], "--checkpoint", trained, "--out", tmp_path)
+    assert [photo.read_bytes() for photo in photos] == before
+    assert len(list(tmp_path.glob("*.jpg"))) == len(photos) + len(drawings)
+    # Named by itself a drawing is an image like any other.
+    drawing = tmp_path / "photo-detections-2.jpg"
+    run("detect", drawing, "--checkpoint", trained, "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "photo-detections-2-detections.jpg").is_file()
+
+
+def run_stopped(number: int, monkeypatch, *command) -> None:
+    """Runs a command that Ctrl-C ends at its detection of that number."""
+    calls, detect = itertools.count(1), bulk.detect_image
+
+    def stops(*arguments, **options):
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return detect(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(bulk, "detect_image", stops)
+        run(*command)
+    assert end.value.code == 130
+
+
+def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
+    trained, drawn, tmp_path, capsys, monkeypatch
+):
+    folder, bad, out = drawn / "JPEGImages", tmp_path / "bad.jpg", tmp_path / "out"
+    bad.write_text("no image")
+    images = sorted(folder.glob("*.jpg"))
+    (tmp_path / "list.txt").write_text(f"{bad}\n\n{images[0]}\n{tmp_path / 'absent.jpg'}\n")
+    command = ("detect", tmp_path / "list.txt", folder, "--many", "--checkpoint", trained,
+               "--score", 0, "--out", out)  # fmt: skip
+    run_stopped(3, monkeypatch, *command)
+    path = out / "detections.jsonl"
+    before = path.read_bytes()
+    assert before.count(b"\n") == 4  # two images, and two that cannot be read
+    path.write_bytes(before + b'{"image": "cut o')
+    capsys.readouterr()
+    run(*command)
+    assert path.read_bytes().startswith(before)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "images: 4 done" in text and "4 done before, 0 could not be read" in text
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    # images[0] is named twice and has one line; nothing but the lines and their origin was written.
+    named = [str(bad), str(images[0]), str(tmp_path / "absent.jpg"), *map(str, images[1:])]
+    assert [line["image"] for line in lines] == named
+    assert "bad.jpg: not readable" in lines[0]["error"] and "no such" in lines[2]["error"]
+    assert {one.name for one in out.iterdir()} == {
+        "detections.jsonl", "detections.jsonl.made-by.json",
+    }  # fmt: skip
+    run("detect", images[0], "--checkpoint", trained, "--score", 0, "--out", tmp_path / "one")
+    one = json.loads((tmp_path / "one" / "detections.json").read_text())["images"]
+    assert one[str(images[0])] == lines[1]["detections"] != []
+
+    parts = []
+    for part in ("1/2", "2/2"):
+        run(*command[:-1], tmp_path / "parts", "--shard", part)
+        text = (tmp_path / f"parts/detections.{part[0]}-of-2.jsonl").read_text()
+        parts += [json.loads(line) for line in text.splitlines()]
+    assert len(list((tmp_path / "parts").iterdir())) == 3  # and what made them
+    assert len(parts) == 8 and {p["image"] for p in parts} == set(named)
+    assert "shard is '3/2'" in failure(capsys, *command, "--shard", "3/2")
+    assert "only --many" in failure(capsys, "detect", folder, "--shard", "1/2")
+    path.write_text('{"other": 1}\n')
+    assert "line 1: not a line of detections" in failure(capsys, *command)
+    assert path.read_text() == '{"other": 1}\n'
+
+
+def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):
+    images, listed = sorted((drawn / "JPEGImages").glob("test*.jpg")), tmp_path / "list.txt"
+    text = "".join(f"  {path}\t\r\n\r\n" for path in images)
+    listed.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert pipeline.expand_folders([listed], lists=True) == images
+    listed.write_text(text, encoding="utf-16")
+    line = failure(capsys, "detect", listed, "--many", "--checkpoint", trained)
+    assert "list.txt: not readable as UTF-8" in line and "save it as UTF-8" in line
+
+
+def rows_of(folder):
+    """The rows of all parts as the lines of JSON have them, by image."""
+    import pyarrow.dataset
+
+    rows = pyarrow.dataset.dataset(folder).to_table().to_pylist()
+    plain = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    assert len({row["image"] for row in plain}) == len(plain)
+    return sorted(plain, key=lambda row: row["image"])
+
+
+def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
+    trained, drawn, tmp_path, capsys, monkeypatch
+):
+    import pyarrow.parquet
+
+    folder, bad, out = drawn / "JPEGImages", tmp_path / "bad.jpg", tmp_path / "out"
+    bad.write_text("no image")
+    command = ("detect", folder, bad, "--many", "--checkpoint", trained, "--score", 0, "--out", out)
+    run(*command)
+    lines = [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
+    lines.sort(key=lambda line: line["image"])
+    assert len(lines) == 7 and any(line.get("detections") for line in lines)
+
+    parquet = (*command, "--format", "parquet")
+    killed = (
+        "import os, sys; from fastrcnn_engine import bulk, cli; bulk.PART_IMAGES = 2\n"
+        "def dies(*_, calls=[], detect=bulk.detect_image, **options):\n"
+        "    calls.append(1)\n"
+        "    return detect(*_, **options) if len(calls) < 4 else os._exit(9)\n"
+        "bulk.detect_image = dies; cli.main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, *map(str, parquet)])
+    assert done.returncode == 9
+    parts = out / "detections"
+    assert [path.name for path in parts.iterdir()] == ["part-00000.parquet"]
+    (parts / ".part-00001.parquet.tmp").write_text("cut o")
+    before = (parts / "part-00000.parquet").read_bytes()
+    monkeypatch.setattr(bulk, "PART_IMAGES", 2)
+    run_stopped(4, monkeypatch, *parquet)
+    assert len(rows_of(parts)) == 5  # what was detected before Ctrl-C is there, part or no part
+    capsys.readouterr()
+    run(*parquet)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "images: 2 done" in text and "5 done before, 1 could not be read" in text
+    assert (parts / "part-00000.parquet").read_bytes() == before
+    assert rows_of(parts) == lines
+    run(*parquet)
+    assert len(list(parts.glob("*.parquet"))) == 4, "nothing was left to write"
+
+    shards = (*command[:-1], tmp_path / "shared", "--format", "parquet", "--shard")
+    monkeypatch.setattr(bulk, "PART_SECONDS", -1)  # each row is late
+    for part in ("1/2", "2/2", "2/2"):
+        run(*shards, part)
+    assert rows_of(tmp_path / "shared" / "detections") == lines
+    names = {path.name for path in (tmp_path / "shared" / "detections").iterdir()}
+    assert len(names) == 7 and {"part-00003.1-of-2.parquet", "part-00002.2-of-2.parquet"} <= names
+
+    # However a job is cut: what one part has detected no other does again.
+    capsys.readouterr()
+    run(*command[:-1], tmp_path / "shared", "--format", "parquet")
+    run(*shards, "2/3")
+    assert capsys.readouterr().out.count("images: 0 done") == 2
+    assert rows_of(tmp_path / "shared" / "detections") == lines
+
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg"))  # no UTF-8
+    strange.write_bytes((folder / "test_0000.jpg").read_bytes())
+    for _ in range(2):
+        run("detect", strange, "--many", "--checkpoint", trained, "--out", tmp_path / "strange",
+            "--format", "parquet")  # fmt: skip
+    (row,) = rows_of(tmp_path / "strange" / "detections")
+    assert row["image"].endswith("/\\udcff.jpg")
+
+    (parts / "part-00002.parquet").write_text("other")
+    assert "part-00002.parquet: not a part of detections" in failure(capsys, *parquet)
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), parts / "part-00002.parquet")
+    assert "(columns of another kind); give another" in failure(capsys, *parquet)
+    assert "only --many writes it" in failure(capsys, "detect", bad, "--format", "parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "needs pyarrow: pip install pyarrow" in failure(capsys, *parquet)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_another_checkpoint_score_size_or_search_are_not_taken_for_this_run_s(
+    trained, drawn, tmp_path, capsys, kind
+):
+    other = tmp_path / "other.pt"
+    content = load_checkpoint(trained / "checkpoint.pt")
+    content["model"]["cls_score.bias"] += 1
+    torch.save(content, other)
+    image, out = drawn / "JPEGImages/test_0000.jpg", tmp_path / "out"
+    find = ("detect", image, "--many", "--out", out, "--format", kind, "--checkpoint")
+    command = (*find, trained, "--score", "0.03")
+    run(*command, "--shard", "2/2")  # has no image: another start of the job changes nothing
+    run(*command, "--shard", "1/2")
+    note = out / ("detections.jsonl.made-by.json" if kind == "jsonl" else "detections.made-by.json")
+    kept = json.loads(note.read_text())
+    assert kept["score_threshold"] == 0.03 and kept["search"]["short_side"] == 80
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for changed, says in (
+        ((*find, other, "--score", "0.03"), "checkpoint_crc32 was"),
+        ((*find, trained, "--score", "0.5"), "score_threshold was 0.03, is 0.5; give another"),
+        ((*command, "--short-side", 96), "short_side was 120, is 96"),
+        ((*command, "--mode", "fast"), "search was"),
+        ((*command, "--score", "0.5", "--shard", "2/2"), "score_threshold was 0.03, is 0.5"),
+    ):
+        line = failure(capsys, *changed)
+        assert says in line and note.name in line
+    assert all(path.read_bytes() == content for path, content in before.items())
+    copy = tmp_path / "elsewhere.pt"  # the same checkpoint
+    copy.write_bytes((trained / "checkpoint.pt").read_bytes())
+    shutil.copy(trained / "proposals.npz", tmp_path)
+    run(*find, copy, "--score", "0.03", "--shard", "1/2")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "0 done, 1 done before" in text and "older version" not in text
+
+    note.unlink()
+    for _ in range(2):  # each time: what is new does not make them any better known
+        run(*command[:-1], "0.5", "--shard", "1/2")
+        text = " ".join(capsys.readouterr().out.split())
+        assert "older version" in text and "0 done, 1 done before" in text
