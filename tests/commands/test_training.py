@@ -9,13 +9,14 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 
 from data.coco_files import coco_copy
 from fastrcnn_engine.commands import training
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.pipeline import read_log
-from fastrcnn_engine.training import load_checkpoint, loop, resume
+from fastrcnn_engine.training import loop, resume
 
 from .steps import failure, metrics_of, run
 
@@ -286,15 +287,26 @@ def test_a_refused_resume_leaves_the_settings_of_the_run(trained, drawn, tmp_pat
     run(*again)
 
 
-def test_a_resume_looks_into_checkpoint_and_proposals_once(trained, tmp_path, monkeypatch):
+def test_checkpoint_and_proposals_are_read_once(trained, drawn, tmp_path, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(trained, out, ignore=shutil.ignore_patterns("eval-*"))
-    loads, hashes = Mock(wraps=load_checkpoint), Mock(wraps=resume.data_fingerprint)
-    monkeypatch.setattr(resume, "load_checkpoint", loads)
+    loads, hashes = Mock(wraps=torch.load), Mock(wraps=resume.data_fingerprint)
+    monkeypatch.setattr(torch, "load", loads)
     for module in (loop, resume):
         monkeypatch.setattr(module, "data_fingerprint", hashes)
-    run("train", "--config", out / "config.json", "--out", out, "--resume")
-    assert loads.call_count == hashes.call_count == 1
+    again = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", out,
+             "--iterations", 4, "--short-side", 120, "--search.short-side", 80,
+             "--resume")  # fmt: skip
+    for command in (
+        again,  # the steps of its learning rate are in the checkpoint
+        ("train", "--config", out / "config.json", "--out", out, "--resume"),
+        ("eval", "--run", out),
+        ("detect", drawn / "JPEGImages/test_0000.jpg", "--checkpoint", out, "--out", tmp_path),
+    ):
+        loads.reset_mock()
+        run(*command)
+        assert [load.kwargs["mmap"] for load in loads.call_args_list].count(False) == 1, command
+    assert hashes.call_count == 2
 
 
 def test_a_training_that_skips_images_searches_past_them_and_svms_leave_them_out(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,15 +133,25 @@ def test_a_crash_while_writing_leaves_the_old_file(saved, monkeypatch):
     assert load_checkpoint(path)["iteration"] == 7
 
 
-def test_unfit_files_are_refused(tmp_path):
+@pytest.mark.parametrize("tensors", [True, False])
+def test_unfit_files_are_refused(tmp_path, tensors):
     with pytest.raises(ValueError, match="does not exist"):
-        load_checkpoint(tmp_path / "none.pt")
+        load_checkpoint(tmp_path / "none.pt", tensors=tensors)
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "bare.pt")
     with pytest.raises(ValueError, match="weights option"):
-        load_checkpoint(tmp_path / "bare.pt")
+        load_checkpoint(tmp_path / "bare.pt", tensors=tensors)
     (tmp_path / "noise.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="noise.pt is not a readable checkpoint"):
-        load_checkpoint(tmp_path / "noise.pt")
+    with pytest.raises(ValueError, match="noise.pt is not a .* no file of torch.save"):
+        load_checkpoint(tmp_path / "noise.pt", tensors=tensors)
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+def test_tensors_stay_in_the_file_for_who_wants_the_plain_values_alone(saved, tensors):
+    path, model = saved
+    content = load_checkpoint(path, tensors=tensors)
+    assert (str(path) in Path("/proc/self/maps").read_text()) is not tensors
+    assert content["network"]["classes"] == list(model.classes) and content["iteration"] == 7
+    assert torch.equal(content["model"]["bbox_pred.weight"], model.bbox_pred.weight)
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):

@@ -34,7 +34,7 @@ def detect(options: Detect) -> None:
     images = expand_folders(options.images, lists=options.many)
     images = shard_of(list(dict.fromkeys(images)), options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint, tensors=False)
     model = load_network(checkpoint, device=options.device)
     resize(model, options)
     search = search_of_training(checkpoint, content, console)

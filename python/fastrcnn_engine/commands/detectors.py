@@ -36,7 +36,7 @@ def compress(options: Compress) -> None:
         ranks = {name: RANKS[name] if rank is None else rank for name, rank in ranks.items()}
     checkpoint = checkpoint_file(options.checkpoint)
     out = _new_checkpoint(options.out or checkpoint.parent / "compressed")
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint, tensors=False)
     model = load_network(checkpoint, device=options.device)
     head = model.head
     by_energy = options.energy is not None
@@ -61,7 +61,7 @@ def svm(options: Svm) -> None:
     console = plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
     out = _new_checkpoint(options.out or checkpoint.parent / "svm")
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint, tensors=False)
     trained = content.get("config", {})
     paths: list[Path] = []
     for name in ("data", "proposals"):

@@ -43,7 +43,7 @@ def evaluate(options: Eval, command: str) -> None:
     check_settings("area", options.iou_threshold)
     check_metric(options.metric)
     checkpoint = checkpoint_file(given)
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint, tensors=False)
     trained = content.get("config", {})
     learned = path_of_training(checkpoint, content, "data")
     data = options.data or learned

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,12 @@ def checkpoint_file(path: Path) -> Path:
     return path / "checkpoint.pt" if path.is_dir() else path
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     """Read a checkpoint on the CPU, with ``weights_only=True``: the file cannot run code.
+
+    Args:
+        tensors: False leaves them on the disk until one is looked at, for whoever wants the plain
+            values alone.
 
     Raises:
         ValueError: no such file, or not a checkpoint of this package.
@@ -127,7 +132,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = not tensors and zipfile.is_zipfile(path)  # else torch complains of the mapping
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:  # torch's words advise to let the file run its code
         raise ValueError(
             f"{path} is not a readable checkpoint: it is no file of torch.save, or holds more than "
