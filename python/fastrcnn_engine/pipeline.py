@@ -90,9 +90,11 @@ def search_datasets(
     items = {r.image_id: r.image_path for dataset in datasets for r in dataset.records}
     own = shard_of(list(items.items()), shard)
     parts = shard_files(path) if shard == WHOLE else []
+    title = f"proposals, {', '.join(dataset.split for dataset in datasets)}"
     return compute_proposals(
-        own, shard_file(path, shard), search, workers=workers, parts=parts, errors=errors
-    )
+        own, shard_file(path, shard), search,
+        workers=workers, title=title, parts=parts, errors=errors,
+    )  # fmt: skip
 
 
 def detect_dataset(

@@ -225,9 +225,11 @@ def test_brackets_and_colons_are_printed_as_they_are(drawn, tmp_path, capsys, mo
     text = printed("check-data", "--data", data, "--split", "train", "--out", out / "check")
     assert shows_classes(text) and str(out / "check/check.json") in text
     boxes = out / "boxes.npz"
-    text = printed("proposals", "--data", data, "--split", "train", "test", "--short-side", 80,
+    splits = data / "ImageSets/Main"
+    shutil.copy(splits / "test.txt", splits / "[test].txt")
+    text = printed("proposals", "--data", data, "--split", "train", "[test]", "--short-side", 80,
                    "--out", boxes)  # fmt: skip
-    assert f"proposals: {boxes}" in text
+    assert f"proposals: {boxes}" in text and "proposals, train, [test] " in text
     text = printed(
         "train", "--data", data, "--network", "tiny", "--split", "train", "--test-split", "test",
         "--out", out / "run", "--iterations", 2, "--short-side", 120, "--proposals", boxes,

@@ -322,7 +322,9 @@ def test_a_training_that_skips_images_searches_past_them_and_svms_leave_them_out
                "--on-bad-image")  # fmt: skip
     assert "train_000" in failure(capsys, *command, "stop")
     run(*command, "skip")
-    assert "2 images that cannot be read, replaced by others" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "2 images that cannot be read, replaced by others" in text
+    assert re.findall("^proposals, [a-z]+", text, re.M) == ["proposals, train", "proposals, test"]
     run("svm", "--checkpoint", out)
     text = capsys.readouterr().out
     assert "2 images that cannot be read, left out" in text

@@ -18,7 +18,7 @@ from rich.text import Text
 def progress_bar(shown: bool) -> Progress:
     """A live line of images done, their speed and the time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # the name of a split may hold brackets
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),

@@ -30,12 +30,13 @@ def compute_proposals(
     *,
     workers: int | None = None,
     progress: bool = True,
+    title: str = "proposals",
     parts: Sequence[Path] = (),
     errors: list[str] | None = None,
 ) -> ProposalStore:
     """Makes the proposals of (image id, image path) pairs, `workers` at once (None: all cores).
 
-    search: how; None is `Search()`.
+    search: how; None is `Search()`. title: what the live line says it is.
 
     Images that are in the file already are kept and not searched again, so an interrupted run goes
     on where it stopped: on Ctrl-C and on errors what is done is written first. An image whose file
@@ -107,7 +108,7 @@ def compute_proposals(
                 futures[image_id] = pool.submit(search_one, image_id)
             with progress_bar(progress) as bar:
                 done = len(kept.keys() & paths)
-                task = bar.add_task("proposals", total=len(paths), completed=done)
+                task = bar.add_task(title, total=len(paths), completed=done)
                 for future in as_completed(futures.values()):
                     future.result()
                     bar.advance(task)
