@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from data.coco_files import coco_copy
 from fastrcnn_engine import pipeline
 from fastrcnn_engine.commands import evaluation
 from fastrcnn_engine.data.demo_set import write_demo_set
@@ -94,6 +95,44 @@ def test_eval_on_another_data_set_does_not_use_the_proposals_of_the_first(traine
     first, second = ProposalStore(trained / "proposals.npz"), ProposalStore(out / "proposals.npz")
     assert first.settings == second.settings
     assert not np.array_equal(first["test_0000"], second["test_0000"])
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_an_image_that_cannot_be_read_is_named_with_what_to_do(
+    layout, trained, drawn, tmp_path, capsys
+):
+    """At each place where it can be found out: reading the data, searching, detecting."""
+    data = tmp_path / "data"
+    if layout == "voc":
+        shutil.copytree(drawn, data)
+        listed, image = data / "ImageSets/Main/test.txt", data / "JPEGImages/test_0001.jpg"
+    else:
+        coco_copy(drawn, data, ["test"], crowds=False)
+        listed, image = data / "annotations/instances_test.json", data / "test/test_0001.jpg"
+    command = ("eval", "--checkpoint", trained / "checkpoint.pt", "--data", data, "--out", tmp_path)
+    whole = image.read_bytes()
+    says = f"AP counts every image of test: mend what is wrong, or take the image out of {listed};"
+
+    def told() -> str:
+        line = failure(capsys, *command)
+        assert says in line and line.count(says) == 1
+        return line
+
+    image.write_bytes(b"no image")
+    assert f"{image}: not readable as an image" in told()
+    image.write_bytes(whole[:2000])  # its size can be read
+    assert f"{image}: not readable as an image" in told()
+    image.write_bytes(whole)
+    run(*command)  # keeps the proposals
+    image.write_bytes(whole[:2000])
+    assert f"{image}: not readable as an image" in told()
+    if layout == "voc":
+        image.unlink()
+        other = data / "Annotations/test_0000.xml"
+        other.write_text(other.read_text().replace("<name>", "<name>un", 1))
+        assert "class 'un" in (line := told()) and "(and 1 more); AP counts" in line
+    # Other mistakes are what they were.
+    assert "AP counts" not in failure(capsys, *command, "--split", "absent")
 
 
 def test_a_test_replaces_no_other_test_of_the_run(trained, tmp_path, capsys):

@@ -336,6 +336,7 @@ def test_a_training_that_skips_images_searches_past_them_and_svms_leave_them_out
     picture.write_bytes(picture.read_bytes()[:2000])
     again = failure(capsys, *command, "skip", "--out", tmp_path / "again")
     assert "test_0000.jpg: not readable as an image" in again
+    assert "AP counts every image of test: mend what is wrong, or take" in again
 
 
 def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
@@ -141,6 +144,36 @@ def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
     for dataset in datasets:
         for record in dataset.records:
             store[record.image_id]
+
+
+def load_test_set(data: Path, split: str, classes: Sequence[str]) -> Dataset:
+    """A split that AP is computed on. ValueError for the first fault of an image or object."""
+    faults: list[str] = []
+    dataset = load_dataset(data, split, classes, errors=faults)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+        raise ValueError(f"{faults[0]}{more}; {_every_image_counts(dataset)}")
+    return dataset
+
+
+@contextmanager
+def needing_all_images(*datasets: Dataset) -> Iterator[None]:
+    """Where the block fails by an image of sets that AP is computed on, what to do is told."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        for dataset in datasets:
+            if any(str(error).startswith(f"{r.image_path}: ") for r in dataset.records):
+                raise ValueError(f"{error}; {_every_image_counts(dataset)}") from error
+        raise
+
+
+def _every_image_counts(dataset: Dataset) -> str:
+    listed = dataset.root / "ImageSets" / "Main" / f"{dataset.split}.txt"
+    return (
+        f"AP counts every image of {dataset.split}: mend what is wrong, or take the image out of "
+        f"{listed if dataset.coco is None else dataset.coco.path}; check-data names all faults"
+    )
 
 
 def resize(model: FastRCNN, options: Eval | Detect | Export) -> None:

@@ -11,11 +11,12 @@ from fastrcnn_engine.commands.common import (
     check_alone,
     check_metric,
     check_proposals,
+    load_test_set,
+    needing_all_images,
     print_result,
     resize,
     search_of_training,
 )
-from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.evaluation.voc import check_settings
 from fastrcnn_engine.options import Eval, ReportRuns
@@ -55,7 +56,7 @@ def evaluate(options: Eval, command: str) -> None:
         model = load_network(checkpoint, device=str(processes.device))
         resize(model, options)
         detection = options.detection.settings()
-        dataset = load_dataset(data, options.split, model.classes)
+        dataset = load_test_set(data, options.split, model.classes)
         # Ids of two data sets may be the same: proposals of one must never serve for the other.
         foreign = learned is None or data.resolve() != learned.resolve()
         name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
@@ -68,7 +69,7 @@ def evaluate(options: Eval, command: str) -> None:
             seed=trained.get("seed"),
             settings={"Training": trained},
         )
-        with run.timed("proposals"):
+        with run.timed("proposals"), needing_all_images(dataset):
             own = None if foreign else path_of_training(checkpoint, content, "proposals")
             used = ProposalStore(own) if own is not None and own.is_file() else None
             if options.proposals is not None:
@@ -81,7 +82,7 @@ def evaluate(options: Eval, command: str) -> None:
                 check_alone()
                 search = search_of_training(checkpoint, content, console, needed=not foreign)
                 store = search_datasets([dataset], cache, search)
-        with run.timed("detection"):
+        with run.timed("detection"), needing_all_images(dataset):
             found = detect_dataset(model, dataset, store, detection, processes)
     if found is None:
         return

@@ -18,6 +18,8 @@ from fastrcnn_engine.commands.common import (
     check_alone,
     check_metric,
     check_proposals,
+    load_test_set,
+    needing_all_images,
     print_notes,
     print_result,
     search_of,
@@ -129,10 +131,10 @@ def train(options: Train, command: str) -> None:
     skips = config.on_bad_image == "skip"
     datasets = [load_dataset(config.data, config.split, config.classes, stated_sizes=skips)]
     if options.test_split is not None:
-        datasets.append(load_dataset(config.data, options.test_split, datasets[0].classes))
+        datasets.append(load_test_set(config.data, options.test_split, datasets[0].classes))
     test_set = datasets[1] if len(datasets) > 1 else None
     if config.val_split is not None:
-        datasets.append(load_dataset(config.data, config.val_split, datasets[0].classes))
+        datasets.append(load_test_set(config.data, config.val_split, datasets[0].classes))
     from_scratch = config.weights is None and config.init is None and not config.resume
     if from_scratch and config.network != "tiny" and environment()[0] == 0:
         console.print(
@@ -152,8 +154,9 @@ def train(options: Train, command: str) -> None:
             store = search_datasets(
                 datasets[:1], cache, search, workers=workers, errors=[] if skips else None
             )
-            if datasets[1:]:  # a test needs every image
-                store = search_datasets(datasets[1:], cache, search, workers=workers)
+            if datasets[1:]:
+                with needing_all_images(*datasets[1:]):
+                    store = search_datasets(datasets[1:], cache, search, workers=workers)
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)
@@ -192,7 +195,7 @@ def _train_and_test(
         return
     run.settings["Training"] = settings
     used = detection.settings()
-    with join(config.device) as processes, run.timed("detection"):
+    with join(config.device) as processes, run.timed("detection"), needing_all_images(test_set):
         found = detect_dataset(trained.model, test_set, store, used, processes)
     if found is None:
         return
