@@ -78,8 +78,7 @@ int64_t detect_boxes(const DetectBoxes<T>& call) {
   const T y_limit = semantics::clip_limit(static_cast<T>(call.image_height), call.inclusive);
 
   const auto candidates = ranked_candidates(call.scores, score_threshold);
-  GreedySuppression<T> suppression(columns, static_cast<int64_t>(candidates.size()),
-                                   call.nms_threshold, call.inclusive);
+  GreedySuppression<T> suppression(columns, call.nms_threshold, call.inclusive);
   int64_t kept = 0;
   for (auto next = candidates.begin(); next != candidates.end() && kept < most; ++next) {
     const int64_t row = next->index / columns, label = next->index % columns;

@@ -11,66 +11,78 @@ namespace {
 
 using semantics::Box;
 
-// The exponent of an area and the first `fine` bits of its fraction: 2^fine steps to every doubling.
-template <typename T>
-uint32_t area_step(T area, int fine) {
-  using Bits = semantics::RankKey<T>;
-  constexpr int fraction = std::numeric_limits<T>::digits - 1;
-  return static_cast<uint32_t>(std::bit_cast<Bits>(area) >> (fraction - fine));
-}
+// The lists of a class that has several: two to a doubling of the area, and after 16 doublings again.
+constexpr uint32_t kLists = 32;
 
-// Below this many boxes of a class one list is faster than several.
-constexpr int64_t kManyBoxes = 1024;
+template <typename T>
+uint32_t area_step(T area) {
+  using Bits = semantics::RankKey<T>;  // exponent and first bit of the fraction
+  return static_cast<uint32_t>(std::bit_cast<Bits>(area) >> (std::numeric_limits<T>::digits - 2));
+}
 
 }  // namespace
 
 template <typename T>
-GreedySuppression<T>::GreedySuppression(int64_t classes, int64_t boxes, float threshold,
-                                        bool inclusive)
+GreedySuppression<T>::GreedySuppression(int64_t classes, float threshold, bool inclusive)
     : kernels_(FRCNN_CHOSEN(nms_kernels<T>)),
-      rule_{static_cast<T>(threshold), inclusive ? T(1) : T(0)} {
-  // Areas that overlap by more than the threshold differ by less than its inverse: the higher it is,
-  // the finer the lists that are worth their number.
-  fine_ = threshold >= 0.7f ? 2 : threshold >= 0.5f ? 1 : 0;
-  lists_ = boxes / std::max<int64_t>(classes, 1) < kManyBoxes ? 1 : 16 << fine_;
-  newest_.assign(classes * lists_, -1);
+      rule_{static_cast<T>(threshold), inclusive ? T(1) : T(0)},
+      // Areas that overlap by more than the threshold differ by less than its inverse: the lower it is, the
+      // more of several lists must be looked through, each with another guess where it ends. Measured.
+      most_in_one_list_(threshold >= 0.5f ? 512 : 2048),
+      classes_(classes),
+      lists_(classes) {
+  for (int64_t i = 0; i < classes; ++i) classes_[i] = {i, 0};
 }
 
 template <typename T>
 bool GreedySuppression<T>::keep(const Box<T>& box, int64_t class_number) {
   const T area = semantics::area(box, rule_.side);
   if (!semantics::may_overlap(area)) return true;
-  const int64_t list = class_number * lists_;
-  const uint32_t mask = lists_ - 1;
-  const KeptLists<T> kept{tiles_.data(), next_.data(), newest_.data() + list};
-  uint32_t first = 0, last = mask;
-  if (lists_ > 1) {
+  ClassLists& mine = classes_[class_number];
+  uint32_t first = 0, last = mine.mask;
+  if (mine.mask > 0) {
     const auto range = semantics::overlapping_areas(area, rule_.threshold);
-    first = area_step(range.low, fine_), last = area_step(range.high, fine_);
-    if (!(last - first < lists_)) first = 0, last = mask;
+    const uint32_t low = area_step(range.low), high = area_step(range.high);
+    if (high - low <= mine.mask) first = low, last = high;
   }
-  if (kernels_.suppressed(kept, first, last, mask, box, area, rule_)) return false;
-  add(box, area, list + (area_step(area, fine_) & mask));
+  const KeptLists<T> kept{tiles_.data(), lists_.data() + mine.first, mine.mask};
+  if (kernels_.suppressed(kept, first, last, box, area, rule_)) return false;
+  add(box, area, mine);
+  if (mine.mask == 0 && lists_[mine.first].count == most_in_one_list_) split(mine);
   return true;
 }
 
 template <typename T>
-void GreedySuppression<T>::add(const Box<T>& box, T area, int64_t list) {
-  int32_t t = newest_[list];
-  if (t < 0 || taken_[t] == kTileBoxes) {
-    next_.push_back(t);
-    taken_.push_back(0);
-    t = newest_[list] = static_cast<int32_t>(tiles_.size());
-    KeptTile<T>& tile = tiles_.emplace_back();
+void GreedySuppression<T>::add(const Box<T>& box, T area, const ClassLists& of) {
+  KeptList& list = lists_[of.first + (area_step(area) & of.mask)];
+  if (list.count == list.tiles * kTileBoxes) {  // a place of four times as many tiles
+    const auto first = static_cast<int64_t>(tiles_.size());
+    const int64_t tiles = std::max<int64_t>(1, list.tiles * kTileStep);
+    KeptTile<T> empty{};
     constexpr T far = std::numeric_limits<T>::infinity();
-    std::fill_n(tile.x1, kTileBoxes, far);
-    std::fill_n(tile.x2, kTileBoxes, -far);
+    std::fill_n(empty.x1, kTileBoxes, far);
+    std::fill_n(empty.x2, kTileBoxes, -far);
+    tiles_.resize(first + tiles, empty);
+    std::copy_n(tiles_.begin() + list.first, list.tiles, tiles_.begin() + first);
+    list.first = first, list.tiles = tiles;
   }
-  KeptTile<T>& tile = tiles_[t];
-  const int place = taken_[t]++;
+  KeptTile<T>& tile = tiles_[list.first + list.count / kTileBoxes];
+  const int64_t place = list.count++ % kTileBoxes;
   tile.x1[place] = box.x1, tile.y1[place] = box.y1;
   tile.x2[place] = box.x2, tile.y2[place] = box.y2;
   tile.area[place] = area;
+}
+
+template <typename T>
+void GreedySuppression<T>::split(ClassLists& of) {
+  const KeptList whole = lists_[of.first];
+  of = {static_cast<int64_t>(lists_.size()), kLists - 1};
+  lists_.resize(lists_.size() + kLists);
+  for (int64_t i = 0; i < whole.count; ++i) {
+    const KeptTile<T> tile = tiles_[whole.first + i / kTileBoxes];
+    const int64_t place = i % kTileBoxes;
+    add({tile.x1[place], tile.y1[place], tile.x2[place], tile.y2[place]}, tile.area[place], of);
+  }
 }
 
 template class GreedySuppression<float>;

@@ -9,28 +9,32 @@
 
 namespace fastrcnn_engine::cpu {
 
-// The kept boxes of a class lie in one list or several, by area: only boxes of about the same area
-// overlap by much.
+// The kept boxes of a class lie in one list and, when it gets long, in several by area: only boxes of about
+// the same area overlap by much.
 template <typename T>
 class GreedySuppression {
  public:
-  // Classes are numbered 0 .. classes - 1. At most about `boxes` will come.
-  GreedySuppression(int64_t classes, int64_t boxes, float threshold, bool inclusive);
+  // Classes are numbered 0 .. classes - 1.
+  GreedySuppression(int64_t classes, float threshold, bool inclusive);
 
   // False where a kept box of the same class overlaps this one by more than the threshold.
   // Otherwise this one is kept.
   bool keep(const semantics::Box<T>& box, int64_t class_number);
 
  private:
-  void add(const semantics::Box<T>& box, T area, int64_t list);
+  struct ClassLists {
+    int64_t first;  // of lists_
+    uint32_t mask;  // how many there are, a power of two, less one
+  };
+
+  void add(const semantics::Box<T>& box, T area, const ClassLists& of);
+  void split(ClassLists& of);
 
   NmsKernels<T> kernels_;
   Suppression<T> rule_;
-  int fine_;                      // lists to a doubling of the area, as a power of two
-  uint32_t lists_;                // of a class, a power of two
-  std::vector<int32_t> newest_;   // (classes, lists): tile, or -1
-  std::vector<int32_t> next_;     // of each tile
-  std::vector<int32_t> taken_;    // places, of each tile
+  int64_t most_in_one_list_;
+  std::vector<ClassLists> classes_;
+  std::vector<KeptList> lists_;
   std::vector<KeptTile<T>> tiles_;
 };
 

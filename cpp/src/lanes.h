@@ -121,6 +121,45 @@ FRCNN_INLINE unsigned lane_bits(const Vector<IndexOf<T>>& holds) {
 #endif
 }
 
+// What a comparison finds, to be joined by | and looked at once. AVX-512 has registers of bits for it, and
+// compilers that are given vectors take the bits to one and back.
+#if defined(__AVX512F__)
+template <typename T>
+using Found = unsigned;
+#else
+template <typename T>
+using Found = Vector<IndexOf<T>>;
+#endif
+
+template <typename T>
+FRCNN_INLINE Found<T> above(const Vector<T>& a, const Vector<T>& b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+  else return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+#else
+  return a > b;
+#endif
+}
+
+template <typename T>
+FRCNN_INLINE Found<T> at_least(const Vector<T>& a, const Vector<T>& b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+  else return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ);
+#else
+  return a >= b;
+#endif
+}
+
+template <typename T>
+FRCNN_INLINE bool any(const Found<T>& found) {
+#if defined(__AVX512F__)
+  return found != 0;
+#else
+  return lane_bits<T>(found) != 0;
+#endif
+}
+
 template <typename V>
 FRCNN_INLINE bool any_lane(const V& holds) {
   const V none{};

@@ -95,12 +95,16 @@ int64_t nms(const Nms<T>& call) {
   sort_by_score(order);
 
   const ClassNumbers classes(call.class_ids, boxes);
-  GreedySuppression<T> suppression(classes.count(), boxes, call.iou_threshold, call.inclusive);
+  GreedySuppression<T> suppression(classes.count(), call.iou_threshold, call.inclusive);
   const int64_t most = call.keep.shape[0];
+  // Copied first: after each wrong guess of the machine, the next box is what it would wait for.
+  std::vector<Box<T>> sorted(order.size());
+  std::transform(order.begin(), order.end(), sorted.begin(),
+                 [&](const Ranked<T>& next) { return box_at(call.boxes.data, next.index); });
   int64_t kept = 0;
-  for (auto next = order.begin(); next != order.end() && kept < most; ++next)
-    if (suppression.keep(box_at(call.boxes.data, next->index), classes.of(next->index)))
-      call.keep.data[kept++] = next->index;
+  for (size_t i = 0; i < order.size() && kept < most; ++i)
+    if (suppression.keep(sorted[i], classes.of(order[i].index)))
+      call.keep.data[kept++] = order[i].index;
   std::fill(call.keep.data + kept, call.keep.data + most, -1);
   return kept;
 }

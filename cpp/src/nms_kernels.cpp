@@ -8,38 +8,69 @@ namespace {
 
 using semantics::Box;
 
+// One box against the kept ones, four vectors of them without a branch in between: a guess of the machine
+// that turns out wrong costs as much as comparing with two or three vectors.
 template <typename T>
-FRCNN_INLINE Box<Vector<T>> boxes_at(const KeptTile<T>& tile, int place) {
-  return {load(tile.x1 + place), load(tile.y1 + place), load(tile.x2 + place),
-          load(tile.y2 + place)};
-}
+class Comparison {
+ public:
+  FRCNN_INLINE Comparison(const Box<T>& box, T area, const Suppression<T>& rule)
+      : box_{splat<kLanes<T>>(box.x1), splat<kLanes<T>>(box.y1), splat<kLanes<T>>(box.x2),
+             splat<kLanes<T>>(box.y2)},
+        area_(splat<kLanes<T>>(area)),
+        threshold_(splat<kLanes<T>>(rule.threshold)),
+        side_(splat<kLanes<T>>(rule.side)) {}
 
-// About 16 operations and 20 bytes a pair, all from the first caches: arithmetic is the floor.
-template <typename T>
-[[gnu::aligned(64)]] bool suppressed(const KeptLists<T>& lists, uint32_t first, uint32_t last, uint32_t mask,
-                const Box<T>& box, T area, const Suppression<T>& rule) {
+  FRCNN_INLINE bool suppressed_by(const KeptTile<T>* tiles, const KeptList& list) const {
+    constexpr int boxes = 4 * kLanes<T>, step = boxes < kTileBoxes ? 1 : boxes / kTileBoxes;
+    static_assert(kTileStep % step == 0);
+    const KeptTile<T>* const first = tiles + list.first;
+    if (list.tiles < step) return list.count > 0 && suppressed_by<1>(first);
+    for (int64_t tile = 0; tile * kTileBoxes < list.count; tile += step)
+      if (suppressed_by<step>(first + tile)) return true;
+    return false;
+  }
+
+ private:
   using V = Vector<T>;
-  constexpr int lanes = kLanes<T>;
-  const Box<V> other{splat<lanes>(box.x1), splat<lanes>(box.y1), splat<lanes>(box.x2),
-                     splat<lanes>(box.y2)};
-  const V other_area = splat<lanes>(area), threshold = splat<lanes>(rule.threshold);
-  const V side = splat<lanes>(rule.side);
-  for (uint32_t list = first;; ++list) {
-    for (int32_t t = lists.newest[list & mask]; t >= 0; t = lists.next[t]) {
-      const KeptTile<T>& tile = lists.tiles[t];
-      Vector<IndexOf<T>> maybe{};
-      for (int at = 0; at < kTileBoxes; at += kLanes<T>) {
-        const V inter = semantics::intersection(boxes_at(tile, at), other, side);
-        maybe |= semantics::may_exceed(inter, load(tile.area + at), other_area, threshold);
-      }
-      if (lane_bits<T>(maybe) == 0) continue;
-      Vector<IndexOf<T>> exceeds{};
-      for (int at = 0; at < kTileBoxes; at += kLanes<T>) {
-        const V inter = semantics::intersection(boxes_at(tile, at), other, side);
-        exceeds |= semantics::iou_of_areas(inter, load(tile.area + at), other_area) > threshold;
-      }
-      if (lane_bits<T>(exceeds) != 0) return true;
+
+  // About 16 operations and 20 bytes a pair, all from the first caches: arithmetic is the floor.
+  template <int Tiles>
+  FRCNN_INLINE bool suppressed_by(const KeptTile<T>* tiles) const {
+    Found<T> maybe{};
+    for_each_vector<Tiles>(tiles, [&](const V& inter, const V& area) {
+      maybe |= at_least<T>(inter, semantics::least_intersection(inter, area, area_, threshold_));
+    });
+    if (!any<T>(maybe)) return false;
+    Found<T> exceeds{};
+    for_each_vector<Tiles>(tiles, [&](const V& inter, const V& area) {
+      exceeds |= above<T>(semantics::iou_of_areas(inter, area, area_), threshold_);
+    });
+    return any<T>(exceeds);
+  }
+
+  // Calls visit(intersection, area) for the boxes of so many tiles.
+  template <int Tiles, typename Visit>
+  FRCNN_INLINE void for_each_vector(const KeptTile<T>* tiles, const Visit& visit) const {
+#pragma GCC unroll 16
+    for (int at = 0; at < Tiles * kTileBoxes; at += kLanes<T>) {
+      const KeptTile<T>& tile = tiles[at / kTileBoxes];
+      const int place = at % kTileBoxes;
+      const Box<V> kept{load(tile.x1 + place), load(tile.y1 + place), load(tile.x2 + place),
+                        load(tile.y2 + place)};
+      visit(semantics::intersection(kept, box_, side_, none_), load(tile.area + place));
     }
+  }
+
+  Box<V> box_;
+  V area_, threshold_, side_, none_ = in_register(V{});
+};
+
+template <typename T>
+[[gnu::aligned(64)]] bool suppressed(const KeptLists<T>& kept, uint32_t first, uint32_t last,
+                                     const Box<T>& box, T area, const Suppression<T>& rule) {
+  const Comparison<T> comparison(box, area, rule);
+  for (uint32_t list = first;; ++list) {
+    if (comparison.suppressed_by(kept.tiles, kept.lists[list & kept.mask])) return true;
     if (list == last) return false;
   }
 }

@@ -8,7 +8,8 @@
 
 namespace fastrcnn_engine::cpu {
 
-constexpr int kTileBoxes = 16;  // compared without a branch in between
+constexpr int kTileBoxes = 16;
+constexpr int kTileStep = 4;  // a list of more than one tile has a multiple of so many
 
 // Kept boxes side by side. Places not taken hold boxes that overlap nothing.
 template <typename T>
@@ -16,12 +17,17 @@ struct alignas(64) KeptTile {
   T x1[kTileBoxes], y1[kTileBoxes], x2[kTileBoxes], y2[kTileBoxes], area[kTileBoxes];
 };
 
-// Lists of tiles: list l begins with tile newest[l] and tile t is followed by tile next[t]; -1 ends.
+// The first `count` places of one tile or of a multiple of kTileStep, lying together.
+struct KeptList {
+  int64_t first = 0, tiles = 0, count = 0;
+};
+
+// Several lists of tiles that lie together.
 template <typename T>
 struct KeptLists {
   const KeptTile<T>* tiles;
-  const int32_t* next;
-  const int32_t* newest;
+  const KeptList* lists;
+  uint32_t mask;  // how many lists there are, less one
 };
 
 template <typename T>
@@ -32,8 +38,8 @@ struct Suppression {
 
 template <typename T>
 struct NmsKernels {
-  // Whether a kept box in lists[l & mask], first <= l <= last, suppresses this one.
-  bool (*suppressed)(const KeptLists<T>& lists, uint32_t first, uint32_t last, uint32_t mask,
+  // Whether a kept box in list l & mask, first <= l <= last, suppresses this one.
+  bool (*suppressed)(const KeptLists<T>& kept, uint32_t first, uint32_t last,
                      const semantics::Box<T>& box, T area, const Suppression<T>& rule);
   // Writes the positions of the scores that are greater than the threshold, rising, and returns how
   // many there are.

@@ -23,7 +23,7 @@ COUNTS = {
     "argmax, channels-last": 1.06,
     "gradient": 2.52,
     "gradient, channels-last": 3.06,
-    "nms": 1.69,
+    "nms": 1.38,
 }
 SPARE = 1.2
 

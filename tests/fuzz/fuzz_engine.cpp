@@ -296,9 +296,12 @@ template <typename T>
 void nms(Dice& dice) {
   for (int i = 0; i < 50; ++i) suppression_conditions<T>(dice), rank_keys<T>(dice);
   int64_t b = dice.one_in(10) ? dice.between(60, 140) : dice.between(0, 12);
-  if (dice.one_in(300)) b = dice.between(1020, 1100);  // several lists of kept boxes
+  const bool many = dice.one_in(300);  // so many apart that kept ones are in several lists
+  if (many) b = dice.between(1200, 1400);
   Buffer<T> boxes(b * 4), scores(b);
   fill_boxes(dice, boxes);
+  if (many)
+    for (int64_t i = 0; i < b; ++i) boxes[4 * i] += i % 700 * 40, boxes[4 * i + 2] += i % 700 * 40;
   dice.fill(scores);
   Buffer<int64_t> classes(b), keep(b);
   for (int64_t i = 0; i < b; ++i)

@@ -72,6 +72,19 @@ def test_padded_nms_is_the_beginning_of_nms(case: NmsCase, with_idxs, face):
         assert take(kept.indices).tolist() == expected[:count] + [-1] * (places - count)
 
 
+@every_dtype
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.63, 0.65])
+def test_as_many_kept_as_need_several_lists(dtype, threshold):
+    """2200 boxes apart, in turn of 14 sizes, then smaller ones within, at IoU 0.64."""
+    apart = 64 * np.stack(np.divmod(np.arange(2200), 50), axis=1)
+    side = (2.0 ** (np.arange(2200) % 14 / 2.5))[:, None]
+    boxes = np.vstack([np.hstack([apart, apart + side]), np.hstack([apart, apart + 0.8 * side])[::2]])
+    boxes, scores = boxes.astype(dtype), np.arange(3300, 0, -1).astype(dtype)
+    kept = fe.nms(boxes, scores, threshold).tolist()
+    assert len(kept) == (2200 if threshold < 0.64 else 3300)
+    assert kept == reference.nms(boxes, scores, threshold)
+
+
 @pytest.mark.cuda
 def test_cuda_pads_the_same(cuda_device):
     for case in NMS_CASES:

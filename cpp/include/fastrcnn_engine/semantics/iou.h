@@ -20,12 +20,13 @@ FRCNN_HD V area(const Box<V>& box, V side) {
   return (box.x2 - box.x1 + side) * (box.y2 - box.y1 + side);
 }
 
+// `none` is 0. It is an argument because of a 0 that it can see GCC does not make a maximum.
 template <typename V>
-FRCNN_HD V intersection(const Box<V>& a, const Box<V>& b, V side) {
+FRCNN_HD V intersection(const Box<V>& a, const Box<V>& b, V side, V none = V{}) {
   const V left = a.x1 > b.x1 ? a.x1 : b.x1, right = a.x2 < b.x2 ? a.x2 : b.x2;
   const V top = a.y1 > b.y1 ? a.y1 : b.y1, bottom = a.y2 < b.y2 ? a.y2 : b.y2;
   const V w = right - left + side, h = bottom - top + side;
-  return (w > V{} ? w : V{}) * (h > V{} ? h : V{});
+  return (w > none ? w : none) * (h > none ? h : none);
 }
 
 // Intersection over union. Two boxes without area give 0 / 0 = NaN, which exceeds no threshold.
@@ -48,11 +49,15 @@ FRCNN_HD bool suppresses(const Box<T>& kept, const Box<T>& other, float threshol
 // Three conditions that must hold where iou > threshold >= 0, and that cost less. They need no
 // margin for rounding, because rounding never turns an order round: of a <= b it makes a' <= b'.
 
-// fl(inter / union) > t, t being a number of the type, so inter / union > t, inter > t * union > 0,
+// fl(inter / union) > t, t being a number of the type, so inter / union > t, inter > t * union >= 0,
 // and inter >= fl(t * union). No division.
 template <typename V>
+FRCNN_HD V least_intersection(V inter, V area_a, V area_b, V threshold) {
+  return threshold * (area_a + area_b - inter);
+}
+template <typename V>
 FRCNN_HD auto may_exceed(V inter, V area_a, V area_b, V threshold) {
-  return (inter > V{}) & (inter >= threshold * (area_a + area_b - inter));
+  return (inter > V{}) & (inter >= least_intersection(inter, area_a, area_b, threshold));
 }
 
 // The sides of an intersection are no longer than those of either box, as computed, so where it is
