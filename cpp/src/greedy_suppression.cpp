@@ -58,12 +58,10 @@ void GreedySuppression<T>::add(const Box<T>& box, T area, const ClassLists& of) 
   if (list.count == list.tiles * kTileBoxes) {  // a place of four times as many tiles
     const auto first = static_cast<int64_t>(tiles_.size());
     const int64_t tiles = std::max<int64_t>(1, list.tiles * kTileStep);
-    KeptTile<T> empty{};
-    constexpr T far = std::numeric_limits<T>::infinity();
-    std::fill_n(empty.x1, kTileBoxes, far);
-    std::fill_n(empty.x2, kTileBoxes, -far);
-    tiles_.resize(first + tiles, empty);
+    tiles_.resize(first + tiles);
     std::copy_n(tiles_.begin() + list.first, list.tiles, tiles_.begin() + first);
+    for (int64_t i = first + list.tiles; i < first + tiles; ++i)  // begin beyond every box, so overlap none
+      std::fill_n(tiles_[i].x1, kTileBoxes, std::numeric_limits<T>::infinity());
     list.first = first, list.tiles = tiles;
   }
   KeptTile<T>& tile = tiles_[list.first + list.count / kTileBoxes];
