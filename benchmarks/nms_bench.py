@@ -1,4 +1,4 @@
-"""Suppression beside other implementations: checked, then timed.
+"""Suppression and overlaps beside other implementations: checked, then timed.
 
     python benchmarks/nms_bench.py              # two minutes; keep the machine quiet
 
@@ -49,6 +49,12 @@ class TorchVision(roipool_peers.TorchVision):
 
         return batched_nms
 
+    @property
+    def box_iou(self) -> Any:
+        from torchvision.ops import box_iou
+
+        return box_iou
+
 
 class OpenVino(roipool_peers.OpenVino):
     def _nms(self, boxes: np.ndarray, scores: np.ndarray, threshold: float) -> Any:
@@ -98,6 +104,12 @@ def same_boxes(rows: list[Row]) -> str:
     return f"all keep the same {len(expected)} boxes"
 
 
+def same_overlaps(rows: list[Row]) -> str:
+    if not all(torch.equal(rows[0].run(), row.run()) for row in rows):
+        raise SystemExit("other overlaps")
+    return "the same bits"
+
+
 def rows_of(run: Callable, padded: Callable, device: str) -> list[Row]:
     """Ours, and on a GPU also where nobody waits for the number of boxes."""
     rows = [Row(OURS, "nms", run)]
@@ -130,6 +142,17 @@ def sections(peers: list, device: str) -> list[Section]:
         rows += [Row(p.name, "nms", p.batched(boxes, scores, ids, threshold)) for p in peers]
         title = f"batched_nms, {classes} classes x {size} boxes at {threshold}"
         found.append(Section(title, rows, partial(same_boxes, rows)))
+    # Objects against proposals, as targets are assigned, and proposals against each other.
+    for count in (20, 2000):
+        boxes1, boxes2 = clustered(count, seed=4)[0].to(device), clustered(2000)[0].to(device)
+        rows = [Row(OURS, "overlaps", partial(engine.box_iou, boxes1, boxes2))]
+        rows += [
+            Row(p.name, "overlaps", partial(p.box_iou, boxes1, boxes2))
+            for p in peers
+            if hasattr(p, "box_iou")
+        ]
+        title = f"box_iou, {count} x 2000 boxes"
+        found.append(Section(title, rows, partial(same_overlaps, rows)))
     return found
 
 
