@@ -25,9 +25,9 @@ class Search:
 
     method: Method = "selective-search"
     """selective-search (Uijlings et al., IJCV 2013), edge-boxes (Zitnick and Dollar, ECCV 2014) or
-    grid: dense boxes of 5 sizes and 3 shapes, whatever is in the image (paper, section 5.6)."""
+    grid: dense boxes of 5 sizes and 3 shapes, whatever is in the image (paper, section 5.5)."""
     mode: Mode = "fine"
-    """Of selective search: fast (as in the paper) and quality are OpenCV's settings; fine finds
+    """Of selective search: fast (as in the paper) and quality (its figure 3) are OpenCV's settings; fine finds
     small objects better."""
     short_side: int | None = 200
     """Larger images are shrunk to this short side for the search; None: as they are, slowly. Of no
@@ -116,7 +116,7 @@ class Demo:
     test_images: int = 60
     """Images to test on. None of them is trained on."""
     iterations: int = 1000
-    """Training iterations of two images each (paper 4.1: 40 000 for VOC)."""
+    """Training iterations of two images each (paper 2.3: 40 000 for VOC)."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.models import FreezeTo
 
-# Paper 2.3, 4.1 and 5.2, for all of its networks.
+# Paper 2.3 and 5.2, for all of its networks.
 PAPER: dict[str, Any] = {
     "iterations": 40_000,
     "learning_rate": 0.001,
@@ -87,9 +87,9 @@ class TrainConfig:
     """Go on from the checkpoint.pt that the run has left."""
 
     iterations: int | None = None
-    """Length of training (paper 4.1: 40 000 for vgg16 on VOC07; tiny: 3 000)."""
+    """Length of training (paper: 40 000 for VOC07; tiny: 3 000)."""
     learning_rate: float | None = None
-    """Base learning rate (paper: 0.001; tiny: 0.02). Biases learn at twice the rate (code)."""
+    """Base learning rate (paper: 0.001; tiny: 0.02). Biases learn at twice the rate (paper)."""
     learning_rate_steps: tuple[int, ...] | None = None
     """Iterations at which the rate drops; None is 3/4 of the run (paper: 30 000 of 40 000)."""
     learning_rate_drop: float = 0.1

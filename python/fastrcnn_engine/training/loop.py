@@ -89,7 +89,7 @@ def multi_task_loss(
 def build_optimiser(model: FastRCNN, config: ResolvedConfig) -> torch.optim.SGD:
     """SGD with momentum over everything that is not frozen (paper 2.3).
 
-    Weights decay; biases learn at twice the rate and do not decay, as in the author's code (the
+    Weights decay; biases learn at twice the rate and, as in the author's code, do not decay (the
     paper says both decay). Gains of normalisation layers learn at the base rate without decay.
     torch keeps the learning rate outside the velocity, Caffe inside: after a drop of the rate the
     step shrinks at once here, and over some ten iterations there.
