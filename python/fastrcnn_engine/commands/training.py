@@ -70,7 +70,7 @@ class Train(TrainConfig):
     test_split: str | None = None
     """Split to test on after the training; None does not test."""
     metric: Metric = "area"
-    """Headline AP of the test: area (VOC10 and later), 11point (VOC07, the paper's tables) or coco
+    """Headline AP of the test: area (VOC10 and later), 11point (the paper's VOC07 tables) or coco
     (its twelve numbers; difficult objects of VOC count as crowds)."""
     search: Search = field(default_factory=Search)
     detection: Detection = field(default_factory=Detection)
