@@ -45,6 +45,7 @@ def test_warmup_rises_linearly():
     [
         ("network", "resnet"), ("iterations", 0), ("learning_rate", 0.0), ("rois_per_batch", 127),
         ("foreground_fraction", 1.5), ("foreground_iou", 0.0), ("background_low", 0.5),
+        ("foreground_fraction", 0.5 / 64),  # rounds to no RoI of an image
         ("log_every", 0), ("seed", -1), ("warmup", -1), ("momentum", 1.0), ("momentum", -0.1),
         ("weight_decay", -1e-4), ("weight_decay", math.inf), ("weight_decay", math.nan),
         ("learning_rate", math.inf), ("learning_rate", math.nan),

@@ -189,8 +189,12 @@ def test_weights_and_a_model_of_ones_own_do_not_go_together(voc, tmp_path):
 
 
 def test_tiny_names_the_image_of_a_batch_of_one_roi(voc):
-    voc = replace(voc, rois_per_batch=1, images_per_batch=1)
+    voc = replace(voc, rois_per_batch=1, images_per_batch=1, foreground_fraction=1.0)
     with pytest.raises(ValueError, match=r"iteration 1: the batch of \w+ has 1 RoI; tiny"):
+        train(voc, progress=False)
+    # A part of a batch is normalised by itself.
+    voc = replace(voc, rois_per_batch=2, images_per_batch=2, accumulate=2)
+    with pytest.raises(ValueError, match=r"of \w+, \w+ has 1 RoI in one of its 2 parts; tiny"):
         train(voc, progress=False)
 
 

@@ -222,6 +222,13 @@ class TrainConfig:
             "rois_per_batch",
             f"a multiple of images_per_batch ({self.images_per_batch})",
         )
+        per_image = self.rois_per_batch // self.images_per_batch
+        need(
+            round(self.foreground_fraction * per_image) > 0,
+            "foreground_fraction",
+            f"above {0.5 / per_image:g}, or none of the {per_image} RoIs of an image "
+            "(rois_per_batch / images_per_batch) would be foreground",
+        )
 
     def learning_rate_at(self, iteration: int) -> float:
         """The base learning rate of iteration 0, 1, 2, ... of a resolved config."""

@@ -71,8 +71,8 @@ def multi_task_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Classification and localisation loss of R RoIs (paper equations 1 to 3, lambda = 1).
 
-    Both are divided by R, background RoIs included, as in the author's code. A task that is not
-    learned has the loss 0, without a gradient.
+    Both are divided by R, background RoIs included, as in the author's code, and 0 without RoIs. A
+    task that is not learned has the loss 0, without a gradient.
 
     Args:
         logits: (R, K+1). deltas: (R, 4(K+1)), normalised. labels: (R,) int64, 0 is background.
@@ -80,8 +80,9 @@ def multi_task_loss(
         tasks: as in TrainConfig.
     """
     none = logits.new_zeros(())
+    loss_cls = F.cross_entropy(logits, labels) if len(labels) else logits.sum()  # a mean of none
     return (
-        none if tasks == "boxes" else F.cross_entropy(logits, labels),
+        none if tasks == "boxes" else loss_cls,
         none if tasks == "classification" else smooth_l1(deltas, targets, labels),
     )
 
@@ -320,26 +321,29 @@ def _train(
                 batch = loader.take()
             except (OSError, ValueError) as error:
                 failure = error
-            facts = [0, 0, 0, 0]
+            facts = [0] * (3 + config.accumulate)
             if batch is not None:
-                facts = [*batch.images.shape[2:], len(batch.labels), len(batch.skipped)]
+                sizes = [len(part.labels) for part in batch.parts(config.accumulate)]
+                facts = [*batch.images.shape[2:], len(batch.skipped), *sizes]
             everyone = processes.all([*facts, interrupt.asked, failure is not None])
-            heights, widths, counts, skipped, asked, failed = zip(*everyone, strict=True)
+            heights, widths, skipped, *counts, asked, failed = zip(*everyone, strict=True)
             if any(asked) or any(failed):
                 if saved < iteration:
                     save(iteration)
                 if any(failed):
                     raise _data_error(failure, failed.index(1), iteration)
                 raise KeyboardInterrupt(f"resume goes on from iteration {iteration}")
-            rois = sum(counts)
+            rois = sum(map(sum, counts))
             # Padding and RoIs are those of the whole batch, whoever works on it.
             assert batch is not None  # what kept it away has been raised
             batch = batch.padded(max(heights), max(widths)).to(device)
-            if normalises_rois and rois < 2:
+            if normalises_rois and min(map(sum, counts)) < 2:
+                one = f" in one of its {len(counts)} parts" if len(counts) > 1 else ""
+                fewer = ", a smaller accumulate" if one else ""
                 raise ValueError(
                     f"iteration {iteration + 1}: the batch of {', '.join(batch.image_ids)} has "
-                    f"{rois} RoI; {model.name} normalises over the RoIs and needs "
-                    "two. Give more proposals, a larger rois_per_batch or a lower background_low"
+                    f"1 RoI{one}; {model.name} normalises over the RoIs and needs two. Give more "
+                    f"proposals{fewer}, a larger rois_per_batch or a lower background_low"
                 )
             watch.mark("waiting for data")
 
