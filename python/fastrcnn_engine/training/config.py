@@ -65,10 +65,10 @@ class TrainConfig:
     weights: Path | None = None
     """ImageNet weights for S, M or L: its .caffemodel, for vgg16 also a torchvision state dict.
     None starts from random ones."""
-    weights_style: Literal["torchvision", "caffe"] | None = None
+    weights_style: Literal["torchvision", "caffe", "caffe-rgb"] | None = None
     """How images were prepared for those weights: RGB with torchvision's mean and deviation, or
-    Caffe's BGR minus the mean. None goes by the kind of file; a state dict with torchvision's names
-    may hold Caffe's weights."""
+    Caffe's BGR minus the mean, or the same in RGB. None goes by the file; a state dict with
+    torchvision's names may hold Caffe's weights."""
     freeze_to: FreezeTo | None = None
     """Everything up to this stage stays as it is (paper 4.5; conv5 is ">= fc6" of table 5); None is
     the network's own: conv1 for S and M, conv2 (conv1_1 to conv2_2) for L, none for tiny."""
