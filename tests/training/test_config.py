@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrcnn_engine.training.config import TrainConfig, checked_device
+from fastrcnn_engine.training import loop, train
+from fastrcnn_engine.training.config import TrainConfig, checked_device, the_same_on_every_run
 
 BASE = TrainConfig(data=Path("d"), proposals=Path("p"))
 
@@ -116,6 +117,24 @@ def test_cuda_without_cuda_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="device is 'cuda', but torch finds no CUDA device"):
         checked_device("cuda")
     assert checked_device("cpu").type == "cpu"
+
+
+def test_a_gpu_takes_convolutions_that_are_the_same_on_every_run(voc, monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    before = cudnn.deterministic, cudnn.benchmark
+    with pytest.raises(ZeroDivisionError), the_same_on_every_run(torch.device("cuda:1")):
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+        raise ZeroDivisionError
+    assert (cudnn.deterministic, cudnn.benchmark) == before
+    with the_same_on_every_run(torch.device("cpu")):
+        assert (cudnn.deterministic, cudnn.benchmark) == before
+    asked = []
+    monkeypatch.setattr(
+        loop, "the_same_on_every_run", lambda d: asked.append(d) or the_same_on_every_run(d)
+    )
+    train(replace(voc, iterations=1), progress=False)
+    assert asked == [torch.device("cpu")]
 
 
 def test_plain_values_only():

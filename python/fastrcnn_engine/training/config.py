@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -283,3 +285,21 @@ def checked_device(name: str) -> torch.device:
         if (device.index or 0) >= found:
             raise ValueError(f"device is {name!r}, but torch finds {found or 'no'} CUDA devices")
     return device
+
+
+@contextmanager
+def the_same_on_every_run(device: torch.device) -> Iterator[None]:
+    """Within it convolutions on a GPU are of cuDNN's algorithms that sum in one order.
+
+    Nothing on a CPU, where all do. RoI pooling, the losses and the other layers of the four
+    networks are operators of one order on either.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    if device.type == "cuda":
+        cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            cudnn.deterministic, cudnn.benchmark = before

@@ -26,7 +26,12 @@ from fastrcnn_engine.training.checkpoint import (
     random_state,
     save_checkpoint,
 )
-from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig, checked_device
+from fastrcnn_engine.training.config import (
+    ResolvedConfig,
+    TrainConfig,
+    checked_device,
+    the_same_on_every_run,
+)
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
 from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
@@ -189,7 +194,7 @@ def train(
         raise ValueError(
             f"freeze_to is {config.freeze_to!r}; a model of your own has its frozen layers already"
         )
-    with join(config.device) as processes:
+    with join(config.device) as processes, the_same_on_every_run(processes.device):
         return _train(config, model, processes, progress, on_start, on_log)
 
 
