@@ -77,9 +77,14 @@ class Train(TrainConfig):
 
 
 def configured(source: str) -> Train:
-    """The defaults of `train` with the settings of a preset or a file in their place."""
-    settings = {"data": tyro.MISSING, **read_settings(source, Train), "config": source}
-    return Train(**settings)
+    """The defaults of `train` with the settings of a preset or a file in their place.
+
+    What a recipe filled in for a run is left to the recipe again: options that win over the file
+    may name another network, or other iterations.
+    """
+    settings, of_a_run = read_settings(source, Train)
+    options = Train(**{"data": tyro.MISSING, **settings, "config": source})
+    return options.unresolved() if of_a_run else options
 
 
 def demo(options: Demo, command: str) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import torch
 
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.models import FreezeTo
+
+Config = TypeVar("Config", bound="TrainConfig")
 
 # Paper 2.3 and 5.2, for all of its networks.
 PAPER: dict[str, Any] = {
@@ -163,10 +165,17 @@ class TrainConfig:
         recipe = {k: v for k, v in RECIPES[self.network].items() if getattr(self, k) is None}
         config = cast("ResolvedConfig", dataclasses.replace(self, **recipe))
         if config.learning_rate_steps is None:
-            steps = (max(config.iterations * 3 // 4, 1),)
+            steps = _three_quarters(config.iterations)
             config = dataclasses.replace(config, learning_rate_steps=steps)
         config._check()
         return config
+
+    def unresolved(self: Config) -> Config:
+        """The same settings, None where ``resolved`` would fill in what is there."""
+        filled = [k for k, v in RECIPES[self.network].items() if getattr(self, k) == v]
+        if self.iterations and self.learning_rate_steps == _three_quarters(self.iterations):
+            filled.append("learning_rate_steps")
+        return dataclasses.replace(self, **dict.fromkeys(filled))
 
     def _check(self) -> None:
         config = cast("ResolvedConfig", self)
@@ -248,6 +257,10 @@ class TrainConfig:
             elif isinstance(value, tuple):
                 plain[key] = list(value)
         return plain
+
+
+def _three_quarters(iterations: int) -> tuple[int, ...]:
+    return (max(iterations * 3 // 4, 1),)
 
 
 if TYPE_CHECKING:
