@@ -94,6 +94,12 @@ def test_presets_are_good_settings_and_help_lists_them(name, capsys):
     assert name in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["voc07-S", "voc07-M", "voc07-L"])
+def test_the_papers_presets_search_as_the_paper_did(name):
+    # The published boxes: fast mode, images as they are, boxes of at least 20 pixels.
+    assert configured(name).search == options.Search(mode="fast", short_side=None, min_size=20)
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text(
         "{data: here, split: val, seed: 9, flip: false, short_side: [72, 96]}"
