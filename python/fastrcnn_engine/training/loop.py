@@ -219,6 +219,9 @@ def _train(
         settings[name] = str(Path(settings[name]).absolute())
     skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
     dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
+    if not config.difficult:
+        easy = [record.without_difficult() for record in dataset.records]
+        dataset = dataclasses.replace(dataset, records=easy)
     store = ProposalStore(config.proposals)
     entries, unusable = build_roidb(dataset.records, store, config)
     learned_from = data_fingerprint(dataset.records, store)
