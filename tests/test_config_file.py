@@ -12,11 +12,12 @@ from fastrcnn_engine import cli, options
 from fastrcnn_engine.commands import training
 from fastrcnn_engine.commands.training import Train, configured
 from fastrcnn_engine.config_file import presets, read_settings
+from fastrcnn_engine.training import TrainConfig
 
 
 def read(tmp_path: Path, text: str) -> dict:
     (tmp_path / "run.yaml").write_text(text)
-    return read_settings(str(tmp_path / "run.yaml"), Train)
+    return read_settings(str(tmp_path / "run.yaml"), Train)[0]
 
 
 def test_values_have_the_types_of_the_settings(tmp_path):
@@ -93,6 +94,12 @@ def test_presets_are_good_settings_and_help_lists_them(name, capsys):
     assert name in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["voc07-S", "voc07-M", "voc07-L"])
+def test_the_papers_presets_search_as_the_paper_did(name):
+    # The published boxes: fast mode, images as they are, boxes of at least 20 pixels.
+    assert configured(name).search == options.Search(mode="fast", short_side=None, min_size=20)
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text(
         "{data: here, split: val, seed: 9, flip: false, short_side: [72, 96]}"
@@ -145,3 +152,34 @@ def test_the_settings_saved_with_a_run_are_a_config(tmp_path, monkeypatch):
     assert saved[0] == saved[1]
     assert saved[0]["training"]["iterations"] == 3000 and saved[0]["metric"] == "11point"
     assert "resume" not in saved[0]["training"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], {"network": "tiny", "iterations": 3000, "learning_rate_steps": (2250,)}),
+        (["--iterations", "500"], {"learning_rate_steps": (375,), "learning_rate": 0.02}),
+        (
+            ["--network", "vgg16"],
+            {"iterations": 40_000, "learning_rate_steps": (30_000,), "learning_rate": 0.001,
+             "background_low": 0.1, "max_side": 1000},
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_filled_in_for_a_run_is_left_to_the_recipe(
+    given, expected, tmp_path, monkeypatch
+):
+    own = {"momentum": 0.5, "warmup": 7, "short_side": 300}  # not the recipe's
+    first = TrainConfig(data=Path("d"), proposals=Path("p"), network="tiny", **own)
+    settings = first.resolved().to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({"training": settings, "search": {}}))
+    (tmp_path / "own.yaml").write_text(json.dumps(settings))
+    seen = []
+    monkeypatch.setattr(training, "train", lambda options, command: seen.append(options))
+    for name in ("config.json", "own.yaml"):
+        cli.main(["train", "--config", str(tmp_path / name), *given])
+    found = seen[0].resolved()
+    for key, value in (expected | own).items():
+        assert getattr(found, key) == value, key
+    # A file of one's own says what it says.
+    assert seen[1].resolved().learning_rate_steps == (2250,) and seen[1].learning_rate == 0.02

@@ -39,8 +39,9 @@ def presets() -> dict[str, str]:
     }
 
 
-def read_settings(source: str, fields_of: type) -> dict[str, Any]:
-    """The settings in a preset or a file, as keyword arguments of the dataclass ``fields_of``.
+def read_settings(source: str, fields_of: type) -> tuple[dict[str, Any], bool]:
+    """The settings in a preset or a file, as keyword arguments of the dataclass ``fields_of``, and
+    whether they are those of a run, resolved.
 
     Paths in a file are relative to the working directory, as they are on the command line.
 
@@ -69,10 +70,11 @@ def read_settings(source: str, fields_of: type) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"config: {source} must hold keys and values, got {content!r}")
     content = {key: value for key, value in content.items() if key not in FACTS}
+    of_a_run = "training" in content
     lifted = content.pop("training", {})
     if not isinstance(lifted, dict) or lifted.keys() & content.keys():
         raise ValueError(f"config: {source}: training must be a section with keys of its own")
-    return _fields(content | lifted, fields_of, f"config: {source}")
+    return _fields(content | lifted, fields_of, f"config: {source}"), of_a_run
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -25,10 +25,10 @@ class Search:
 
     method: Method = "selective-search"
     """selective-search (Uijlings et al., IJCV 2013), edge-boxes (Zitnick and Dollar, ECCV 2014) or
-    grid: dense boxes of 5 sizes and 3 shapes, whatever is in the image (paper, section 5.6)."""
+    grid: dense boxes of 5 sizes and 3 shapes, whatever is in the image (paper, section 5.5)."""
     mode: Mode = "fine"
-    """Of selective search: fast (as in the paper) and quality are OpenCV's settings; fine finds
-    small objects better."""
+    """Of selective search: fast (as in the paper) and quality (figure 3) are OpenCV's settings;
+    fine finds small objects better."""
     short_side: int | None = 200
     """Larger images are shrunk to this short side for the search; None: as they are, slowly. Of no
     account for a grid."""
@@ -116,7 +116,7 @@ class Demo:
     test_images: int = 60
     """Images to test on. None of them is trained on."""
     iterations: int = 1000
-    """Training iterations of two images each (paper 4.1: 40 000 for VOC)."""
+    """Training iterations of two images each (paper 2.3: 40 000 for VOC)."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Eval:
     proposals: Path | None = None
     """Proposal file; None searches the images as for the training and keeps the result."""
     metric: Metric = "area"
-    """Which AP is the headline: area (VOC10 and later), 11point (VOC07, the paper's tables) or coco
+    """Which AP is the headline: area (VOC10 and later), 11point (the paper's VOC07 tables) or coco
     (its twelve numbers; difficult objects of VOC count as crowds)."""
     iou_threshold: float = 0.5
     """IoU a match needs (VOC: 0.5); coco has ten of its own."""

@@ -34,6 +34,30 @@ def test_the_end_of_a_log_may_be_cut_off(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == [{"iteration": 2}, {"iteration": 4}]
 
 
+def test_a_test_set_without_annotations_gets_files_of_results(trained, drawn, tmp_path, capsys):
+    """As those of VOC10, VOC12 and COCO's test-dev are, for a server that knows the objects."""
+    for name in ("JPEGImages", "ImageSets"):
+        shutil.copytree(drawn / name, tmp_path / "secret" / name)
+    proposals = tmp_path / "secret.npz"
+    run("proposals", "--data", tmp_path / "secret", "--split", "test", "--out", proposals,
+        "--short-side", 80)  # fmt: skip
+    run("eval", "--run", trained, "--data", tmp_path / "secret", "--out", tmp_path / "out",
+        "--proposals", proposals)  # fmt: skip
+    assert "mAP (area): n/a" in capsys.readouterr().out
+    results = [tmp_path / "out" / "voc_results", trained / "voc_results"]
+    names = sorted(path.name for path in results[1].iterdir())
+    assert any((results[1] / name).read_text() for name in names)
+    for name in names:
+        assert (results[0] / name).read_text() == (results[1] / name).read_text()
+    assert "no image of test has objects" in (tmp_path / "out" / "report.html").read_text()
+
+    coco_copy(drawn, tmp_path / "coco", ["test"], crowds=False)
+    file = tmp_path / "coco" / "annotations" / "instances_test.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    run("eval", "--run", trained, "--data", tmp_path / "coco", "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "coco_results.json").read_text())
+
+
 @pytest.mark.parametrize("line", ["{iteration: 4}", "[4]", "7", '{"loss": 1}', "\xff"])
 def test_a_bad_line_of_a_log_is_named_before_the_detection(
     trained, tmp_path, capsys, monkeypatch, line

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import time
 
 import numpy as np
@@ -193,6 +194,21 @@ def test_missing_files_are_named(root):
     (root / "Annotations/b.xml").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.xml: no such file"):
         load_voc(root, "train")
+    shutil.rmtree(root / "Annotations")
+    with pytest.raises(FileNotFoundError, match="Annotations: no such folder; a VOC data set has"):
+        load_voc(root, "train", ["dog"])
+
+
+@pytest.mark.parametrize("classes", [None, ("dog",)])
+def test_without_annotations_there_are_images_if_asked_for(root, classes):
+    annotated = load_voc(root, "train", needs_annotations=False)
+    assert annotated.classes == ("cat", "dog") and len(annotated.records[1].boxes) == 2
+    shutil.rmtree(root / "Annotations")
+    dataset = load_voc(root, "train", classes, needs_annotations=False)
+    assert [(r.image_id, r.width, len(r.boxes)) for r in dataset.records] == [
+        ("b", 40, 0), ("a", 40, 0)
+    ]  # fmt: skip
+    assert dataset.classes == (classes or ()) and "no image of train has" in dataset.problems[0]
 
 
 @pytest.mark.parametrize(("size", "usable"), [((40, 30), True), (None, False), ((0, 30), False)])

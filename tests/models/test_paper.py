@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastrcnn_engine.models import build_network
-from fastrcnn_engine.models.paper import STAGES
+from fastrcnn_engine.models.paper import STAGES, ResponseNorm
 
 CLASSES = [f"class{i}" for i in range(20)]
 NAMES = ("caffenet", "vgg_cnn_m_1024", "vgg16")
@@ -130,6 +130,31 @@ def test_response_normalisation_is_caffes(name, alpha, k):
         backbone = build_network(name, ["a"]).backbone
     for layer in (backbone.norm1, backbone.norm2):
         np.testing.assert_allclose(layer(torch.from_numpy(x)).numpy(), expected, rtol=1e-12)
+
+
+def test_response_normalisation_has_torchs_gradient_by_operators_of_one_order():
+    plain, ours = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), ResponseNorm(5, 1e-4, 0.75, 2.0)
+    gradients = []
+    for layer in (plain, ours):
+        x = 60 * torch.randn(2, 9, 4, 5, dtype=torch.float64, generator=torch.manual_seed(0))
+        y = layer(x.requires_grad_())
+        (y * torch.arange(5.0)).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    # What torch.use_deterministic_algorithms refuses on a GPU.
+    seen, coming = set(), [y.grad_fn]
+    while coming:
+        node = coming.pop()
+        seen.add(node.name())
+        coming += [following for following, _ in node.next_functions if following is not None]
+    assert "MulBackward0" in seen and not any("Pool" in name or "Cumsum" in name for name in seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_response_normalisation_of_16_bit_maps_neither_overflows_nor_loses_digits(dtype):
+    x = torch.full((1, 9, 2, 3), 300.0, dtype=dtype)  # 300 squared is above float16's largest
+    layer = ResponseNorm(5, 5e-4, 0.75, 2.0)
+    assert torch.equal(layer(x), layer(x.float()).to(dtype)) and (layer(x) > 8).all()
 
 
 def test_groups_strides_and_padding():

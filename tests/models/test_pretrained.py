@@ -113,7 +113,9 @@ def test_a_state_dict_may_hold_caffes_weights_and_a_caffemodel_nothing_else(tmp_
     transform_pretrained(model, path, "caffe")
     with pytest.raises(ValueError, match="style is 'torchvision', but .*x.caffemodel is no torch"):
         transform_pretrained(model, path, "torchvision")
-    with pytest.raises(ValueError, match="style is 'keras'; it must be one of caffe, torchvision"):
+    with pytest.raises(ValueError, match="style is 'caffe-rgb', but .*x.caffemodel is no torch"):
+        transform_pretrained(model, path, "caffe-rgb")
+    with pytest.raises(ValueError, match="style is 'keras'; it must be one of caffe, torchv"):
         transform_pretrained(model, path, "keras")
 
 
@@ -133,6 +135,37 @@ def test_a_file_of_convolutions_only_is_accepted_and_said(tmp_path, kind):
     assert [change.layer for change in missing] == ["head.fc6", "head.fc7"]
     assert "stays random" in missing[0].detail
     assert torch.equal(model.head.fc6.weight, before)
+
+
+@pytest.mark.parametrize("kind", ["caffemodel", "pth"])
+def test_hidden_layers_that_are_not_finite_are_left_and_told(tmp_path, kind):
+    """As in torchvision's VGG16_Weights.IMAGENET1K_FEATURES, which wants images its own way."""
+    model, path = small_network("vgg16"), tmp_path / f"x.{kind}"
+    if kind == "pth":
+        state = torchvision_state(model)
+        state["classifier.0.weight"].fill_(torch.nan)
+        state["classifier.3.bias"][2] = torch.inf
+        torch.save(state, path)
+    else:
+        layers = caffe_layers(model)
+        layers["fc6"][0][:] = np.nan
+        layers["fc7"][1][2] = np.inf
+        write_caffe(path, layers)
+    before = {name: value.clone() for name, value in model.head.state_dict().items()}
+    report = transform_pretrained(model, path)
+    details = {change.layer: (change.action, change.detail) for change in report}
+    for name, theirs in (("fc6", "classifier.0"), ("fc7", "classifier.3")):
+        theirs = theirs if kind == "pth" else name
+        detail = f"{theirs} not finite in the file; stays random"
+        assert details[f"head.{name}"] == ("missing", detail)
+    assert details["backbone.conv5_3"][0] == "copied"
+    assert all(torch.equal(model.head.state_dict()[name], before[name]) for name in before)
+    assert model.preprocessing.std == (1.0, 1.0, 1.0)
+    assert model.preprocessing.channel_order == ("RGB" if kind == "pth" else "BGR")
+    if kind == "pth":
+        assert model.preprocessing.mean == pytest.approx((123, 117, 104), abs=1e-3)
+        transform_pretrained(model, path, "torchvision")
+        assert model.preprocessing.mean[0] == 123.675, "as it was told"
 
 
 def test_real_networks_take_real_shapes(tmp_path):
@@ -178,6 +211,11 @@ def test_unfit_files_name_the_layer(tmp_path):
         transform_pretrained(model, path)
     torch.save(state | {"features.17.bias": bias, "features.2.weight": torch.zeros(8, 4)}, path)
     with pytest.raises(ValueError, match=r"features.2.weight has shape \(8, 4\), expected \(4, 4,"):
+        transform_pretrained(model, path)
+
+    state["features.17.bias"] = torch.full_like(bias, torch.nan)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="features.17.bias holds numbers that are not finite"):
         transform_pretrained(model, path)
 
     layers = caffe_layers(model)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrcnn_engine.training.config import TrainConfig, checked_device
+from fastrcnn_engine.training import loop, train
+from fastrcnn_engine.training.config import TrainConfig, checked_device, the_same_on_every_run
 
 BASE = TrainConfig(data=Path("d"), proposals=Path("p"))
 
@@ -45,6 +46,7 @@ def test_warmup_rises_linearly():
     [
         ("network", "resnet"), ("iterations", 0), ("learning_rate", 0.0), ("rois_per_batch", 127),
         ("foreground_fraction", 1.5), ("foreground_iou", 0.0), ("background_low", 0.5),
+        ("foreground_fraction", 0.5 / 64),  # rounds to no RoI of an image
         ("log_every", 0), ("seed", -1), ("warmup", -1), ("momentum", 1.0), ("momentum", -0.1),
         ("weight_decay", -1e-4), ("weight_decay", math.inf), ("weight_decay", math.nan),
         ("learning_rate", math.inf), ("learning_rate", math.nan),
@@ -115,6 +117,24 @@ def test_cuda_without_cuda_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="device is 'cuda', but torch finds no CUDA device"):
         checked_device("cuda")
     assert checked_device("cpu").type == "cpu"
+
+
+def test_a_gpu_takes_convolutions_that_are_the_same_on_every_run(voc, monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    before = cudnn.deterministic, cudnn.benchmark
+    with pytest.raises(ZeroDivisionError), the_same_on_every_run(torch.device("cuda:1")):
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+        raise ZeroDivisionError
+    assert (cudnn.deterministic, cudnn.benchmark) == before
+    with the_same_on_every_run(torch.device("cpu")):
+        assert (cudnn.deterministic, cudnn.benchmark) == before
+    asked = []
+    monkeypatch.setattr(
+        loop, "the_same_on_every_run", lambda d: asked.append(d) or the_same_on_every_run(d)
+    )
+    train(replace(voc, iterations=1), progress=False)
+    assert asked == [torch.device("cpu")]
 
 
 def test_plain_values_only():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from functools import partial
@@ -189,8 +190,12 @@ def test_weights_and_a_model_of_ones_own_do_not_go_together(voc, tmp_path):
 
 
 def test_tiny_names_the_image_of_a_batch_of_one_roi(voc):
-    voc = replace(voc, rois_per_batch=1, images_per_batch=1)
+    voc = replace(voc, rois_per_batch=1, images_per_batch=1, foreground_fraction=1.0)
     with pytest.raises(ValueError, match=r"iteration 1: the batch of \w+ has 1 RoI; tiny"):
+        train(voc, progress=False)
+    # A part of a batch is normalised by itself.
+    voc = replace(voc, rois_per_batch=2, images_per_batch=2, accumulate=2)
+    with pytest.raises(ValueError, match=r"of \w+, \w+ has 1 RoI in one of its 2 parts; tiny"):
         train(voc, progress=False)
 
 
@@ -335,6 +340,20 @@ def test_image_without_objects_and_without_proposals_is_left_out_and_told(voc, t
     write_proposals(tmp_path / "other.npz", boxes.items())
     result = run(replace(voc, proposals=tmp_path / "other.npz"))
     assert result.unusable == ["empty"]
+
+
+def test_difficult_objects_may_be_left_out_as_if_they_were_not_there(voc, tmp_path):
+    path = voc.data / "Annotations" / "first.xml"
+    objects = path.read_text()
+    path.write_text(objects.replace("<difficult>0", "<difficult>1", 1))
+    known = replace(voc, classes=CLASSES)
+    alike = run(replace(known, output=tmp_path / "with"))
+    without = run(replace(known, output=tmp_path / "without", difficult=False))
+    path.write_text(re.sub("<object>.*?</object>", "", objects, count=1))
+    gone = run(replace(known, output=tmp_path / "gone"))
+    assert_same_checkpoint(without.checkpoint, gone.checkpoint, "/config/difficult")
+    weights = [result.model.state_dict()["cls_score.weight"] for result in (alike, without)]
+    assert not torch.equal(*weights)
 
 
 def test_log_counts_rois(voc):

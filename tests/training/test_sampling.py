@@ -69,6 +69,15 @@ def shifted(rows: int, shift: float) -> list[list[float]]:
     return [[20 + shift, 20, 59 + shift, 59]] * rows
 
 
+def test_a_crowd_stays_one_where_difficult_objects_are_left_out():
+    made = record([BOX, BOX, BOX], [1, 2, 3])
+    easy = replace(
+        made, difficult=np.array([False, True, True]), crowd=np.array([False, False, True])
+    ).without_difficult()
+    assert easy.labels.tolist() == [1, 3] and easy.crowd.tolist() == [False, True]
+    assert easy.boxes.shape == (2, 4) and easy.difficult.tolist() == [False, True]
+
+
 def test_labels_follow_the_iou_of_the_best_object():
     made = entry([BOX, [120, 20, 159, 59]], [2, 1], [
         [20, 20, 59, 39],     # exactly half of the first: IoU 0.5, foreground

@@ -147,9 +147,12 @@ def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
 
 
 def load_test_set(data: Path, split: str, classes: Sequence[str]) -> Dataset:
-    """A split that AP is computed on. ValueError for the first fault of an image or object."""
+    """A split that AP is computed on, here or, without annotations, by a server.
+
+    ValueError for the first fault of an image or object.
+    """
     faults: list[str] = []
-    dataset = load_dataset(data, split, classes, errors=faults)
+    dataset = load_dataset(data, split, classes, errors=faults, needs_annotations=False)
     if faults:
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
         raise ValueError(f"{faults[0]}{more}; {_every_image_counts(dataset)}")

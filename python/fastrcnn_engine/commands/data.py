@@ -78,7 +78,10 @@ def _class_facts(classes: list[dict[str, Any]]) -> Table:
 def proposals(options: Proposals) -> None:
     """See options.Proposals."""
     console = plain_console()
-    datasets = [load_dataset(options.data, split, stated_sizes=True) for split in options.split]
+    datasets = [
+        load_dataset(options.data, split, stated_sizes=True, needs_annotations=False)
+        for split in options.split
+    ]
     out = options.out or options.data / CACHE
     if options.read and options.shard != WHOLE:
         raise ValueError(f"--shard is {options.shard}, but with --read there is nothing to search")

@@ -70,16 +70,21 @@ class Train(TrainConfig):
     test_split: str | None = None
     """Split to test on after the training; None does not test."""
     metric: Metric = "area"
-    """Headline AP of the test: area (VOC10 and later), 11point (VOC07, the paper's tables) or coco
+    """Headline AP of the test: area (VOC10 and later), 11point (the paper's VOC07 tables) or coco
     (its twelve numbers; difficult objects of VOC count as crowds)."""
     search: Search = field(default_factory=Search)
     detection: Detection = field(default_factory=Detection)
 
 
 def configured(source: str) -> Train:
-    """The defaults of `train` with the settings of a preset or a file in their place."""
-    settings = {"data": tyro.MISSING, **read_settings(source, Train), "config": source}
-    return Train(**settings)
+    """The defaults of `train` with the settings of a preset or a file in their place.
+
+    What a recipe filled in for a run is left to the recipe again: options that win over the file
+    may name another network, or other iterations.
+    """
+    settings, of_a_run = read_settings(source, Train)
+    options = Train(**{"data": tyro.MISSING, **settings, "config": source})
+    return options.unresolved() if of_a_run else options
 
 
 def demo(options: Demo, command: str) -> None:

@@ -18,6 +18,7 @@ def load_dataset(
     *,
     errors: list[str] | None = None,
     stated_sizes: bool = False,
+    needs_annotations: bool = True,
 ) -> Dataset:
     """One split of a data set: `load_coco` where `root` has annotations/instances_SPLIT.json,
     `load_voc` where it has ImageSets.
@@ -28,7 +29,10 @@ def load_dataset(
     if instances_file(root, split).is_file():
         return load_coco(root, split, classes, errors=errors, stated_sizes=stated_sizes)
     if (root / "ImageSets").is_dir():
-        return load_voc(root, split, classes, errors=errors, stated_sizes=stated_sizes)
+        return load_voc(
+            root, split, classes, errors=errors, stated_sizes=stated_sizes,
+            needs_annotations=needs_annotations,
+        )  # fmt: skip
     if any(root.glob("annotations/instances_*.json")):
         # It tells which splits there are.
         return load_coco(root, split, classes, errors=errors, stated_sizes=stated_sizes)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,12 @@ class ImageRecord:
     def __post_init__(self) -> None:
         if self.crowd is None:
             object.__setattr__(self, "crowd", np.zeros(len(self.boxes), dtype=bool))
+
+    def without_difficult(self) -> ImageRecord:
+        """The same image without the objects that are difficult. Crowds stay: they are regions."""
+        kept = ~self.difficult | self.crowd
+        names = ("boxes", "labels", "difficult", "crowd")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def load_voc(
     *,
     errors: list[str] | None = None,
     stated_sizes: bool = False,
+    needs_annotations: bool = True,
 ) -> Dataset:
     """Reads the images named in `ImageSets/Main/<split>.txt` under `root`, with their objects.
 
@@ -45,7 +46,9 @@ def load_voc(
     has the size its annotation states, which `problems` tell.
 
     `classes` None: all names found in all annotation files of the folder, sorted, so that every
-    split of a data set gets the same numbers.
+    split of a data set gets the same numbers. With `needs_annotations` False there may be no folder
+    of them, as of a test set whose objects are kept secret: then no image has objects, which
+    `problems` tell, and no class is known but `classes`.
 
     Raises FileNotFoundError for a missing folder, split, annotation or image (with `stated_sizes`
     only if none is there), and ValueError for a file that cannot be read, a class that is not in
@@ -55,12 +58,13 @@ def load_voc(
     root = Path(root)
     ids = _read_split(root, split, errors)
     annotation_dir, image_dir = root / "Annotations", root / "JPEGImages"
-    for folder in (annotation_dir, image_dir):
+    annotated = needs_annotations or annotation_dir.is_dir()
+    for folder in (annotation_dir, image_dir) if annotated else (image_dir,):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; a VOC data set has one")
 
     trees: dict[str, ElementTree.Element] = {}
-    if classes is None:
+    if classes is None and annotated:
         names = set()
         for path in sorted(annotation_dir.glob("*.xml")):
             with collecting(errors):
@@ -73,11 +77,14 @@ def load_voc(
             raise ValueError(
                 f"{annotation_dir}: no annotation file names an object, so no class is known"
             )
-    classes = checked_classes(classes)
+    classes = checked_classes(classes) if classes is not None else ()
     label_of = {name: label for label, name in enumerate(classes, start=1)}
 
     image_names = {entry.name for entry in os.scandir(image_dir)}
     problems: list[str] = []
+    if not annotated:
+        trees = dict.fromkeys(ids, ElementTree.Element("annotation"))
+        problems.append(f"{annotation_dir}: no such folder, so no image of {split} has objects")
     records = []
     for image_id in ids:
         path = annotation_dir / f"{image_id}.xml"

@@ -2,7 +2,8 @@
 
 Boxes go back to COCO's continuous x y w h (w = x2 - x1 + 1). Where the records come from a COCO
 file the ground truth is what stands there: unclipped boxes, areas of outlines, and objects that
-training cannot use. So the numbers are those of pycocotools on that file and `coco_results`.
+training cannot use. So the numbers are those of pycocotools on that file and `coco_results`, but
+for annotations with `ignore`, which are crowds here and to pycocotools nothing special.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def nearest_levels(boxes: np.ndarray, factors: Sequence[float]) -> np.ndarray:
     """Which level of an image pyramid brings each box closest to 224 x 224 pixels.
 
     That is the level l with the least |area * s_l^2 - 224^2|, the first one where several are
-    equal (paper 2.4, after SPPnet; original code, lib/fast_rcnn/test.py). The area counts both end
+    equal (paper 3, after SPPnet; original code, lib/fast_rcnn/test.py). The area counts both end
     pixels. s_l is the factor the image is really scaled by, so max_side may make levels equal.
 
     Args:

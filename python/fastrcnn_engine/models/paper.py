@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastrcnn_engine.data.images import Preprocessing
@@ -27,6 +29,25 @@ def relu() -> nn.ReLU:
     return nn.ReLU(inplace=True)
 
 
+class ResponseNorm(nn.LocalResponseNorm):
+    """torch's normalisation across channels, of operators with the same gradient on every run.
+
+    torch's own pools in 3-d, whose gradient on a GPU is summed in any order. Adding shifted maps
+    takes about half the time on a CPU, too. 16-bit maps are squared in float32: float16 ends at
+    256 squared.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))
+        channels, before = input.shape[1], self.size // 2
+        squares = F.pad(wide * wide, (0, 0, 0, 0, before, self.size - 1 - before))
+        around = squares[:, :channels]
+        for first in range(1, self.size):
+            around = around + squares[:, first : first + channels]
+        scale = (self.k + self.alpha / self.size * around) ** -self.beta
+        return (wide * scale).to(input.dtype)
+
+
 def build_caffenet(
     classes: Sequence[str],
     preprocessing: Preprocessing | None = None,
@@ -39,8 +60,8 @@ def build_caffenet(
     ``frozen_layers``.
     """
 
-    def norm() -> nn.LocalResponseNorm:
-        return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+    def norm() -> ResponseNorm:
+        return ResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
 
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, 96, 11, stride=4, padding=5),
@@ -74,8 +95,8 @@ def build_vgg_cnn_m_1024(
     ``freeze_to`` see ``frozen_layers``.
     """
 
-    def norm() -> nn.LocalResponseNorm:
-        return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+    def norm() -> ResponseNorm:
+        return ResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
 
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, 96, 7, stride=2),

@@ -15,7 +15,7 @@ from fastrcnn_engine.models.caffemodel import read_caffemodel
 from fastrcnn_engine.models.network import FastRCNN
 from fastrcnn_engine.models.paper import pretrained_layers
 
-Style = Literal["torchvision", "caffe"]
+Style = Literal["torchvision", "caffe", "caffe-rgb"]
 
 # Position of each convolution of VGG16 in torchvision's `features`, and of the two hidden layers in
 # its `classifier`.
@@ -36,13 +36,15 @@ TORCHVISION_LAYERS = {
     "classifier.0": "head.fc6",
     "classifier.3": "head.fc7",
 }
-# VGG16 was published with two ways of preparing images. A wrong one costs accuracy without any
-# error. Caffe's own files hold filters that look at BGR; they are copied as they are.
+# VGG16 was published with three ways of preparing images. A wrong one costs accuracy without any
+# error. Caffe's own files hold filters that look at BGR; they are copied as they are. caffe-rgb is
+# of torchvision's IMAGENET1K_FEATURES, which are Caffe's filters turned to RGB.
 PREPROCESSING: dict[Style, Preprocessing] = {
     "caffe": Preprocessing(channel_order="BGR", mean=(102.9801, 115.9465, 122.7717)),
     "torchvision": Preprocessing(
         channel_order="RGB", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
     ),
+    "caffe-rgb": Preprocessing(channel_order="RGB", mean=(122.99925, 116.9991, 103.9992)),
 }
 
 
@@ -68,19 +70,22 @@ def transform_pretrained(
         model: one of the paper's networks, from ``build_network``.
         path: a `.caffemodel` of the same network, or for vgg16 also a state dict with
             torchvision's names (``features.N.*``, ``classifier.{0,3}.*``); the content tells which,
-            not the name. A file without fc6 or fc7 is accepted: they stay random, which the report
-            says.
+            not the name. A file without fc6 or fc7, or with numbers there that are not finite, is
+            accepted: they stay random, which the report says.
         style: how images were prepared when the weights were trained; ``model.preprocessing`` is
             set to it. "torchvision": RGB, mean and standard deviation of its own recipe. "caffe":
-            BGR 0..255 minus the means. None is the style of who made the file's format; a
-            caffemodel has no other, a state dict with torchvision's names may hold Caffe's weights.
+            BGR 0..255 minus the means. "caffe-rgb": RGB 0..255 minus means. None is the style of
+            who made the file's format; a caffemodel has no other, a state dict with torchvision's
+            names may hold Caffe's weights. Where fc6 of one is not finite, None is "caffe-rgb":
+            so is the file of torchvision's IMAGENET1K_FEATURES.
 
     Returns:
         One row for each layer, in network order.
 
     Raises:
         ValueError: no such file, neither kind of file, not that network (missing convolution or
-            other shape, layer named), a style that is unknown or not the file's.
+            other shape, layer named), a convolution that is not finite, a style that is unknown or
+            not the file's.
     """
     path = Path(path)
     if style is not None and style not in PREPROCESSING:
@@ -95,7 +100,7 @@ def transform_pretrained(
         names = {ours: theirs for theirs, ours in TORCHVISION_LAYERS.items()}
         last_pool, last_layer = "features.30", "classifier.6"
     else:
-        if style == "torchvision":
+        if style not in (None, "caffe"):
             raise ValueError(
                 f"style is {style!r}, but {path} is no torch file; a caffemodel has style 'caffe'"
             )
@@ -110,11 +115,20 @@ def transform_pretrained(
         if ours == "head.fc6":
             pooling = f"RoI pooling {model.pooled_size}x{model.pooled_size}, 1/{model.stride}"
             report.append(LayerChange(last_pool, "replaced", f"last max-pool -> {pooling}"))
-        if f"{theirs}.weight" not in source and ours.startswith("head."):
-            report.append(LayerChange(ours, "missing", f"{theirs} not in the file; stays random"))
-            continue
-        for kind in ("weight", "bias"):
-            _copy(source, f"{theirs}.{kind}", getattr(layer, kind), f"{path} for {model.name}")
+        keys = {kind: f"{theirs}.{kind}" for kind in ("weight", "bias")}
+        if ours.startswith("head."):
+            why = None
+            if keys["weight"] not in source:
+                why = "not in the file"
+            elif not all(_is_finite(source[key]) for key in keys.values() if key in source):
+                why = "not finite in the file"
+                if ours == "head.fc6" and own_style == "torchvision":
+                    own_style = "caffe-rgb"
+            if why is not None:
+                report.append(LayerChange(ours, "missing", f"{theirs} {why}; stays random"))
+                continue
+        for kind, key in keys.items():
+            _copy(source, key, getattr(layer, kind), f"{path} for {model.name}")
         shape = "x".join(map(str, layer.weight.shape))
         frozen = "" if layer.weight.requires_grad else ", frozen"
         report.append(LayerChange(ours, "copied", f"from {theirs}, {shape}{frozen}"))
@@ -155,6 +169,11 @@ def _read_caffemodel(path: Path) -> dict[str, np.ndarray]:
     }
 
 
+def _is_finite(values: torch.Tensor | np.ndarray) -> bool:
+    finite = np.isfinite(values) if isinstance(values, np.ndarray) else torch.isfinite(values)
+    return bool(finite.all())
+
+
 def _copy(
     source: Mapping[str, torch.Tensor | np.ndarray], key: str, target: torch.Tensor, what: str
 ) -> None:
@@ -169,6 +188,11 @@ def _copy(
         raise ValueError(
             f"{what}: {key} has shape {tuple(found.shape)}, expected {tuple(target.shape)} "
             "(batch-normalised or other variants of the network do not fit)"
+        )
+    if not _is_finite(found):
+        raise ValueError(
+            f"{what}: {key} holds numbers that are not finite; the file is damaged or was never "
+            "trained. Take another"
         )
     if isinstance(found, np.ndarray):
         found = torch.from_numpy(np.array(found))  # a copy of one layer at a time, aligned

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import torch
 
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.models import FreezeTo
 
-# Paper 2.3, 4.1 and 5.2, for all of its networks.
+Config = TypeVar("Config", bound="TrainConfig")
+
+# Paper 2.3 and 5.2, for all of its networks.
 PAPER: dict[str, Any] = {
     "iterations": 40_000,
     "learning_rate": 0.001,
@@ -59,16 +63,19 @@ class TrainConfig:
     classes: tuple[str, ...] | None = None
     """Foreground classes in label order. None: of VOC all names in the annotations, sorted; of COCO
     all categories by id."""
+    difficult: bool = True
+    """Learn from objects marked difficult too (paper, but for the rows "07\\diff" of table 1). COCO
+    has none."""
     network: Literal["caffenet", "vgg_cnn_m_1024", "vgg16", "tiny"] = "vgg16"
     """S, M and L of the paper are caffenet, vgg_cnn_m_1024 and vgg16; tiny trains from scratch
     on a CPU."""
     weights: Path | None = None
     """ImageNet weights for S, M or L: its .caffemodel, for vgg16 also a torchvision state dict.
     None starts from random ones."""
-    weights_style: Literal["torchvision", "caffe"] | None = None
+    weights_style: Literal["torchvision", "caffe", "caffe-rgb"] | None = None
     """How images were prepared for those weights: RGB with torchvision's mean and deviation, or
-    Caffe's BGR minus the mean. None goes by the kind of file; a state dict with torchvision's names
-    may hold Caffe's weights."""
+    Caffe's BGR minus the mean, or the same in RGB. None goes by the file; a state dict with
+    torchvision's names may hold Caffe's weights."""
     freeze_to: FreezeTo | None = None
     """Everything up to this stage stays as it is (paper 4.5; conv5 is ">= fc6" of table 5); None is
     the network's own: conv1 for S and M, conv2 (conv1_1 to conv2_2) for L, none for tiny."""
@@ -87,9 +94,9 @@ class TrainConfig:
     """Go on from the checkpoint.pt that the run has left."""
 
     iterations: int | None = None
-    """Length of training (paper 4.1: 40 000 for vgg16 on VOC07; tiny: 3 000)."""
+    """Length of training (paper: 40 000 for VOC07; tiny: 3 000)."""
     learning_rate: float | None = None
-    """Base learning rate (paper: 0.001; tiny: 0.02). Biases learn at twice the rate (code)."""
+    """Base learning rate (paper: 0.001; tiny: 0.02). Biases learn at twice the rate (paper)."""
     learning_rate_steps: tuple[int, ...] | None = None
     """Iterations at which the rate drops; None is 3/4 of the run (paper: 30 000 of 40 000)."""
     learning_rate_drop: float = 0.1
@@ -161,10 +168,17 @@ class TrainConfig:
         recipe = {k: v for k, v in RECIPES[self.network].items() if getattr(self, k) is None}
         config = cast("ResolvedConfig", dataclasses.replace(self, **recipe))
         if config.learning_rate_steps is None:
-            steps = (max(config.iterations * 3 // 4, 1),)
+            steps = _three_quarters(config.iterations)
             config = dataclasses.replace(config, learning_rate_steps=steps)
         config._check()
         return config
+
+    def unresolved(self: Config) -> Config:
+        """The same settings, None where ``resolved`` would fill in what is there."""
+        filled = [k for k, v in RECIPES[self.network].items() if getattr(self, k) == v]
+        if self.iterations and self.learning_rate_steps == _three_quarters(self.iterations):
+            filled.append("learning_rate_steps")
+        return dataclasses.replace(self, **dict.fromkeys(filled))
 
     def _check(self) -> None:
         config = cast("ResolvedConfig", self)
@@ -222,6 +236,13 @@ class TrainConfig:
             "rois_per_batch",
             f"a multiple of images_per_batch ({self.images_per_batch})",
         )
+        per_image = self.rois_per_batch // self.images_per_batch
+        need(
+            round(self.foreground_fraction * per_image) > 0,
+            "foreground_fraction",
+            f"above {0.5 / per_image:g}, or none of the {per_image} RoIs of an image "
+            "(rois_per_batch / images_per_batch) would be foreground",
+        )
 
     def learning_rate_at(self, iteration: int) -> float:
         """The base learning rate of iteration 0, 1, 2, ... of a resolved config."""
@@ -239,6 +260,10 @@ class TrainConfig:
             elif isinstance(value, tuple):
                 plain[key] = list(value)
         return plain
+
+
+def _three_quarters(iterations: int) -> tuple[int, ...]:
+    return (max(iterations * 3 // 4, 1),)
 
 
 if TYPE_CHECKING:
@@ -276,3 +301,21 @@ def checked_device(name: str) -> torch.device:
         if (device.index or 0) >= found:
             raise ValueError(f"device is {name!r}, but torch finds {found or 'no'} CUDA devices")
     return device
+
+
+@contextmanager
+def the_same_on_every_run(device: torch.device) -> Iterator[None]:
+    """Within it convolutions on a GPU are of cuDNN's algorithms that sum in one order.
+
+    Nothing on a CPU, where all do. RoI pooling, the losses and the other layers of the four
+    networks are operators of one order on either.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    if device.type == "cuda":
+        cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            cudnn.deterministic, cudnn.benchmark = before

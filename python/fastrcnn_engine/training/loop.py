@@ -26,7 +26,12 @@ from fastrcnn_engine.training.checkpoint import (
     random_state,
     save_checkpoint,
 )
-from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig, checked_device
+from fastrcnn_engine.training.config import (
+    ResolvedConfig,
+    TrainConfig,
+    checked_device,
+    the_same_on_every_run,
+)
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
 from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
@@ -71,8 +76,8 @@ def multi_task_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Classification and localisation loss of R RoIs (paper equations 1 to 3, lambda = 1).
 
-    Both are divided by R, background RoIs included, as in the author's code. A task that is not
-    learned has the loss 0, without a gradient.
+    Both are divided by R, background RoIs included, as in the author's code, and 0 without RoIs. A
+    task that is not learned has the loss 0, without a gradient.
 
     Args:
         logits: (R, K+1). deltas: (R, 4(K+1)), normalised. labels: (R,) int64, 0 is background.
@@ -80,8 +85,9 @@ def multi_task_loss(
         tasks: as in TrainConfig.
     """
     none = logits.new_zeros(())
+    loss_cls = F.cross_entropy(logits, labels) if len(labels) else logits.sum()  # a mean of none
     return (
-        none if tasks == "boxes" else F.cross_entropy(logits, labels),
+        none if tasks == "boxes" else loss_cls,
         none if tasks == "classification" else smooth_l1(deltas, targets, labels),
     )
 
@@ -89,7 +95,7 @@ def multi_task_loss(
 def build_optimiser(model: FastRCNN, config: ResolvedConfig) -> torch.optim.SGD:
     """SGD with momentum over everything that is not frozen (paper 2.3).
 
-    Weights decay; biases learn at twice the rate and do not decay, as in the author's code (the
+    Weights decay; biases learn at twice the rate and, as in the author's code, do not decay (the
     paper says both decay). Gains of normalisation layers learn at the base rate without decay.
     torch keeps the learning rate outside the velocity, Caffe inside: after a drop of the rate the
     step shrinks at once here, and over some ten iterations there.
@@ -188,7 +194,7 @@ def train(
         raise ValueError(
             f"freeze_to is {config.freeze_to!r}; a model of your own has its frozen layers already"
         )
-    with join(config.device) as processes:
+    with join(config.device) as processes, the_same_on_every_run(processes.device):
         return _train(config, model, processes, progress, on_start, on_log)
 
 
@@ -213,6 +219,9 @@ def _train(
         settings[name] = str(Path(settings[name]).absolute())
     skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
     dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
+    if not config.difficult:
+        easy = [record.without_difficult() for record in dataset.records]
+        dataset = dataclasses.replace(dataset, records=easy)
     store = ProposalStore(config.proposals)
     entries, unusable = build_roidb(dataset.records, store, config)
     learned_from = data_fingerprint(dataset.records, store)
@@ -320,26 +329,29 @@ def _train(
                 batch = loader.take()
             except (OSError, ValueError) as error:
                 failure = error
-            facts = [0, 0, 0, 0]
+            facts = [0] * (3 + config.accumulate)
             if batch is not None:
-                facts = [*batch.images.shape[2:], len(batch.labels), len(batch.skipped)]
+                sizes = [len(part.labels) for part in batch.parts(config.accumulate)]
+                facts = [*batch.images.shape[2:], len(batch.skipped), *sizes]
             everyone = processes.all([*facts, interrupt.asked, failure is not None])
-            heights, widths, counts, skipped, asked, failed = zip(*everyone, strict=True)
+            heights, widths, skipped, *counts, asked, failed = zip(*everyone, strict=True)
             if any(asked) or any(failed):
                 if saved < iteration:
                     save(iteration)
                 if any(failed):
                     raise _data_error(failure, failed.index(1), iteration)
                 raise KeyboardInterrupt(f"resume goes on from iteration {iteration}")
-            rois = sum(counts)
+            rois = sum(map(sum, counts))
             # Padding and RoIs are those of the whole batch, whoever works on it.
             assert batch is not None  # what kept it away has been raised
             batch = batch.padded(max(heights), max(widths)).to(device)
-            if normalises_rois and rois < 2:
+            if normalises_rois and min(map(sum, counts)) < 2:
+                one = f" in one of its {len(counts)} parts" if len(counts) > 1 else ""
+                fewer = ", a smaller accumulate" if one else ""
                 raise ValueError(
                     f"iteration {iteration + 1}: the batch of {', '.join(batch.image_ids)} has "
-                    f"{rois} RoI; {model.name} normalises over the RoIs and needs "
-                    "two. Give more proposals, a larger rois_per_batch or a lower background_low"
+                    f"1 RoI{one}; {model.name} normalises over the RoIs and needs two. Give more "
+                    f"proposals{fewer}, a larger rois_per_batch or a lower background_low"
                 )
             watch.mark("waiting for data")
 

@@ -1,4 +1,4 @@
-"""Dense boxes: a grid over the image that looks at nothing in it (paper, section 5.6)."""
+"""Dense boxes: a grid over the image that looks at nothing in it (paper, section 5.5)."""
 
 from __future__ import annotations
 
