@@ -78,7 +78,8 @@ def test_as_many_kept_as_need_several_lists(dtype, threshold):
     """2200 boxes apart, in turn of 14 sizes, then smaller ones within, at IoU 0.64."""
     apart = 64 * np.stack(np.divmod(np.arange(2200), 50), axis=1)
     side = (2.0 ** (np.arange(2200) % 14 / 2.5))[:, None]
-    boxes = np.vstack([np.hstack([apart, apart + side]), np.hstack([apart, apart + 0.8 * side])[::2]])
+    large, small = (np.hstack([apart, apart + share * side]) for share in (1, 0.8))
+    boxes = np.vstack([large, small[::2]])
     boxes, scores = boxes.astype(dtype), np.arange(3300, 0, -1).astype(dtype)
     kept = fe.nms(boxes, scores, threshold).tolist()
     assert len(kept) == (2200 if threshold < 0.64 else 3300)
