@@ -1,4 +1,4 @@
-# The commands of the README. Each sets up everything it needs in .venv: python3, a C++20 compiler
+# The commands of the README. Each sets up everything it needs in .venv: python3, GCC or Clang
 # and make are enough.
 PYTHON ?= python3
 VENV := .venv

@@ -153,3 +153,20 @@ def test_unknown_cuda_choice_is_refused(tmp_path: Path) -> None:
     result = run(cmake(), "-S", ROOT, "-B", tmp_path, "-DFRCNN_CUDA=MAYBE")
     assert result.returncode != 0
     assert "must be AUTO, ON or OFF" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        # As CMake finds Visual Studio's; both options keep it from looking for itself.
+        (("-DCMAKE_CXX_COMPILER_ID=MSVC", "-DCMAKE_CXX_COMPILER_ID_RUN=1",
+          "-DCMAKE_CXX_COMPILER_FORCED=1"), "needs GCC or Clang, got"),
+        (("-DCMAKE_OSX_ARCHITECTURES=x86_64;arm64",), "one architecture at a time, got"),
+    ],
+)  # fmt: skip
+def test_what_cannot_build_it_is_refused(
+    tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    result = run(cmake(), "-S", ROOT, "-B", tmp_path, "-DFRCNN_CUDA=OFF", *options)
+    assert result.returncode != 0
+    assert says in " ".join(result.stderr.split())
