@@ -412,6 +412,46 @@ def test_gradient_penalty():
     torch.testing.assert_close(x.grad, 8 * times.square() * x.detach())
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_missing_second_derivative_is_an_error_beside_other_terms(traced):
+    """A penalty on the gradient is not left out because something else has a gradient, too."""
+    d = DELTAS.clone().requires_grad_()
+
+    def loss(d: torch.Tensor) -> torch.Tensor:
+        if traced:
+            return torch.ops.fastrcnn_engine.smooth_l1(d, TARGETS, LABELS, None, 1.0, None)
+        return fe.smooth_l1(d, TARGETS, LABELS)
+
+    for scale in (lambda x: x, torch.square):
+        (gradient,) = torch.autograd.grad(scale(loss(d)), d, create_graph=True)
+        assert torch.equal(gradient, torch.autograd.grad(scale(loss(d)), d)[0])
+        with pytest.raises(RuntimeError, match="smooth_l1_backward has no second derivative"):
+            torch.autograd.grad(gradient.square().sum() + d.sum(), d)
+    for function in (torch.autograd.functional.hvp, torch.autograd.functional.jvp):
+        with pytest.raises(RuntimeError, match="smooth_l1_backward has no second derivative"):
+            function(loss, d.detach(), torch.ones_like(d))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_clipping_is_differentiated_as_clamp_is(traced):
+    boxes = torch.tensor([[-1.0, 1, 2, 30]], requires_grad=True)
+
+    def clip(boxes: torch.Tensor) -> torch.Tensor:
+        if traced:
+            return torch.ops.fastrcnn_engine.clip_boxes(boxes, 5, 5, False)
+        return fe.clip_boxes_to_image(boxes, (5, 5))
+
+    def penalty(clip) -> torch.Tensor:
+        (gradient,) = torch.autograd.grad(clip(boxes).square().sum(), boxes, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum() + boxes.sum(), boxes)[0]
+
+    def of_logarithm(clip) -> torch.Tensor:  # whose gradient at the side that was moved is infinite
+        return torch.autograd.grad(clip(boxes).log().sum(), boxes)[0]
+
+    for function in (penalty, of_logarithm):
+        assert torch.equal(function(clip), function(lambda boxes: boxes.clamp(0, 5)))
+
+
 # ---- autocast, determinism ----------------------------------------------------------------------
 
 

@@ -347,7 +347,7 @@ def _keep_what_stayed(ctx, inputs, output):
 
 def _clip_gradient(ctx, gradient):
     (stayed,) = ctx.saved_tensors
-    return gradient * stayed, None, None, None
+    return torch.where(stayed, gradient, 0), None, None, None
 
 
 _differentiable("clip_boxes", _keep_what_stayed, _clip_gradient)
