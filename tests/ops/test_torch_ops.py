@@ -296,6 +296,8 @@ def test_empty_boxes_and_maps_when_traced():
         lambda d: fe.box_iou(BOXES + d[:, :4], BOXES),
         lambda d: fe.detections_padded(BOXES, d[:, :4].softmax(1), DELTAS, SIZE).scores,
         lambda d: torch.func.grad(lambda d: fe.smooth_l1(d, TARGETS, LABELS))(d),
+        lambda d: fe.smooth_l1(DELTAS, d[:, :4], LABELS) + d,
+        lambda d: torch.vmap(lambda d: fe.smooth_l1(DELTAS, d, LABELS))(d[None, :, :4]) + d,
     ],
 )
 def test_no_derivative_is_an_error_and_not_a_zero(function):

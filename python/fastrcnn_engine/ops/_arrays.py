@@ -373,12 +373,13 @@ def widened(array: Any) -> Any:
     return array.float() if torch.is_autocast_enabled(array.device.type) else array
 
 
-def require_no_gradient(operator: str, *arrays: Any) -> None:
+def require_no_gradient(operator: str, names: Sequence[str], *arrays: Any) -> None:
     """ValueError when a gradient is being recorded that the operator would silently end."""
     for array in arrays:
         if getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+            name = next(name for name, x in zip(names, arrays, strict=True) if x is array)
             raise ValueError(
-                f"{operator} has no gradient, and one of its arguments requires one: "
+                f"{operator} has no gradient in {name}, which requires one: "
                 "detach() it, or call under torch.no_grad()"
             )
 

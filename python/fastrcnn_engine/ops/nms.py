@@ -32,7 +32,7 @@ def box_iou(boxes1: Array, boxes2: AnyArray, *, inclusive: bool = False) -> Arra
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or boxes that require a gradient.
     """
-    require_no_gradient("box_iou", boxes1, boxes2)
+    require_no_gradient("box_iou", ("boxes1", "boxes2"), boxes1, boxes2)
     if is_traced(boxes1):
         from fastrcnn_engine.ops import torch_ops
 

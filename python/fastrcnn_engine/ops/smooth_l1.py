@@ -11,6 +11,7 @@ from fastrcnn_engine.ops._arrays import (
     Arrays,
     arrays_of,
     is_traced,
+    require_no_gradient,
     shape_of,
     widened,
 )
@@ -30,7 +31,7 @@ def smooth_l1(
     loss = 1 / normalizer * sum over r, d of
            weights[r, d] * smooth_l1(deltas[r, D * labels[r] + d] - targets[r, d])
 
-    Differentiable in `deltas` for torch tensors. The sum runs in float64 in a fixed order.
+    Differentiable in `deltas` alone, for torch tensors. The sum runs in float64 in a fixed order.
 
     Args:
         deltas: (R, D * (K + 1)) predictions, float32 or float64; (R, D) without labels.
@@ -46,12 +47,13 @@ def smooth_l1(
         A scalar, of NumPy arrays a 0-d array. 0 when there are no rows.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, a negative beta, or (host memory) a label
-            outside 0..K, naming the row.
+        ValueError: shapes or dtypes that do not fit, a negative beta, targets or weights that
+            require a gradient, or (host memory) a label outside 0..K, naming the row.
 
     Source: paper section 2.3, equations 1 to 3; divided by the number of RoIs as in the original
     code.
     """
+    require_no_gradient("smooth_l1", ("targets", "weights"), targets, weights)
     deltas, targets, weights = widened(deltas), widened(targets), widened(weights)
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops

@@ -305,6 +305,8 @@ def _keep_operands(ctx, inputs, output):
 
 
 def _smooth_l1_gradient(ctx, grad_loss):
+    if any(ctx.needs_input_grad[1:4]):
+        raise RuntimeError("smooth_l1 has no gradient in targets and weights")
     gradient = call(
         "smooth_l1_backward", grad_loss, *ctx.saved_tensors, ctx.beta, ctx.normalizer
     )
