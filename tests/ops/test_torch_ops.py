@@ -354,6 +354,10 @@ MANY_ROIS = torch.stack([ROIS, ROIS + torch.tensor([0.0, 5, 5, 9, 2]), ROIS.flip
         ((None, 0), FEATURES, MANY_ROIS),
         ((0, 0), MANY, MANY_ROIS),
         ((1, 1), MANY.movedim(0, 1), MANY_ROIS.movedim(0, 1)),
+        ((0, None), MANY.movedim(2, -1).contiguous().movedim(-1, 2), ROIS),  # channels-last
+        ((0, 0), MANY.movedim(2, -1).contiguous().movedim(-1, 2), MANY_ROIS),
+        ((0, None), MANY[..., 1:], ROIS),
+        ((4, None), MANY.movedim(0, -1).contiguous(), ROIS),
     ],
 )
 def test_vmap_is_a_loop_without_one(in_dims, x, rois):

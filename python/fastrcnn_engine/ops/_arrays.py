@@ -236,11 +236,17 @@ class TorchArrays:
         return tensor.contiguous(memory_format=self._torch.channels_last)
 
     def is_channels_last(self, tensor: Any) -> bool:
-        return (
-            not tensor.is_contiguous()
-            and tensor.dim() == 4
-            and tensor.is_contiguous(memory_format=self._torch.channels_last)
-        )
+        if tensor.is_contiguous() or tensor.dim() != 4:
+            return False
+        try:
+            return tensor.is_contiguous(memory_format=self._torch.channels_last)
+        except RuntimeError:  # within vmap torch has no answer, but strides
+            dense = 1
+            for dim in (1, 3, 2, 0):
+                if tensor.shape[dim] != 1 and tensor.stride(dim) != dense:
+                    return False
+                dense *= tensor.shape[dim]
+            return True
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         if dtype is like.dtype:
