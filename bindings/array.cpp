@@ -180,6 +180,16 @@ bool Array::is_dense(Layout layout) const {
                                 : is_dense_in(shape(), strides_, {0, 2, 3, 1});
 }
 
+uintptr_t Array::end() const {
+  int64_t bytes = dtype_.bits / 8;
+  for (const int64_t extent : shape()) bytes *= extent;
+  return begin() + static_cast<uintptr_t>(bytes);
+}
+
+bool Array::overlaps(const Array& other) const {
+  return std::max(begin(), other.begin()) < std::min(end(), other.end());
+}
+
 void Array::require_rank(int rank) const {
   if (rank_ != rank) fail(name_, " must have ", rank, " dimensions, got shape ", shape_text());
 }

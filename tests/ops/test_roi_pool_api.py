@@ -272,10 +272,50 @@ def test_argmax_out_that_does_not_fit(argmax_out, says):
 def test_out_and_gradients_exclude_each_other():
     out = torch.empty(EXPECTED.shape)
     features = torch.from_numpy(FEATURES).requires_grad_()
-    with pytest.raises(ValueError, match="out cannot be used"):
-        fe.roi_pool(features, torch.from_numpy(ROIS), SIZE, out=out)
+    rois = torch.from_numpy(ROIS)
+    with pytest.raises(ValueError, match="roi_pool with out has no gradient in input"):
+        fe.roi_pool(features, rois, SIZE, out=out)
     with torch.no_grad():
-        assert fe.roi_pool(features, torch.from_numpy(ROIS), SIZE, out=out) is out
+        assert fe.roi_pool(features, rois, SIZE, out=out) is out
+    for call in (fe.roi_pool, fe.roi_pool_with_argmax):
+        with pytest.raises(ValueError, match="has no gradient in out, which requires one"):
+            call(features.detach(), rois, SIZE, out=out.clone().requires_grad_())
+
+
+def test_out_that_a_graph_has_kept_is_known_to_have_changed():
+    features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
+    out, weight = torch.ones(EXPECTED.shape), torch.ones((), requires_grad=True)
+    argmax_out = torch.ones(EXPECTED.shape, dtype=torch.int32)
+    for written in (out, argmax_out):
+        score = (weight * written).sum()
+        fe.roi_pool_with_argmax(features, rois, SIZE, out=out, argmax_out=argmax_out)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            score.backward()
+    with torch.inference_mode():
+        out = torch.empty(EXPECTED.shape)
+    assert fe.roi_pool(features, rois, SIZE, out=out) is out
+
+
+@every_face
+def test_out_has_memory_of_its_own(face):
+    memory = np.arange(2 * 3 * 8 * 8, dtype=np.float32)
+    features, rois = memory.reshape(2, 3, 8, 8), np.float32([[0, 0, 0, 7, 7], [1, 0, 0, 7, 7]])
+    same, end = features, memory[-2 * 3 * 4 :].reshape(2, 3, 2, 2)
+    for out, size in ((same, 8), (end, 2)):
+        with pytest.raises(ValueError, match="out must not share memory with input"):
+            fe.roi_pool(give(features, face), give(rois, face), size, out=give(out, face))
+    out = np.empty((2, 3, 2, 2), np.float32)
+    with pytest.raises(ValueError, match="argmax_out must not share memory with out"):
+        fe.roi_pool_with_argmax(
+            give(features, face), give(rois, face), 2, out=give(out, face),
+            argmax_out=give(out.view(np.int32), face),
+        )  # fmt: skip
+    assert (memory == np.arange(len(memory))).all()
+    behind = np.zeros(len(memory) + out.size, np.float32)  # one buffer, not the same part of it
+    fe.roi_pool(
+        give(behind[: len(memory)].reshape(features.shape), face), give(rois, face), 2,
+        out=give(behind[len(memory) :].reshape(out.shape), face),
+    )  # fmt: skip
 
 
 # ---- errors ------------------------------------------------------------

@@ -193,6 +193,46 @@ def test_outputs_of_traced_calls():
     assert_same([compiled(FEATURES, out, argmax), out, argmax], [POOLED, POOLED, ARGMAX])
 
 
+@pytest.mark.parametrize(
+    ("out", "argmax_out", "says"),
+    [
+        (torch.empty(5, *POOLED.shape), None, r"out must have shape \(3, 4, 3, 2\), got \(5, 3, 4"),
+        (torch.empty(POOLED.shape, dtype=torch.int64), None, "out must be torch.float32, got"),
+        (torch.empty(POOLED.shape, device="meta"), None, "out must be cpu, got meta"),
+        (None, torch.empty(3, 4, 6, dtype=torch.int32), r"argmax_out must have shape"),
+        (None, torch.empty(POOLED.shape, dtype=torch.uint8), "argmax_out must be torch.int32, got"),
+        (torch.empty(POOLED.shape, requires_grad=True), None, "has no gradient in out"),
+    ],
+)
+def test_outputs_of_traced_calls_that_do_not_fit(out, argmax_out, says):
+    def pool(x):
+        return fe.roi_pool_with_argmax(x, ROIS, (3, 2), 0.125, out=out, argmax_out=argmax_out)
+
+    for way in (torch.compile(pool, backend="eager"), lambda x: torch.func.vmap(pool)(x[None])):
+        with pytest.raises(ValueError, match=says):
+            way(FEATURES)
+
+
+def test_traced_calls_keep_to_what_the_argmax_can_number():
+    def cell(x, out):
+        return fe.roi_pool_with_argmax(x, torch.zeros(1, 5), 1, argmax_out=out)[1]
+
+    compiled = torch.compile(cell, backend="eager", dynamic=True)
+    out = torch.empty(1, 1, 1, 1, dtype=torch.uint16)
+    assert compiled(torch.ones(1, 1, 255, 257), out).item() == 0
+    with pytest.raises(ValueError, match="argmax is uint16: a map of 256 x 256 cells is too large"):
+        compiled(torch.ones(1, 1, 256, 256), out)
+
+
+def test_traced_calls_refuse_out_beside_a_gradient():
+    def pool(x):
+        return fe.roi_pool(x, ROIS, (3, 2), 0.125, out=torch.empty(POOLED.shape))
+
+    for way in (torch.compile(pool, backend="eager"), torch.func.grad(lambda x: pool(x).sum())):
+        with pytest.raises(ValueError, match="roi_pool with out has no gradient in input"):
+            way(FEATURES.clone().requires_grad_())
+
+
 def test_the_argmax_is_outside_autograd_however_it_is_called():
     x = FEATURES.clone().requires_grad_()
     call = torch.compile(

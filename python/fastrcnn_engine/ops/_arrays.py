@@ -106,6 +106,9 @@ class NumpyArrays:
             rows.append(self._xp.concatenate([index, item], axis=1))
         return self._xp.concatenate(rows)
 
+    def written(self, out: Any) -> None:
+        """Tells whoever keeps a book of it that the engine wrote into the caller's array."""
+
     def join_rows(self, results: Sequence[Any]) -> Any:
         """Results (R, ...) beside each other, each row flat: (R, the sum of their sizes)."""
         arrays = [self._own(result, "results") for result in results]
@@ -272,6 +275,10 @@ class TorchArrays:
     def first(self, array: Any, count: int) -> Any:
         # In place: half of what a slice costs. The memory is kept either way.
         return array.resize_((count, *array.shape[1:])) if count < len(array) else array
+
+    def written(self, out: Any) -> None:
+        if isinstance(out, self.tensor_type):
+            self._torch.autograd.graph.increment_version(out)
 
     def join_rows(self, results: Sequence[Any]) -> Any:
         return self._torch.cat([result.flatten(1) for result in results], dim=1)

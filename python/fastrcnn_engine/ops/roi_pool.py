@@ -13,6 +13,7 @@ from fastrcnn_engine.ops._arrays import (
     Arrays,
     arrays_of,
     is_traced,
+    require_no_gradient,
     shape_of,
 )
 
@@ -39,8 +40,8 @@ def roi_pool(
             (L_i, 4). Coordinates are used as float32 whatever the type of the features.
         output_size: (PH, PW), or one number for both.
         spatial_scale: map cells per image pixel, 1/16 for the paper's networks.
-        out: optional (R, C, PH, PW) array to write into and return; not with gradients, nor where
-            NumPy holds bfloat16 (as a type of `ml_dtypes`).
+        out: optional (R, C, PH, PW) array to write into and return, in memory of its own; not with
+            gradients, nor where NumPy holds bfloat16 (as a type of `ml_dtypes`).
 
     Returns:
         (R, C, PH, PW), the kind and dtype of `input`.
@@ -53,16 +54,16 @@ def roi_pool(
     Source: paper section 2.1; rounding as in the original Caffe layer.
     """
     size = _pair(output_size)
+    if out is not None:
+        require_no_gradient("roi_pool with out", ("input", "out"), input, out)
     if is_traced(input):
-        return _traced(input, boxes, size, spatial_scale, (out, None))[0]
+        return _traced(input, boxes, size, spatial_scale, out, None)[0]
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
     if getattr(input, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
         if autograd.is_enabled():
-            if out is not None:
-                raise ValueError("out cannot be used when input requires a gradient")
             return autograd.RoIPoolFunction.apply(input, boxes, size, spatial_scale)
     output, _ = pool(arrays, input, boxes, size, spatial_scale, out)
     return output
@@ -88,8 +89,10 @@ def roi_pool_with_argmax(
     ValueError.
     """
     size = _pair(output_size)
+    if out is not None:
+        require_no_gradient("roi_pool_with_argmax", ("out",), out)
     if is_traced(input):
-        return _traced(input.detach(), boxes, size, spatial_scale, (out, argmax_out))
+        return _traced(input.detach(), boxes, size, spatial_scale, out, argmax_out)
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
     return pool(arrays, input, boxes, size, spatial_scale, out, argmax_out, "int32")
@@ -167,35 +170,49 @@ def pool(
     output = out
     if output is None:
         output = arrays.empty_map(shape, features.dtype, features)
-    elif tuple(output.shape) != shape:
-        raise ValueError(f"out must have shape {shape}, got {tuple(output.shape)}")
+    else:
+        _require_shape(output, shape, "out")
     argmax = argmax_out
     if argmax is None:
         if argmax_dtype is not None:
             argmax = arrays.empty_map(shape, argmax_dtype, features)
-    elif tuple(argmax.shape) != shape:
-        raise ValueError(f"argmax_out must have shape {shape}, got {tuple(argmax.shape)}")
+    else:
+        _require_shape(argmax, shape, "argmax_out")
     _core.roi_pool_forward(
         features, boxes, float(spatial_scale), output, argmax, arrays.stream, arrays.threads
     )
-    return (
-        output if out is not None else arrays.give(output, input),
-        argmax if argmax_out is not None or argmax is None else arrays.give(argmax),
-    )
+    if out is None:
+        output = arrays.give(output, input)
+    else:
+        arrays.written(output)
+    if argmax_out is not None:
+        arrays.written(argmax)
+    elif argmax is not None:
+        argmax = arrays.give(argmax)
+    return output, argmax
+
+
+def _require_shape(output: Any, shape: tuple[int, ...], name: str) -> None:
+    given = tuple(getattr(output, "shape", shape))  # the engine tells of what is no array
+    if given != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {given}")
 
 
 def _traced(
-    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, outputs: tuple[Any, Any]
+    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, out: Any, argmax_out: Any
 ) -> tuple[Any, Any]:
     from fastrcnn_engine.ops import torch_ops
 
     if isinstance(boxes, (list, tuple)):
         boxes = torch_ops.indexed_boxes(boxes, input)
-    results = torch_ops.call("roi_pool", input, boxes, size, float(spatial_scale))
-    return tuple(
-        result if output is None else output.copy_(result)
-        for result, output in zip(results, outputs, strict=True)
-    )
+    output, argmax = torch_ops.call("roi_pool", input, boxes, size, float(spatial_scale))
+    if out is not None:
+        _require_shape(out, tuple(output.shape), "out")
+        output = torch_ops.written(out, output, "out")
+    if argmax_out is not None:
+        _require_shape(argmax_out, tuple(argmax.shape), "argmax_out")
+        argmax = torch_ops.written_argmax(argmax_out, argmax, input.shape[2:])
+    return output, argmax
 
 
 def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:

@@ -78,6 +78,25 @@ def indexed_boxes(boxes: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Te
     return _ARRAYS.indexed_boxes(boxes, like)
 
 
+def written(out: Any, result: torch.Tensor, name: str) -> torch.Tensor:
+    """`out` with the result of a traced call in it; ValueError where the engine would raise it."""
+    for what in ("dtype", "device"):
+        expected, given = getattr(result, what), getattr(out, what)
+        if given != expected:
+            raise ValueError(f"{name} must be {expected}, got {given}")
+    return out.copy_(result)
+
+
+def written_argmax(out: Any, result: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """As `written`: the argmax in a map of this size, of which uint16 cannot number all cells."""
+    h, w = size
+    if str(out.dtype) == "torch.uint16":
+        if h * w > 65535:
+            raise ValueError(f"argmax is uint16: a map of {h} x {w} cells is too large for it")
+        result = result.to(out.dtype)
+    return written(out, result, "argmax_out")
+
+
 def _operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     """Registers an operator: the function it decorates runs it on tensors of any device."""
     name = schema.partition("(")[0]
