@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from torch.library import opcheck
 
 import fastrcnn_engine as fe
@@ -258,6 +259,36 @@ def test_one_graph_for_every_size_of_image():
         operands = torch.empty(1, 3, 40 + 3 * i, 70 - 2 * i), BOXES, PROBABILITIES, DELTAS
         assert_same(list(compiled(*operands)), list(head(*operands)))
     assert counter.frame_count <= 2  # one for tall images, one for wide ones
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda n: fe.roi_pool(FEATURES, ROIS, n, 0.125),
+        lambda n: fe.roi_pool(FEATURES, ROIS, (n, 2), 0.125),
+        lambda n: fe.spp_pool(FEATURES, ROIS, (1, n), 0.125),
+        lambda n: fe.nms_padded(BOXES, SCORES, 0.3, n).indices,
+        lambda n: fe.detections_padded(BOXES, PROBABILITIES, None, SIZE, max_detections=n).rows,
+    ],
+)
+def test_one_graph_for_every_size_of_the_result(call):
+    """From a number, and from a shape that torch.export leaves open."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counter)
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return call(x.shape[0])
+
+    rows = {0: torch.export.Dim("rows", min=2)}
+    program = torch.export.export(Module(), (torch.empty(3),), dynamic_shapes=(rows,)).module()
+    compiled(3)
+    compilations = counter.frame_count
+    for count in (5, 7, 2):
+        assert torch.equal(compiled(count), call(count))
+        assert torch.equal(program(torch.empty(count)), call(count))
+    assert counter.frame_count == compilations
 
 
 def test_exported_for_every_size_of_image():

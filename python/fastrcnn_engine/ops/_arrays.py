@@ -8,6 +8,7 @@ an adaptor each; everything else with DLPack is seen as NumPy when it lies in ho
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, TypeVar
@@ -350,6 +351,26 @@ def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
     if len(shape) != rank:
         raise ValueError(f"{name} must have {rank} dimensions, got shape {shape}")
     return shape
+
+
+def whole(number: Any) -> int:
+    """The number as an int; TypeError for what is none. One that stands for many, which torch has
+    where it traces (SymInt), stays as it is: `operator.index` would decide on one of them.
+    """
+    if isinstance(number, int) or type(number).__name__ == "SymInt":
+        return number
+    return operator.index(number)
+
+
+def count_of(number: Any, name: str) -> int:
+    """As `whole`; ValueError, naming the argument, unless it is at least 0."""
+    try:
+        count = whole(number)
+        if count >= 0:
+            return count
+    except TypeError:
+        pass  # the same message as for a negative number
+    raise ValueError(f"{name} must be an int >= 0, got {number!r}")
 
 
 def is_traced(array: Any) -> TypeGuard[Tensor]:

@@ -10,6 +10,7 @@ from fastrcnn_engine.ops._arrays import (
     Array,
     Arrays,
     arrays_of,
+    count_of,
     is_traced,
     shape_of,
 )
@@ -98,12 +99,10 @@ def _arguments(
     nms_threshold: float, max_detections: int, inclusive: bool, max_log_ratio: float,
 ) -> tuple:  # fmt: skip
     """Looked at, and in the types of the operator's schema (torch_ops.py)."""
-    if max_detections < 0:
-        raise ValueError(f"max_detections must be >= 0, got {max_detections}")
     height, width = height_and_width(image_size, "image_size")
     return (
         boxes, scores, deltas, height, width, float(score_threshold), float(nms_threshold),
-        max_detections, inclusive, float(max_log_ratio),
+        count_of(max_detections, "max_detections"), inclusive, float(max_log_ratio),
     )  # fmt: skip
 
 

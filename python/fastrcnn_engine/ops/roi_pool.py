@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from fastrcnn_engine.ops._arrays import (
     is_traced,
     require_no_gradient,
     shape_of,
+    whole,
 )
 
 
@@ -224,10 +224,14 @@ def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:
 def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
     given: Any = output_size
     try:
-        height, width = (given, given) if hasattr(given, "__index__") else given
-        size = operator.index(height), operator.index(width)
-        if min(size) > 0:
-            return size
+        if isinstance(given, int) or hasattr(given, "__index__"):
+            height = width = given
+        else:
+            height, width = given
+        if not (isinstance(height, int) and isinstance(width, int)):
+            height, width = whole(height), whole(width)
+        if height > 0 and width > 0:
+            return height, width
     except (TypeError, ValueError):
         pass  # the same message as for a size that is not positive
     raise ValueError(f"output_size must be a positive int or a pair of them, got {output_size!r}")
