@@ -213,6 +213,9 @@ def test_errors_name_the_argument(call, says):
         call()
 
 
-def test_int32_class_ids_are_accepted():
-    kept = fe.batched_nms(BOXES, SCORES, np.zeros(4, np.int32), 0.5)
-    assert kept.tolist() == fe.nms(BOXES, SCORES, 0.5).tolist()
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int32", "uint32", "uint64"])
+@every_face
+def test_class_ids_of_any_integers_are_accepted(dtype, face):
+    idxs = np.array([0, 1, 1, 0])
+    kept = fe.batched_nms(*(give(x, face) for x in (BOXES, SCORES, idxs.astype(dtype))), 0.0)
+    assert kept.tolist() == fe.batched_nms(BOXES, SCORES, idxs, 0.0).tolist()

@@ -338,9 +338,31 @@ def test_batch_index_out_of_range_names_the_row(index, face):
             fe.roi_pool(torch.from_numpy(FEATURES).requires_grad_(), torch.from_numpy(rois), SIZE)
 
 
-def test_list_with_more_entries_than_images():
-    with pytest.raises(ValueError, match=r"batch index must be in \[0, 2\), got 2"):
-        fe.roi_pool(FEATURES, [ROIS[:1, 1:]] * 3, SIZE)
+@every_face
+def test_list_with_more_entries_than_images(face):
+    says = "boxes must be a list of at most one array for each of the 2 images of input, got 3"
+    with pytest.raises(ValueError, match=says):
+        fe.roi_pool(give(FEATURES, face), [give(ROIS[:, 1:], face)] * 3, SIZE)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.bool_])
+@every_face
+def test_list_with_other_numbers_than_floats(dtype, face):
+    """One array alone, and one whose type the others' would have covered."""
+    floats, others = give(ROIS[:, 1:], face), give(ROIS[:, 1:].astype(dtype), face)
+    for i, boxes in enumerate(([others], [floats, others])):
+        says = rf"boxes\[{i}\] must be float32, got {np.dtype(dtype)}"
+        with pytest.raises(ValueError, match=says):
+            fe.roi_pool(give(FEATURES, face), boxes, SIZE)
+
+
+@every_face
+def test_list_without_entries(face):
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert fe.roi_pool(give(FEATURES, face), [], SIZE).shape == (0, 3, 3, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +371,7 @@ def test_list_with_more_entries_than_images():
         (lambda: fe.roi_pool(FEATURES, ROIS[:, 1:], SIZE),
          r"boxes must be \(R, 5\).*batch index.*\(4, 4\)"),
         (lambda: fe.roi_pool(FEATURES, ROIS[0], SIZE), r"boxes must have 2 dimensions.*\(5,\)"),
+        (lambda: fe.roi_pool(FEATURES, ROIS[0, 0], SIZE), "boxes must have 2 dimensions"),
         (lambda: fe.roi_pool(FEATURES, [ROIS], SIZE), r"boxes\[0\] must be \(L, 4\).*\(4, 5\)"),
         (lambda: fe.roi_pool(FEATURES, [ROIS[:, 1:], ROIS[0, 1:]], SIZE),
          r"boxes\[1\] must be \(L, 4\).*\(4,\)"),

@@ -46,13 +46,15 @@ class NumpyArrays:
     _xp: Any = np
 
     def take(self, array: Any, name: str, cast: str | None = None) -> Any:
-        """The array, row-major; `cast` names a dtype that floats (or for int64, integers) go to."""
+        """The array, row-major; `cast` names a dtype that floats (or for int64, integers and bools)
+        go to.
+        """
         result = self._own(array, name)
         if _is_bfloat16(result):
             if cast != "float32":
                 raise ValueError(f"{name} must be {cast or 'float32 or float64'}, got bfloat16")
             result = result.astype(cast)
-        elif cast is not None and result.dtype.kind == np.dtype(cast).kind:
+        elif cast is not None and result.dtype.kind in ("f" if cast == "float32" else "iub"):
             result = result.astype(cast, copy=False)
         return self._row_major(result)
 
@@ -101,7 +103,7 @@ class NumpyArrays:
         rows = [self.empty((0, 5), "float32", like)]
         for i, item in enumerate(boxes):
             item = self.take(item, f"boxes[{i}]", "float32")
-            _require_four_columns(item.shape, i)
+            _require_boxes(item, i)
             index = self.empty((item.shape[0], 1), "float32", like)
             index.fill(i)
             rows.append(self._xp.concatenate([index, item], axis=1))
@@ -269,9 +271,9 @@ class TorchArrays:
         rows = []
         for i, item in enumerate(boxes):
             item = self.take(item, f"boxes[{i}]", "float32")
-            _require_four_columns(item.shape, i)
+            _require_boxes(item, i)
             rows.append(self._torch.cat([item.new_full((item.shape[0], 1), i), item], dim=1))
-        return self._torch.cat(rows) if rows else self._torch.empty((0, 5), device=like.device)
+        return self._torch.cat(rows) if rows else self.empty((0, 5), "float32", like)
 
     def first(self, array: Any, count: int) -> Any:
         # In place: half of what a slice costs. The memory is kept either way.
@@ -428,6 +430,10 @@ def _is_tensor(array: Any) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
-def _require_four_columns(shape: Sequence[int], i: int) -> None:
+def _require_boxes(boxes: Any, i: int) -> None:
+    """What is joined must be of one type, or the mixture's would be named, or taken."""
+    dtype, shape = str(boxes.dtype).removeprefix("torch."), tuple(boxes.shape)
+    if dtype != "float32":
+        raise ValueError(f"boxes[{i}] must be float32, got {dtype}")
     if len(shape) != 2 or shape[1] != 4:
-        raise ValueError(f"boxes[{i}] must be (L, 4) rows of [x1, y1, x2, y2], got {tuple(shape)}")
+        raise ValueError(f"boxes[{i}] must be (L, 4) rows of [x1, y1, x2, y2], got {shape}")

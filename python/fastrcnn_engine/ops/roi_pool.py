@@ -48,7 +48,7 @@ def roi_pool(
 
     Raises:
         ValueError: a shape, dtype, device or layout that does not fit, or (host memory) a batch
-            index outside [0, N), naming the row. On a GPU such a RoI gives zeros instead.
+            index outside [0, N), naming the row; a list longer than N. On a GPU such a RoI gives zeros instead.
         TypeError: an argument that is no array.
 
     Source: paper section 2.1; rounding as in the original Caffe layer.
@@ -166,7 +166,10 @@ def pool(
     """
     features = arrays.take_map(input, "input")
     _, channels, _, _ = shape_of(features, 4, "input")
-    shape = (boxes.shape[0], channels, *size)
+    try:
+        shape = (boxes.shape[0], channels, *size)
+    except IndexError:  # shape_of costs more than the whole line
+        raise ValueError("boxes must have 2 dimensions, got shape ()") from None
     output = out
     if output is None:
         output = arrays.empty_map(shape, features.dtype, features)
@@ -217,6 +220,10 @@ def _traced(
 
 def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:
     if isinstance(boxes, (list, tuple)):
+        images = shape_of(input, 4, "input")[0]
+        if len(boxes) > images:
+            raise ValueError(f"boxes must be a list of at most one array for each of the {images} "
+                             f"images of input, got {len(boxes)}")
         return arrays.indexed_boxes(boxes, input)
     return arrays.take(boxes, "boxes", "float32")
 
