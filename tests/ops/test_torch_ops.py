@@ -243,6 +243,20 @@ def test_the_argmax_is_outside_autograd_however_it_is_called():
         assert not pooled.requires_grad and not argmax.requires_grad
 
 
+@pytest.mark.parametrize("call", [fe.detections, fe.detections_padded])
+def test_detections_are_outside_autograd_however_they_are_called(call):
+    def scores(deltas):
+        return call(BOXES, PROBABILITIES, deltas, SIZE).scores
+
+    deltas = DELTAS.clone().requires_grad_()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(scores, fullgraph=True, backend="aot_eager")(deltas)
+    assert not compiled.requires_grad and not scores(deltas).requires_grad
+    assert torch.equal(compiled, scores(DELTAS))
+    if call is fe.detections_padded:
+        assert not torch.func.grad(lambda deltas: scores(deltas).sum())(DELTAS).any()
+
+
 def test_one_graph_for_every_size_of_image():
     """More sizes than torch compiles for, of the image and of the divisor."""
     torch._dynamo.reset()
@@ -365,7 +379,6 @@ def test_empty_boxes_and_maps_when_traced():
         lambda d: fe.decode_boxes(d, BOXES),
         lambda d: fe.encode_boxes(d[:, :4] + BOXES, BOXES),
         lambda d: fe.box_iou(BOXES + d[:, :4], BOXES),
-        lambda d: fe.detections_padded(BOXES, d[:, :4].softmax(1), DELTAS, SIZE).scores,
         lambda d: torch.func.grad(lambda d: fe.smooth_l1(d, TARGETS, LABELS))(d),
         lambda d: fe.smooth_l1(DELTAS, d[:, :4], LABELS) + d,
         lambda d: torch.vmap(lambda d: fe.smooth_l1(DELTAS, d, LABELS))(d[None, :, :4]) + d,

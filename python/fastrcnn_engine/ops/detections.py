@@ -30,7 +30,8 @@ def detections(
     inclusive: bool = False,
     max_log_ratio: float = MAX_LOG_RATIO,
 ) -> Detections[Array]:
-    """Decode, clip, threshold, suppress per class, and keep the best overall. No gradient.
+    """Decode, clip, threshold, suppress per class, and keep the best overall. Outside autograd:
+    tensors that require a gradient are taken, and results require none.
 
     Args:
         boxes: (R, 4) proposals in image pixels, float32 or float64.
@@ -58,7 +59,7 @@ def detections(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return Detections(*torch_ops.call("detections", *arguments))
+        return Detections(*torch_ops.call("detections", *_detached(*arguments)))
     return found(*arguments)
 
 
@@ -90,7 +91,7 @@ def detections_padded(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return PaddedDetections(*torch_ops.call("detections_padded", *arguments))
+        return PaddedDetections(*torch_ops.call("detections_padded", *_detached(*arguments)))
     return padded(*arguments)
 
 
@@ -104,6 +105,10 @@ def _arguments(
         boxes, scores, deltas, height, width, float(score_threshold), float(nms_threshold),
         count_of(max_detections, "max_detections"), inclusive, float(max_log_ratio),
     )  # fmt: skip
+
+
+def _detached(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> tuple:
+    return boxes.detach(), scores.detach(), None if deltas is None else deltas.detach(), *settings
 
 
 def found(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> Detections[Any]:
