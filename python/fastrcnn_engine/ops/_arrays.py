@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 
 class SupportsDLPack(Protocol):
-    """An array of another library (CuPy, JAX), as a type checker knows it."""
+    """An array of another library (CuPy, JAX), as a type checker knows it: JAX declares no more."""
 
     def __dlpack__(self) -> Any: ...
-
-    def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
 # What the public functions take, for type checkers. The kind of the first argument is that of the

@@ -110,8 +110,10 @@ class SmoothL1Function(torch.autograd.Function):
         return loss_of(arrays, operands, beta, divisor)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        *operands, deltas = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_loss,) = gradients
+        saved = ctx.saved_tensors
+        operands, deltas = saved[:4], saved[4]
         # Traced: many gradients at once. Recorded: the registered operator, which belongs to the
         # graph, says that it has no derivative.
         if torch.is_grad_enabled() or is_traced(grad_loss):
@@ -138,9 +140,9 @@ class ClipFunction(torch.autograd.Function):
         return clipped
 
     @staticmethod
-    def backward(ctx: Any, grad_clipped: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        return torch.where(kept, grad_clipped, 0), None, None
+        return torch.where(kept, gradients[0], 0), None, None
 
 
 class RoIPool(torch.nn.Module):
