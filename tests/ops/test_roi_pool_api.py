@@ -386,7 +386,7 @@ def test_list_without_entries(face):
         (lambda: fe.roi_pool(FEATURES.astype(complex), ROIS, SIZE),
          "input must be float16, bfloat16, float32 or float64, got "),
         (lambda: fe.roi_pool(FEATURES > 0, ROIS, SIZE),
-         "input must be float16, bfloat16, float32 or float64, got "),
+         "input must be float16, bfloat16, float32 or float64, got bool"),
         (lambda: fe.roi_pool(FEATURES, ROIS.astype(np.int64), SIZE),
          "boxes must be float32, got int64"),
         (lambda: fe.roi_pool(FEATURES, ROIS, (0, 7)), r"output_size must be .*\(0, 7\)"),
@@ -406,10 +406,37 @@ def test_errors_name_the_argument(call, says):
         call()
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn])
-def test_torch_dtypes_that_are_not_offered(dtype):
-    with pytest.raises(ValueError, match="input must be float16, .* got (int64|dtype)"):
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(torch.int64, "int64"), (torch.float8_e4m3fn, "float8"), (torch.bool, "bool"),
+     (torch.complex64, "complex64")],
+)  # fmt: skip
+def test_torch_dtypes_that_are_not_offered(dtype, name):
+    with pytest.raises(ValueError, match=f"input must be float16, .* got {name}$"):
         fe.roi_pool(torch.from_numpy(FEATURES).to(dtype), torch.from_numpy(ROIS), SIZE)
+
+
+def test_tensors_without_plain_memory_are_named():
+    features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
+    boxes, scores = rois[:, 1:].contiguous(), torch.rand(len(ROIS))
+    calls = {
+        "input must be a dense tensor": lambda: fe.roi_pool(features.to_sparse(), rois, SIZE),
+        "boxes must be a dense tensor": lambda: fe.roi_pool(features, rois.to_sparse(), SIZE),
+        "boxes must have 2 dim": lambda: fe.nms(torch.nested.nested_tensor([boxes]), scores, 0.5),
+        "boxes must have 2 dimensions": lambda: fe.roi_pool(
+            features, torch.nested.nested_tensor([rois, rois]), SIZE
+        ),
+        "boxes cannot be read by DLPack": lambda: fe.roi_pool(features, rois.to("meta"), SIZE),
+        "out cannot be read by DLPack": lambda: fe.roi_pool(
+            features, rois, SIZE, out=torch.empty(EXPECTED.shape, device="meta")
+        ),
+        "input has no memory": lambda: fe.roi_pool(
+            torch._efficientzerotensor(features.shape), rois, SIZE
+        ),
+    }
+    for says, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{says}"):
+            call()
 
 
 G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
@@ -424,6 +451,8 @@ G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
         (lambda: fe.roi_pool_backward(G, A, ROIS, (2, 4, 10, 12)), "grad_output must be .*C = 4"),
         (lambda: fe.roi_pool_backward(G, A, ROIS, SHAPE[1:]),
          r"input_shape must be \(N, C, H, W\)"),
+        (lambda: fe.roi_pool_backward(G, A, ROIS, None),
+         r"input_shape must be \(N, C, H, W\), got None"),
         (lambda: fe.roi_pool_backward(G, A.astype(np.int64), ROIS, SHAPE),
          "argmax must be int32, got int64"),
         (lambda: fe.roi_pool_backward(G.astype(np.int16), A, ROIS, SHAPE),
@@ -452,6 +481,8 @@ def test_argmax_from_elsewhere_stays_inside_the_map():
         (lambda: fe.roi_pool([[1.0]], ROIS, SIZE), "input must be an array.*list"),
         (lambda: fe.roi_pool(None, ROIS, SIZE), "input must be an array.*NoneType"),
         (lambda: fe.roi_pool(FEATURES, None, SIZE), "boxes must be .*NoneType"),
+        (lambda: fe.roi_pool(FEATURES, (0, 1, 2, 3, 4), SIZE), r"boxes\[0\] must be .*int"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, out=[1]), "out must be an array.*list"),
         (lambda: fe.roi_pool(FEATURES, torch.from_numpy(ROIS), SIZE), "boxes must be .*Tensor"),
         (lambda: fe.roi_pool(torch.from_numpy(FEATURES), ROIS, SIZE), "boxes must be .*ndarray"),
     ],

@@ -305,6 +305,16 @@ def test_one_graph_for_every_size_of_the_result(call):
     assert counter.frame_count == compilations
 
 
+def test_a_divisor_that_is_a_tensor_is_named_where_it_cannot_be_read():
+    def loss(deltas):
+        return fe.smooth_l1(deltas, TARGETS, LABELS, normalizer=torch.tensor(7.0))
+
+    assert loss(DELTAS) == fe.smooth_l1(DELTAS, TARGETS, LABELS, normalizer=7)
+    for way in (torch.compile(loss, backend="eager"), torch.func.grad(loss)):
+        with pytest.raises(TypeError, match="normalizer must be a number where torch traces"):
+            way(DELTAS)
+
+
 def test_exported_for_every_size_of_image():
     class Clip(torch.nn.Module):
         def forward(self, image, boxes):

@@ -48,7 +48,7 @@ class NumpyArrays:
         go to.
         """
         result = self._own(array, name)
-        if _is_bfloat16(result):
+        if is_bfloat16(result):
             if cast != "float32":
                 raise ValueError(f"{name} must be {cast or 'float32 or float64'}, got bfloat16")
             result = result.astype(cast)
@@ -118,7 +118,7 @@ class NumpyArrays:
 
     def give(self, result: Any, like: Any = None) -> Any:
         """A result as its caller gets it: where `like` is bfloat16, in that type."""
-        if _is_bfloat16(like) and not _is_bfloat16(result):
+        if is_bfloat16(like) and not is_bfloat16(result):
             return result.astype(like.dtype)
         return result
 
@@ -126,9 +126,9 @@ class NumpyArrays:
         """The array as NumPy's, in the machine's byte order. bfloat16 is a type of `ml_dtypes`."""
         if isinstance(array, (np.ndarray, np.generic)):
             array = np.asarray(array)
-        elif hasattr(array, "__dlpack__") and not _is_tensor(array):
+        elif hasattr(array, "__dlpack__") and not is_tensor(array):
             try:  # NumPy reads no bfloat16 by DLPack, but whoever has it has a type for NumPy, too
-                array = np.asarray(array) if _is_bfloat16(array) else np.from_dlpack(array)
+                array = np.asarray(array) if is_bfloat16(array) else np.from_dlpack(array)
             except (BufferError, RuntimeError) as error:
                 kind = getattr(array, "dtype", type(array).__name__)
                 raise ValueError(f"{name} cannot be read by DLPack ({kind}): {error}") from error
@@ -136,7 +136,7 @@ class NumpyArrays:
             raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host "
                             f"memory) like the first argument, got {type(array).__name__}")
         foreign = array.dtype.kind not in "biufc" or array.dtype.isbuiltin == 2
-        if foreign and not _is_bfloat16(array):
+        if foreign and not is_bfloat16(array):
             raise ValueError(f"{name} must hold NumPy's own numbers, got dtype {array.dtype}")
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -146,7 +146,7 @@ class NumpyArrays:
         No bit of a result differs: float32 holds every bfloat16, and sums are made in it anyway.
         """
         result = self._own(array, name)
-        return result.astype("float32") if _is_bfloat16(result) else result
+        return result.astype("float32") if is_bfloat16(result) else result
 
     def _row_major(self, array: Any) -> Any:
         return np.require(array, requirements=["C", "A"])
@@ -163,7 +163,7 @@ class HostDlpackArrays(NumpyArrays):
         result = super().give(result, like)
         if not hasattr(self._theirs, "from_dlpack"):
             return result
-        if _is_bfloat16(result):
+        if is_bfloat16(result):
             return self._theirs.asarray(result)
         return self._theirs.from_dlpack(result)
 
@@ -227,11 +227,19 @@ class TorchArrays:
                 tensor = tensor.to(dtype)
         elif tensor.dtype in self._narrow:
             tensor = widened(tensor)
-        return tensor.contiguous()
+        try:
+            return tensor.contiguous()
+        except RuntimeError:
+            self._require_strided(tensor, name)
+            raise
 
     def take_map(self, array: Any, name: str) -> Any:
         tensor = self._tensor(array, name)
-        return tensor if self.is_channels_last(tensor) else tensor.contiguous()
+        try:
+            return tensor if self.is_channels_last(tensor) else tensor.contiguous()
+        except RuntimeError:
+            self._require_strided(tensor, name)
+            raise
 
     def take_like(self, array: Any, like: Any, name: str) -> Any:
         tensor = self._tensor(array, name)
@@ -278,7 +286,7 @@ class TorchArrays:
         return array.resize_((count, *array.shape[1:])) if count < len(array) else array
 
     def written(self, out: Any) -> None:
-        if isinstance(out, self.tensor_type):
+        if isinstance(out, self.tensor_type) and not out.is_inference():  # those have no version
             self._torch.autograd.graph.increment_version(out)
 
     def join_rows(self, results: Sequence[Any]) -> Any:
@@ -287,6 +295,10 @@ class TorchArrays:
     def give(self, result: Any, like: Any = None) -> Any:
         del like
         return result
+
+    def _require_strided(self, tensor: Any, name: str) -> None:
+        if tensor.layout is not self._torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
 
     def _tensor(self, array: Any, name: str) -> Any:
         if not isinstance(array, self.tensor_type):
@@ -325,7 +337,7 @@ def arrays_of(example: Any, name: str) -> Arrays:
     global _torch_cpu
     if _torch_cpu is not None and isinstance(example, _torch_cpu.tensor_type):
         return CudaTensors(example) if example.is_cuda else _torch_cpu
-    if _is_tensor(example):
+    if is_tensor(example):
         _torch_cpu = TorchArrays()
         return arrays_of(example, name)
     if isinstance(example, np.ndarray):
@@ -347,7 +359,10 @@ def arrays_of(example: Any, name: str) -> Arrays:
 
 def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
     """The array's shape; ValueError, naming the argument, unless it has `rank` dimensions."""
-    shape = tuple(array.shape)
+    try:
+        shape = tuple(array.shape)
+    except RuntimeError as error:  # torch's nested tensors
+        raise ValueError(f"{name} must have {rank} dimensions, but: {error}") from error
     if len(shape) != rank:
         raise ValueError(f"{name} must have {rank} dimensions, got shape {shape}")
     return shape
@@ -418,12 +433,12 @@ def require_no_gradient(operator: str, names: Sequence[str], *arrays: Any) -> No
             )
 
 
-def _is_bfloat16(array: Any) -> bool:
+def is_bfloat16(array: Any) -> bool:
     """Whether an array that is not torch's holds bfloat16, which NumPy has from `ml_dtypes`."""
     return getattr(getattr(array, "dtype", None), "name", None) == "bfloat16"
 
 
-def _is_tensor(array: Any) -> bool:
+def is_tensor(array: Any) -> bool:
     torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
     return torch is not None and isinstance(array, torch.Tensor)
 

@@ -11,6 +11,7 @@ from fastrcnn_engine.ops._arrays import (
     Array,
     Arrays,
     arrays_of,
+    is_bfloat16,
     is_traced,
     require_no_gradient,
     shape_of,
@@ -47,8 +48,9 @@ def roi_pool(
         (R, C, PH, PW), the kind and dtype of `input`.
 
     Raises:
-        ValueError: a shape, dtype, device or layout that does not fit, or (host memory) a batch
-            index outside [0, N), naming the row; a list longer than N. On a GPU such a RoI gives zeros instead.
+        ValueError: a shape, dtype, device or layout that does not fit, a list longer than N, or
+            (host memory) a batch index outside [0, N), naming the row. On a GPU such a RoI gives
+            zeros instead.
         TypeError: an argument that is no array.
 
     Source: paper section 2.1; rounding as in the original Caffe layer.
@@ -122,8 +124,10 @@ def roi_pool_backward(
 
     Source: paper section 2.3, equation 4.
     """
-    if len(input_shape) != 4:
-        raise ValueError(f"input_shape must be (N, C, H, W), got {tuple(input_shape)}")
+    try:
+        _, _, _, _ = input_shape
+    except (TypeError, ValueError):
+        raise ValueError(f"input_shape must be (N, C, H, W), got {input_shape!r}") from None
     if is_traced(grad_output):
         from fastrcnn_engine.ops import torch_ops
 
@@ -168,13 +172,16 @@ def pool(
     _, channels, _, _ = shape_of(features, 4, "input")
     try:
         shape = (boxes.shape[0], channels, *size)
-    except IndexError:  # shape_of costs more than the whole line
-        raise ValueError("boxes must have 2 dimensions, got shape ()") from None
+    except (IndexError, RuntimeError):  # none, or of nested tensors; shape_of alone costs more
+        shape_of(boxes, 2, "boxes")
+        raise
     output = out
     if output is None:
         output = arrays.empty_map(shape, features.dtype, features)
     else:
         _require_shape(output, shape, "out")
+        if is_bfloat16(output):
+            raise ValueError("out cannot be bfloat16 but as a tensor of torch's; leave it out")
     argmax = argmax_out
     if argmax is None:
         if argmax_dtype is not None:
@@ -220,11 +227,12 @@ def _traced(
 
 def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:
     if isinstance(boxes, (list, tuple)):
+        rows = arrays.indexed_boxes(boxes, input)
         images = shape_of(input, 4, "input")[0]
         if len(boxes) > images:
             raise ValueError(f"boxes must be a list of at most one array for each of the {images} "
                              f"images of input, got {len(boxes)}")
-        return arrays.indexed_boxes(boxes, input)
+        return rows
     return arrays.take(boxes, "boxes", "float32")
 
 

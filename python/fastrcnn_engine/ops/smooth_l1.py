@@ -10,6 +10,7 @@ from fastrcnn_engine.ops._arrays import (
     Array,
     Arrays,
     arrays_of,
+    is_tensor,
     is_traced,
     require_no_gradient,
     shape_of,
@@ -58,7 +59,9 @@ def smooth_l1(
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
 
-        return torch_ops.call("smooth_l1", deltas, targets, labels, weights, beta, normalizer)
+        return torch_ops.call(
+            "smooth_l1", deltas, targets, labels, weights, beta, _traced(normalizer)
+        )
     if getattr(deltas, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
@@ -94,7 +97,7 @@ def smooth_l1_backward(
         upstream: Any = grad_loss  # a tensor, as deltas is
         return torch_ops.call(
             "smooth_l1_backward", upstream.detach(), deltas.detach(), targets, labels, weights,
-            beta, normalizer,
+            beta, _traced(normalizer),
         )  # fmt: skip
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
@@ -120,6 +123,13 @@ def divisor_of(operands: Operands, normalizer: float | None) -> float:
     if normalizer is not None:
         return float(normalizer)
     return float(max(shape_of(operands[0], 2, "deltas")[0], 1))
+
+
+def _traced(normalizer: Any) -> Any:
+    if is_tensor(normalizer):  # whose number nobody knows yet
+        raise TypeError("normalizer must be a number where torch traces the call, got a tensor: "
+                        "divide the loss by it instead, with normalizer=1")
+    return normalizer
 
 
 def loss_of(arrays: Arrays, operands: Operands, beta: float, divisor: float) -> Any:
