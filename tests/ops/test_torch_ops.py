@@ -552,6 +552,17 @@ def test_clipping_is_differentiated_as_clamp_is(traced):
         assert torch.equal(function(clip), function(lambda boxes: boxes.clamp(0, 5)))
 
 
+def test_a_gradient_that_torch_keeps_with_the_other_sign():
+    """The imaginary part of a conjugate is a view of memory that is read with a minus."""
+    minus = torch.complex(ONE, ONE).conj().imag
+    assert minus.is_neg() and minus.is_contiguous()
+    operands = DELTAS, TARGETS, LABELS
+    gradient = fe.smooth_l1_backward(minus, *operands)
+    assert torch.equal(gradient, fe.smooth_l1_backward(-ONE, *operands))
+    minus, where = minus.view(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    assert fe.roi_pool_backward(minus, where, ROIS[:1], (1, 1, 1, 1)).item() == -1
+
+
 # ---- autocast, determinism ----------------------------------------------------------------------
 
 

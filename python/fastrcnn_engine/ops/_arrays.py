@@ -56,6 +56,10 @@ class NumpyArrays:
             result = result.astype(cast, copy=False)
         return self._row_major(result)
 
+    def take_number(self, array: Any, name: str) -> Any:
+        """An array of one number."""
+        return self.take(array, name)
+
     def take_map(self, array: Any, name: str) -> Any:
         """A (N, C, H, W) array, left alone when dense in NCHW or channels-last order."""
         result = self._own_map(array, name)
@@ -233,6 +237,9 @@ class TorchArrays:
             self._require_strided(tensor, name)
             raise
 
+    def take_number(self, array: Any, name: str) -> Any:
+        return self._with_its_sign(self.take(array, name))
+
     def take_map(self, array: Any, name: str) -> Any:
         tensor = self._tensor(array, name)
         try:
@@ -242,7 +249,7 @@ class TorchArrays:
             raise
 
     def take_like(self, array: Any, like: Any, name: str) -> Any:
-        tensor = self._tensor(array, name)
+        tensor = self._with_its_sign(self._tensor(array, name))
         if not self.is_channels_last(like):
             return tensor.contiguous()
         return tensor.contiguous(memory_format=self._torch.channels_last)
@@ -295,6 +302,12 @@ class TorchArrays:
     def give(self, result: Any, like: Any = None) -> Any:
         del like
         return result
+
+    def _with_its_sign(self, tensor: Any) -> Any:
+        """`imag` of a conjugate is torch's view of memory with the other sign. With more than one
+        element it is not contiguous, and `contiguous()` turns the sign, too.
+        """
+        return tensor.resolve_neg() if tensor.is_neg() else tensor
 
     def _require_strided(self, tensor: Any, name: str) -> None:
         if tensor.layout is not self._torch.strided:

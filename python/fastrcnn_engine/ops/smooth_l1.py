@@ -54,7 +54,8 @@ def smooth_l1(
     Source: paper section 2.3, equations 1 to 3; divided by the number of RoIs as in the original
     code.
     """
-    require_no_gradient("smooth_l1", ("targets", "weights"), targets, weights)
+    if getattr(targets, "requires_grad", False) or getattr(weights, "requires_grad", False):
+        require_no_gradient("smooth_l1", ("targets", "weights"), targets, weights)
     deltas, targets, weights = widened(deltas), widened(targets), widened(weights)
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
@@ -145,7 +146,7 @@ def gradient_of(
 ) -> Any:
     """`smooth_l1_backward` of operands that are taken."""
     deltas = operands[0]
-    upstream = arrays.take(grad_loss, "grad_loss")
+    upstream = arrays.take_number(grad_loss, "grad_loss")
     gradient = arrays.empty(deltas.shape, deltas.dtype, deltas)
     _core.smooth_l1_backward(*operands, float(beta), divisor, upstream, gradient, arrays.stream)
     return arrays.give(gradient)
