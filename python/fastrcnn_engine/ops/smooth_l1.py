@@ -42,7 +42,7 @@ def smooth_l1(
         weights: (R, D) factors, None for 1.
         beta: where the square turns into a line, >= 0; the paper's 1 is the default.
         normalizer: what the sum is divided by; default R, foreground and background alike, as the
-            original does.
+            original does. A number; where torch traces the call, a tensor is a TypeError.
 
     Returns:
         A scalar, of NumPy arrays a 0-d array. 0 when there are no rows.
