@@ -264,7 +264,12 @@ def _vmap_roi_pool(info, in_dims, input, boxes, output_size, spatial_scale):
         return tuple(_from_channels(x, size) for x in pooled), (1, 1)
     images = _first(input, of_input, size)
     rois = _rois_of_all(boxes, of_boxes, size, images.shape[1])
-    pooled = op(images.flatten(0, 1), rois, output_size, spatial_scale)
+    try:
+        pooled = op(images.flatten(0, 1), rois, output_size, spatial_scale)
+    except ValueError:  # of all rows and images; the member that is wrong names its own
+        for x, rows in zip(images, _first(boxes, of_boxes, size), strict=True):
+            op(x, rows, output_size, spatial_scale)
+        raise
     return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in pooled), (0, 0)
 
 
