@@ -41,6 +41,7 @@ DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
                            : format.starts_with('<');
   if (swapped) return {kSwapped, bits, 1};
   if (std::string("efdg").find(kind) != std::string::npos) return {dlpack::kFloat, bits, 1};
+  if (kind == '?') return {dlpack::kBool, bits, 1};
   if (std::string("bhilqn").find(kind) != std::string::npos) return {dlpack::kInt, bits, 1};
   return {dlpack::kUInt, bits, 1};
 }
@@ -67,24 +68,37 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
 }  // namespace
 
 std::string dtype_name(DLDataType dtype) {
+  if (dtype.code == dlpack::kBool) return "bool";
   const char* kind = "dtype ";
   if (dtype.code == kSwapped) kind = "byte-swapped ";
   if (dtype.code == kCompound) kind = "complex or compound ";
-  if (dtype.code == dlpack::kFloat) kind = "float";
+  const bool narrow = dtype.code >= dlpack::kFirstFloat8 && dtype.code <= dlpack::kLastFloat4;
+  if (dtype.code == dlpack::kFloat || narrow) kind = "float";
   if (dtype.code == dlpack::kInt) kind = "int";
   if (dtype.code == dlpack::kUInt) kind = "uint";
   if (dtype.code == dlpack::kBfloat) kind = "bfloat";
+  if (dtype.code == dlpack::kComplex) kind = "complex";
   return kind + std::to_string(dtype.bits);
 }
 
 Array::Array(py::handle object, const char* name, Access access, uintptr_t stream) : name_(name) {
-  if (PyObject_CheckBuffer(object.ptr()))
+  if (PyObject_CheckBuffer(object.ptr())) {
     adopt_buffer(object, access);
-  else if (!adopt_exchange(object))
-    adopt_capsule(object, access, stream);
+  } else {
+    try {
+      if (!adopt_exchange(object)) adopt_capsule(object, access, stream);
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_Exception)) throw;
+      const std::string text = py::str(error.value());  // torch's goes on with a backtrace
+      fail(name_, " cannot be read by DLPack: ", text.substr(0, text.find('\n')));
+    }
+  }
   require(device_.device_type == dlpack::kCPU || device_.device_type == dlpack::kCUDA ||
               device_.device_type == dlpack::kCUDAHost,
           name_, " must be in CPU or CUDA memory, got DLPack device type ", device_.device_type);
+  // torch has zeros without memory.
+  require(data_ != nullptr || std::ranges::count(shape(), 0) > 0, name_,
+          " has no memory; make a copy first");
   const auto item = static_cast<uintptr_t>(dtype_.bits / 8);
   require(item == 0 || reinterpret_cast<uintptr_t>(data_) % item == 0, name_,
           " must be aligned to its elements; make a copy first");
@@ -178,6 +192,16 @@ bool Array::is_dense(Layout layout) const {
   require_rank(4);
   return layout == Layout::nchw ? is_dense_in(shape(), strides_, {0, 1, 2, 3})
                                 : is_dense_in(shape(), strides_, {0, 2, 3, 1});
+}
+
+uintptr_t Array::end() const {
+  int64_t bytes = dtype_.bits / 8;
+  for (const int64_t extent : shape()) bytes *= extent;
+  return begin() + static_cast<uintptr_t>(bytes);
+}
+
+bool Array::overlaps(const Array& other) const {
+  return std::max(begin(), other.begin()) < std::min(end(), other.end());
 }
 
 void Array::require_rank(int rank) const {

@@ -44,6 +44,7 @@ class Array {
   std::span<const int64_t> shape() const { return {shape_, static_cast<size_t>(rank_)}; }
   std::string shape_text() const;
   bool is_dense(Layout layout) const;  // rank 4 only
+  bool overlaps(const Array& other) const;  // both dense
 
   // Row-major view; InvalidArgument when dtype, rank or memory order differ.
   template <typename T, int Rank>
@@ -89,6 +90,8 @@ class Array {
     fail(name_, " must be ", dtype_name(wanted), ", got ", dtype_name(dtype_));
   }
   void require_rank(int rank) const;
+  uintptr_t begin() const { return reinterpret_cast<uintptr_t>(data_); }
+  uintptr_t end() const;
   void require_row_major() const;
   void set_rank(int rank);
   void adopt(const DLTensor& tensor);

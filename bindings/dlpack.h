@@ -66,6 +66,7 @@ struct DLPackExchangeAPI {
 
 namespace dlpack {
 constexpr int32_t kCPU = 1, kCUDA = 2, kCUDAHost = 3;
-constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4;
+constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kComplex = 5, kBool = 6;
+constexpr uint8_t kFirstFloat8 = 7, kLastFloat4 = 17;  // the kinds of float8, float6 and float4
 constexpr uint64_t kReadOnly = 1;
 }  // namespace dlpack

@@ -28,6 +28,13 @@ void for_features(const Array& features, const Array* argmax, Run run) {
     for_float(features, with, "float16, bfloat16, float32 or float64");
 }
 
+// What is written must not be read or written as something else in the same call.
+void require_apart(const Array& written, std::initializer_list<const Array*> others) {
+  for (const Array* other : others)
+    if (written.overlaps(*other))
+      fail(written.name(), " must not share memory with ", other->name());
+}
+
 void forward(py::handle input, py::handle boxes, double spatial_scale, py::handle out,
              py::handle argmax_out, uintptr_t stream, int threads) {
   const Array features(input, "input", Access::read, stream);
@@ -46,6 +53,8 @@ void forward(py::handle input, py::handle boxes, double spatial_scale, py::handl
     call.output = output.map<T>(layout);
     if (argmax) call.argmax = argmax->map<Index>(layout);
     call.threads = threads;
+    require_apart(output, {&features, &rois});
+    if (argmax) require_apart(*argmax, {&features, &rois, &output});
     on_device(
         {&features, &rois, &output, &last}, stream, [&] { cpu::roi_pool_forward(call); },
         [&](auto s) { cuda::roi_pool_forward(call, s); });

@@ -21,8 +21,8 @@ class BoxHead(torch.nn.Module):
 
     def __init__(self, channels: int, classes: int, ops: ModuleType = fastrcnn_engine):
         super().__init__()
-        self.ops = ops
         self.pool = ops.RoIPool(output_size=7, spatial_scale=1 / 16)
+        self.clip, self.nms = ops.clip_boxes_to_image, ops.batched_nms
         self.hidden = torch.nn.Linear(channels * 49, 256)
         self.logits = torch.nn.Linear(256, classes)
 
@@ -31,8 +31,8 @@ class BoxHead(torch.nn.Module):
 
     def detect(self, features: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int]):
         scores, labels = self(features, [boxes]).softmax(1)[:, 1:].max(1)
-        boxes = self.ops.clip_boxes_to_image(boxes, image_size)
-        keep = self.ops.batched_nms(boxes, scores, labels, 0.3)
+        boxes = self.clip(boxes, image_size)
+        keep = self.nms(boxes, scores, labels, 0.3)
         return boxes[keep], scores[keep], labels[keep] + 1
 
 

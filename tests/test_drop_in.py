@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +37,16 @@ def test_the_guide_shows_the_examples() -> None:
     assert len(shown) == 4
     for code in shown:
         assert code and f"\n{code}\n" in page, code
+
+
+def test_modules_can_be_copied_and_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an average of weights over time and torch.save do with a whole detector."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import drop_in
+
+    for module in (drop_in.BoxHead(4, 3), drop_in.ROIPooler(7, (1 / 4, 1 / 8))):
+        for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert repr(again) == repr(module)
 
 
 def test_every_example_runs(bench) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any, assert_type
 
+import jax
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,6 +51,12 @@ def of_numpy(features: NDArray[np.float32], rois: NDArray[np.float32]) -> None:
     assert_type(fe.batched_nms(rois, np.zeros(3), np.zeros(3, np.int64), 0.5), Numbers)
     assert_type(fe.nms_padded(rois, rois, 0.5, 9).indices, Numbers)
     assert_type(fe.detections(rois, rois, rois, (600, 800)), fe.Detections[Numbers])
+
+
+def of_jax(features: jax.Array, rois: jax.Array) -> None:
+    fe.roi_pool(features, [rois, rois], 7).__dlpack__()
+    fe.nms(rois, rois, 0.5).__dlpack__()
+    fe.detections(rois, rois, None, (600, 800)).boxes.__dlpack__()
 
 
 def of_another_library(features: Any) -> None:

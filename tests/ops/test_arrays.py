@@ -178,7 +178,8 @@ def test_tensors_that_require_a_gradient(operator):
         tensor = torch.from_numpy(array.copy())
         return tensor.requires_grad_() if tensor.is_floating_point() else tensor
 
-    if operator in ("box_iou", "encode_boxes", "decode_boxes"):  # better refused than lost
+    refused = ("box_iou", "encode_boxes", "decode_boxes", "smooth_l1", "smooth_l1_weights")
+    if operator in refused:  # better than lost
         with pytest.raises(ValueError, match="has no gradient"):
             results_of(operator, wanting)
         return
@@ -303,6 +304,8 @@ def test_bfloat16_of_numpy_equals_torch(layout):
     assert pooled.dtype == ml_dtypes.bfloat16 and (argmax == where.numpy()).all()
     assert (pooled.view(np.uint16) == expected.view(torch.uint16).numpy()).all()
     assert fe.roi_pool(as_numpy(x), rois.numpy(), 3).dtype == ml_dtypes.bfloat16
+    with pytest.raises(ValueError, match="out cannot be bfloat16"):
+        fe.roi_pool(as_numpy(x), rois.numpy(), 3, out=pooled)
     assert fe.spp_pool(as_numpy(x), rois.numpy(), (1, 2)).dtype == ml_dtypes.bfloat16
 
     grad = torch.from_numpy(layout(rng.standard_normal(pooled.shape).astype(np.float32))).bfloat16()

@@ -203,12 +203,17 @@ def test_clip_passes_the_gradient_of_sides_that_stay() -> None:
     assert boxes.grad.tolist() == [[0, 1, 0, 1]]
 
 
-@pytest.mark.parametrize("call", [
-    lambda b: fe.box_iou(b, b), lambda b: fe.encode_boxes(b, b), lambda b: fe.decode_boxes(b, b),
+@pytest.mark.parametrize(("call", "names"), [
+    (lambda b: fe.box_iou(b.detach(), b), "box_iou has no gradient in boxes2"),
+    (lambda b: fe.encode_boxes(b, b), "encode_boxes has no gradient in reference_boxes"),
+    (lambda b: fe.decode_boxes(b, b), "decode_boxes has no gradient in deltas"),
+    (lambda b: fe.smooth_l1(b, b), "smooth_l1 has no gradient in targets"),
+    (lambda b: fe.smooth_l1(b, b.detach(), weights=b), "smooth_l1 has no gradient in weights"),
 ])  # fmt: skip
-def test_a_gradient_is_refused_rather_than_lost(call) -> None:
+def test_a_gradient_is_refused_rather_than_lost(call, names) -> None:
     boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0]], requires_grad=True)
-    with pytest.raises(ValueError, match="has no gradient"):
-        call(boxes)
+    for way in (call, torch.compile(call, backend="eager"), torch.func.grad(call)):
+        with pytest.raises(ValueError, match=names):
+            way(boxes)
     with torch.no_grad():
         call(boxes)

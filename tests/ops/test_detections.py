@@ -249,7 +249,11 @@ B, S, D = random_boxes(4, 2), np.full((4, 3), 0.3, np.float32), np.zeros((4, 12)
          r"nms_threshold must be in \[0, 1\], got 2"),
         (lambda: fe.detections(B, S, D, SIZE, score_threshold=NAN), "score_threshold.*nan"),
         (lambda: fe.detections(B, S, D, SIZE, max_detections=-1),
-         "max_detections must be >= 0, got -1"),
+         "max_detections must be an int >= 0, got -1"),
+        (lambda: fe.detections(B, S, D, SIZE, max_detections=None),
+         "max_detections must be .* got None"),
+        (lambda: fe.detections_padded(B, S, D, SIZE, max_detections=2.5),
+         "max_detections must be .* got 2.5"),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument(call, says):

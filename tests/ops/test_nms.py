@@ -212,7 +212,10 @@ BOXES, SCORES = random_boxes(4, 2), np.float32([0.1, 0.2, 0.3, 0.4])
         (lambda: fe.nms(BOXES, SCORES, float("nan")), "iou_threshold.*nan"),
         (lambda: fe.batched_nms(BOXES, SCORES, np.zeros(3, np.int64), 0.5), "idxs.*4.*3"),
         (lambda: fe.batched_nms(BOXES, SCORES, SCORES, 0.5), "idxs must be int64, got float32"),
-        (lambda: fe.nms_padded(BOXES, SCORES, 0.5, -1), "max_output_size must be >= 0, got -1"),
+        (lambda: fe.nms_padded(BOXES, SCORES, 0.5, -1),
+         "max_output_size must be an int >= 0, got -1"),
+        (lambda: fe.nms_padded(BOXES, SCORES, 0.5, None), "max_output_size must be .*got None"),
+        (lambda: fe.nms_padded(BOXES, SCORES, 0.5, 2.0), "max_output_size must be .*got 2.0"),
         (lambda: fe.nms_padded(BOXES, SCORES[:3], 0.5, 2), "scores.*4.*3"),
         (lambda: fe.box_iou(BOXES, BOXES[:, :2]), r"boxes2 must be \(R, 4\).*\(4, 2\)"),
         (lambda: fe.box_iou(BOXES, BOXES.astype(np.float64)),
@@ -224,6 +227,9 @@ def test_errors_name_the_argument(call, says):
         call()
 
 
-def test_int32_class_ids_are_accepted():
-    kept = fe.batched_nms(BOXES, SCORES, np.zeros(4, np.int32), 0.5)
-    assert kept.tolist() == fe.nms(BOXES, SCORES, 0.5).tolist()
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int32", "uint32", "uint64"])
+@every_face
+def test_class_ids_of_any_integers_are_accepted(dtype, face):
+    idxs = np.array([0, 1, 1, 0])
+    kept = fe.batched_nms(*(give(x, face) for x in (BOXES, SCORES, idxs.astype(dtype))), 0.0)
+    assert kept.tolist() == fe.batched_nms(BOXES, SCORES, idxs, 0.0).tolist()

@@ -272,10 +272,50 @@ def test_argmax_out_that_does_not_fit(argmax_out, says):
 def test_out_and_gradients_exclude_each_other():
     out = torch.empty(EXPECTED.shape)
     features = torch.from_numpy(FEATURES).requires_grad_()
-    with pytest.raises(ValueError, match="out cannot be used"):
-        fe.roi_pool(features, torch.from_numpy(ROIS), SIZE, out=out)
+    rois = torch.from_numpy(ROIS)
+    with pytest.raises(ValueError, match="roi_pool with out has no gradient in input"):
+        fe.roi_pool(features, rois, SIZE, out=out)
     with torch.no_grad():
-        assert fe.roi_pool(features, torch.from_numpy(ROIS), SIZE, out=out) is out
+        assert fe.roi_pool(features, rois, SIZE, out=out) is out
+    for call in (fe.roi_pool, fe.roi_pool_with_argmax):
+        with pytest.raises(ValueError, match="has no gradient in out, which requires one"):
+            call(features.detach(), rois, SIZE, out=out.clone().requires_grad_())
+
+
+def test_out_that_a_graph_has_kept_is_known_to_have_changed():
+    features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
+    out, weight = torch.ones(EXPECTED.shape), torch.ones((), requires_grad=True)
+    argmax_out = torch.ones(EXPECTED.shape, dtype=torch.int32)
+    for written in (out, argmax_out):
+        score = (weight * written).sum()
+        fe.roi_pool_with_argmax(features, rois, SIZE, out=out, argmax_out=argmax_out)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            score.backward()
+    with torch.inference_mode():
+        out = torch.empty(EXPECTED.shape)
+    assert fe.roi_pool(features, rois, SIZE, out=out) is out
+
+
+@every_face
+def test_out_has_memory_of_its_own(face):
+    memory = np.arange(2 * 3 * 8 * 8, dtype=np.float32)
+    features, rois = memory.reshape(2, 3, 8, 8), np.float32([[0, 0, 0, 7, 7], [1, 0, 0, 7, 7]])
+    same, end = features, memory[-2 * 3 * 4 :].reshape(2, 3, 2, 2)
+    for out, size in ((same, 8), (end, 2)):
+        with pytest.raises(ValueError, match="out must not share memory with input"):
+            fe.roi_pool(give(features, face), give(rois, face), size, out=give(out, face))
+    out = np.empty((2, 3, 2, 2), np.float32)
+    with pytest.raises(ValueError, match="argmax_out must not share memory with out"):
+        fe.roi_pool_with_argmax(
+            give(features, face), give(rois, face), 2, out=give(out, face),
+            argmax_out=give(out.view(np.int32), face),
+        )  # fmt: skip
+    assert (memory == np.arange(len(memory))).all()
+    behind = np.zeros(len(memory) + out.size, np.float32)  # one buffer, not the same part of it
+    fe.roi_pool(
+        give(behind[: len(memory)].reshape(features.shape), face), give(rois, face), 2,
+        out=give(behind[len(memory) :].reshape(out.shape), face),
+    )  # fmt: skip
 
 
 # ---- errors ------------------------------------------------------------
@@ -298,9 +338,31 @@ def test_batch_index_out_of_range_names_the_row(index, face):
             fe.roi_pool(torch.from_numpy(FEATURES).requires_grad_(), torch.from_numpy(rois), SIZE)
 
 
-def test_list_with_more_entries_than_images():
-    with pytest.raises(ValueError, match=r"batch index must be in \[0, 2\), got 2"):
-        fe.roi_pool(FEATURES, [ROIS[:1, 1:]] * 3, SIZE)
+@every_face
+def test_list_with_more_entries_than_images(face):
+    says = "boxes must be a list of at most one array for each of the 2 images of input, got 3"
+    with pytest.raises(ValueError, match=says):
+        fe.roi_pool(give(FEATURES, face), [give(ROIS[:, 1:], face)] * 3, SIZE)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.bool_])
+@every_face
+def test_list_with_other_numbers_than_floats(dtype, face):
+    """One array alone, and one whose type the others' would have covered."""
+    floats, others = give(ROIS[:, 1:], face), give(ROIS[:, 1:].astype(dtype), face)
+    for i, boxes in enumerate(([others], [floats, others])):
+        says = rf"boxes\[{i}\] must be float32, got {np.dtype(dtype)}"
+        with pytest.raises(ValueError, match=says):
+            fe.roi_pool(give(FEATURES, face), boxes, SIZE)
+
+
+@every_face
+def test_list_without_entries(face):
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert fe.roi_pool(give(FEATURES, face), [], SIZE).shape == (0, 3, 3, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -309,6 +371,7 @@ def test_list_with_more_entries_than_images():
         (lambda: fe.roi_pool(FEATURES, ROIS[:, 1:], SIZE),
          r"boxes must be \(R, 5\).*batch index.*\(4, 4\)"),
         (lambda: fe.roi_pool(FEATURES, ROIS[0], SIZE), r"boxes must have 2 dimensions.*\(5,\)"),
+        (lambda: fe.roi_pool(FEATURES, ROIS[0, 0], SIZE), "boxes must have 2 dimensions"),
         (lambda: fe.roi_pool(FEATURES, [ROIS], SIZE), r"boxes\[0\] must be \(L, 4\).*\(4, 5\)"),
         (lambda: fe.roi_pool(FEATURES, [ROIS[:, 1:], ROIS[0, 1:]], SIZE),
          r"boxes\[1\] must be \(L, 4\).*\(4,\)"),
@@ -323,7 +386,7 @@ def test_list_with_more_entries_than_images():
         (lambda: fe.roi_pool(FEATURES.astype(complex), ROIS, SIZE),
          "input must be float16, bfloat16, float32 or float64, got "),
         (lambda: fe.roi_pool(FEATURES > 0, ROIS, SIZE),
-         "input must be float16, bfloat16, float32 or float64, got "),
+         "input must be float16, bfloat16, float32 or float64, got bool"),
         (lambda: fe.roi_pool(FEATURES, ROIS.astype(np.int64), SIZE),
          "boxes must be float32, got int64"),
         (lambda: fe.roi_pool(FEATURES, ROIS, (0, 7)), r"output_size must be .*\(0, 7\)"),
@@ -343,10 +406,37 @@ def test_errors_name_the_argument(call, says):
         call()
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn])
-def test_torch_dtypes_that_are_not_offered(dtype):
-    with pytest.raises(ValueError, match="input must be float16, .* got (int64|dtype)"):
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(torch.int64, "int64"), (torch.float8_e4m3fn, "float8"), (torch.bool, "bool"),
+     (torch.complex64, "complex64")],
+)  # fmt: skip
+def test_torch_dtypes_that_are_not_offered(dtype, name):
+    with pytest.raises(ValueError, match=f"input must be float16, .* got {name}$"):
         fe.roi_pool(torch.from_numpy(FEATURES).to(dtype), torch.from_numpy(ROIS), SIZE)
+
+
+def test_tensors_without_plain_memory_are_named():
+    features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
+    boxes, scores = rois[:, 1:].contiguous(), torch.rand(len(ROIS))
+    calls = {
+        "input must be a dense tensor": lambda: fe.roi_pool(features.to_sparse(), rois, SIZE),
+        "boxes must be a dense tensor": lambda: fe.roi_pool(features, rois.to_sparse(), SIZE),
+        "boxes must have 2 dim": lambda: fe.nms(torch.nested.nested_tensor([boxes]), scores, 0.5),
+        "boxes must have 2 dimensions": lambda: fe.roi_pool(
+            features, torch.nested.nested_tensor([rois, rois]), SIZE
+        ),
+        "boxes cannot be read by DLPack": lambda: fe.roi_pool(features, rois.to("meta"), SIZE),
+        "out cannot be read by DLPack": lambda: fe.roi_pool(
+            features, rois, SIZE, out=torch.empty(EXPECTED.shape, device="meta")
+        ),
+        "input has no memory": lambda: fe.roi_pool(
+            torch._efficientzerotensor(features.shape), rois, SIZE
+        ),
+    }
+    for says, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{says}"):
+            call()
 
 
 G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
@@ -361,6 +451,8 @@ G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
         (lambda: fe.roi_pool_backward(G, A, ROIS, (2, 4, 10, 12)), "grad_output must be .*C = 4"),
         (lambda: fe.roi_pool_backward(G, A, ROIS, SHAPE[1:]),
          r"input_shape must be \(N, C, H, W\)"),
+        (lambda: fe.roi_pool_backward(G, A, ROIS, None),
+         r"input_shape must be \(N, C, H, W\), got None"),
         (lambda: fe.roi_pool_backward(G, A.astype(np.int64), ROIS, SHAPE),
          "argmax must be int32, got int64"),
         (lambda: fe.roi_pool_backward(G.astype(np.int16), A, ROIS, SHAPE),
@@ -389,6 +481,8 @@ def test_argmax_from_elsewhere_stays_inside_the_map():
         (lambda: fe.roi_pool([[1.0]], ROIS, SIZE), "input must be an array.*list"),
         (lambda: fe.roi_pool(None, ROIS, SIZE), "input must be an array.*NoneType"),
         (lambda: fe.roi_pool(FEATURES, None, SIZE), "boxes must be .*NoneType"),
+        (lambda: fe.roi_pool(FEATURES, (0, 1, 2, 3, 4), SIZE), r"boxes\[0\] must be .*int"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, out=[1]), "out must be an array.*list"),
         (lambda: fe.roi_pool(FEATURES, torch.from_numpy(ROIS), SIZE), "boxes must be .*Tensor"),
         (lambda: fe.roi_pool(torch.from_numpy(FEATURES), ROIS, SIZE), "boxes must be .*ndarray"),
     ],

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from torch.library import opcheck
 
 import fastrcnn_engine as fe
@@ -193,6 +194,46 @@ def test_outputs_of_traced_calls():
     assert_same([compiled(FEATURES, out, argmax), out, argmax], [POOLED, POOLED, ARGMAX])
 
 
+@pytest.mark.parametrize(
+    ("out", "argmax_out", "says"),
+    [
+        (torch.empty(5, *POOLED.shape), None, r"out must have shape \(3, 4, 3, 2\), got \(5, 3, 4"),
+        (torch.empty(POOLED.shape, dtype=torch.int64), None, "out must be torch.float32, got"),
+        (torch.empty(POOLED.shape, device="meta"), None, "out must be cpu, got meta"),
+        (None, torch.empty(3, 4, 6, dtype=torch.int32), r"argmax_out must have shape"),
+        (None, torch.empty(POOLED.shape, dtype=torch.uint8), "argmax_out must be torch.int32, got"),
+        (torch.empty(POOLED.shape, requires_grad=True), None, "has no gradient in out"),
+    ],
+)
+def test_outputs_of_traced_calls_that_do_not_fit(out, argmax_out, says):
+    def pool(x):
+        return fe.roi_pool_with_argmax(x, ROIS, (3, 2), 0.125, out=out, argmax_out=argmax_out)
+
+    for way in (torch.compile(pool, backend="eager"), lambda x: torch.func.vmap(pool)(x[None])):
+        with pytest.raises(ValueError, match=says):
+            way(FEATURES)
+
+
+def test_traced_calls_keep_to_what_the_argmax_can_number():
+    def cell(x, out):
+        return fe.roi_pool_with_argmax(x, torch.zeros(1, 5), 1, argmax_out=out)[1]
+
+    compiled = torch.compile(cell, backend="eager", dynamic=True)
+    out = torch.empty(1, 1, 1, 1, dtype=torch.uint16)
+    assert compiled(torch.ones(1, 1, 255, 257), out).item() == 0
+    with pytest.raises(ValueError, match="argmax is uint16: a map of 256 x 256 cells is too large"):
+        compiled(torch.ones(1, 1, 256, 256), out)
+
+
+def test_traced_calls_refuse_out_beside_a_gradient():
+    def pool(x):
+        return fe.roi_pool(x, ROIS, (3, 2), 0.125, out=torch.empty(POOLED.shape))
+
+    for way in (torch.compile(pool, backend="eager"), torch.func.grad(lambda x: pool(x).sum())):
+        with pytest.raises(ValueError, match="roi_pool with out has no gradient in input"):
+            way(FEATURES.clone().requires_grad_())
+
+
 def test_the_argmax_is_outside_autograd_however_it_is_called():
     x = FEATURES.clone().requires_grad_()
     call = torch.compile(
@@ -200,6 +241,20 @@ def test_the_argmax_is_outside_autograd_however_it_is_called():
     )
     for pooled, argmax in (fe.roi_pool_with_argmax(x, ROIS, 2), call(x)):
         assert not pooled.requires_grad and not argmax.requires_grad
+
+
+@pytest.mark.parametrize("call", [fe.detections, fe.detections_padded])
+def test_detections_are_outside_autograd_however_they_are_called(call):
+    def scores(deltas):
+        return call(BOXES, PROBABILITIES, deltas, SIZE).scores
+
+    deltas = DELTAS.clone().requires_grad_()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(scores, fullgraph=True, backend="aot_eager")(deltas)
+    assert not compiled.requires_grad and not scores(deltas).requires_grad
+    assert torch.equal(compiled, scores(DELTAS))
+    if call is fe.detections_padded:
+        assert not torch.func.grad(lambda deltas: scores(deltas).sum())(DELTAS).any()
 
 
 def test_one_graph_for_every_size_of_image():
@@ -218,6 +273,46 @@ def test_one_graph_for_every_size_of_image():
         operands = torch.empty(1, 3, 40 + 3 * i, 70 - 2 * i), BOXES, PROBABILITIES, DELTAS
         assert_same(list(compiled(*operands)), list(head(*operands)))
     assert counter.frame_count <= 2  # one for tall images, one for wide ones
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda n: fe.roi_pool(FEATURES, ROIS, n, 0.125),
+        lambda n: fe.roi_pool(FEATURES, ROIS, (n, 2), 0.125),
+        lambda n: fe.spp_pool(FEATURES, ROIS, (1, n), 0.125),
+        lambda n: fe.nms_padded(BOXES, SCORES, 0.3, n).indices,
+        lambda n: fe.detections_padded(BOXES, PROBABILITIES, None, SIZE, max_detections=n).rows,
+    ],
+)
+def test_one_graph_for_every_size_of_the_result(call):
+    """From a number, and from a shape that torch.export leaves open."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counter)
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return call(x.shape[0])
+
+    rows = {0: torch.export.Dim("rows", min=2)}
+    program = torch.export.export(Module(), (torch.empty(3),), dynamic_shapes=(rows,)).module()
+    compiled(3)
+    compilations = counter.frame_count
+    for count in (5, 7, 2):
+        assert torch.equal(compiled(count), call(count))
+        assert torch.equal(program(torch.empty(count)), call(count))
+    assert counter.frame_count == compilations
+
+
+def test_a_divisor_that_is_a_tensor_is_named_where_it_cannot_be_read():
+    def loss(deltas):
+        return fe.smooth_l1(deltas, TARGETS, LABELS, normalizer=torch.tensor(7.0))
+
+    assert loss(DELTAS) == fe.smooth_l1(DELTAS, TARGETS, LABELS, normalizer=7)
+    for way in (torch.compile(loss, backend="eager"), torch.func.grad(loss)):
+        with pytest.raises(TypeError, match="normalizer must be a number where torch traces"):
+            way(DELTAS)
 
 
 def test_exported_for_every_size_of_image():
@@ -294,8 +389,9 @@ def test_empty_boxes_and_maps_when_traced():
         lambda d: fe.decode_boxes(d, BOXES),
         lambda d: fe.encode_boxes(d[:, :4] + BOXES, BOXES),
         lambda d: fe.box_iou(BOXES + d[:, :4], BOXES),
-        lambda d: fe.detections_padded(BOXES, d[:, :4].softmax(1), DELTAS, SIZE).scores,
         lambda d: torch.func.grad(lambda d: fe.smooth_l1(d, TARGETS, LABELS))(d),
+        lambda d: fe.smooth_l1(DELTAS, d[:, :4], LABELS) + d,
+        lambda d: torch.vmap(lambda d: fe.smooth_l1(DELTAS, d, LABELS))(d[None, :, :4]) + d,
     ],
 )
 def test_no_derivative_is_an_error_and_not_a_zero(function):
@@ -352,6 +448,10 @@ MANY_ROIS = torch.stack([ROIS, ROIS + torch.tensor([0.0, 5, 5, 9, 2]), ROIS.flip
         ((None, 0), FEATURES, MANY_ROIS),
         ((0, 0), MANY, MANY_ROIS),
         ((1, 1), MANY.movedim(0, 1), MANY_ROIS.movedim(0, 1)),
+        ((0, None), MANY.movedim(2, -1).contiguous().movedim(-1, 2), ROIS),  # channels-last
+        ((0, 0), MANY.movedim(2, -1).contiguous().movedim(-1, 2), MANY_ROIS),
+        ((0, None), MANY[..., 1:], ROIS),
+        ((4, None), MANY.movedim(0, -1).contiguous(), ROIS),
     ],
 )
 def test_vmap_is_a_loop_without_one(in_dims, x, rois):
@@ -374,7 +474,8 @@ def test_vmap_is_a_loop_without_one(in_dims, x, rois):
 def test_vmap_keeps_a_wrong_image_wrong():
     rois = MANY_ROIS.clone()
     rois[1, 0, 0] = 2  # of images 0 and 1: not the first one of the next member
-    with pytest.raises(ValueError, match="batch index"):
+    says = r"boxes\[0\]: batch index must be in \[0, 2\), got 2"  # as without vmap
+    with pytest.raises(ValueError, match=says):
         torch.vmap(lambda r: fe.roi_pool(FEATURES, r, 2))(rois)
 
 
@@ -410,6 +511,57 @@ def test_gradient_penalty():
     pooled, argmax = fe.roi_pool_with_argmax(x.detach(), SECOND_ROIS, 2)
     times = fe.roi_pool_backward(torch.ones_like(pooled), argmax, SECOND_ROIS, x.shape)
     torch.testing.assert_close(x.grad, 8 * times.square() * x.detach())
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_missing_second_derivative_is_an_error_beside_other_terms(traced):
+    """A penalty on the gradient is not left out because something else has a gradient, too."""
+    d = DELTAS.clone().requires_grad_()
+
+    def loss(d: torch.Tensor) -> torch.Tensor:
+        if traced:
+            return torch.ops.fastrcnn_engine.smooth_l1(d, TARGETS, LABELS, None, 1.0, None)
+        return fe.smooth_l1(d, TARGETS, LABELS)
+
+    for scale in (lambda x: x, torch.square):
+        (gradient,) = torch.autograd.grad(scale(loss(d)), d, create_graph=True)
+        assert torch.equal(gradient, torch.autograd.grad(scale(loss(d)), d)[0])
+        with pytest.raises(RuntimeError, match="smooth_l1_backward has no second derivative"):
+            torch.autograd.grad(gradient.square().sum() + d.sum(), d)
+    for function in (torch.autograd.functional.hvp, torch.autograd.functional.jvp):
+        with pytest.raises(RuntimeError, match="smooth_l1_backward has no second derivative"):
+            function(loss, d.detach(), torch.ones_like(d))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_clipping_is_differentiated_as_clamp_is(traced):
+    boxes = torch.tensor([[-1.0, 1, 2, 30]], requires_grad=True)
+
+    def clip(boxes: torch.Tensor) -> torch.Tensor:
+        if traced:
+            return torch.ops.fastrcnn_engine.clip_boxes(boxes, 5, 5, False)
+        return fe.clip_boxes_to_image(boxes, (5, 5))
+
+    def penalty(clip) -> torch.Tensor:
+        (gradient,) = torch.autograd.grad(clip(boxes).square().sum(), boxes, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum() + boxes.sum(), boxes)[0]
+
+    def of_logarithm(clip) -> torch.Tensor:  # whose gradient at the side that was moved is infinite
+        return torch.autograd.grad(clip(boxes).log().sum(), boxes)[0]
+
+    for function in (penalty, of_logarithm):
+        assert torch.equal(function(clip), function(lambda boxes: boxes.clamp(0, 5)))
+
+
+def test_a_gradient_that_torch_keeps_with_the_other_sign():
+    """The imaginary part of a conjugate is a view of memory that is read with a minus."""
+    minus = torch.complex(ONE, ONE).conj().imag
+    assert minus.is_neg() and minus.is_contiguous()
+    operands = DELTAS, TARGETS, LABELS
+    gradient = fe.smooth_l1_backward(minus, *operands)
+    assert torch.equal(gradient, fe.smooth_l1_backward(-ONE, *operands))
+    minus, where = minus.view(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    assert fe.roi_pool_backward(minus, where, ROIS[:1], (1, 1, 1, 1)).item() == -1
 
 
 # ---- autocast, determinism ----------------------------------------------------------------------

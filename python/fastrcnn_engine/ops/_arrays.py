@@ -8,6 +8,7 @@ an adaptor each; everything else with DLPack is seen as NumPy when it lies in ho
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, TypeVar
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
 
 
 class SupportsDLPack(Protocol):
-    """An array of another library (CuPy, JAX), as a type checker knows it."""
+    """An array of another library (CuPy, JAX), as a type checker knows it: JAX declares no more."""
 
     def __dlpack__(self) -> Any: ...
-
-    def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
 # What the public functions take, for type checkers. The kind of the first argument is that of the
@@ -45,15 +44,21 @@ class NumpyArrays:
     _xp: Any = np
 
     def take(self, array: Any, name: str, cast: str | None = None) -> Any:
-        """The array, row-major; `cast` names a dtype that floats (or for int64, integers) go to."""
+        """The array, row-major; `cast` names a dtype that floats (or for int64, integers and bools)
+        go to.
+        """
         result = self._own(array, name)
-        if _is_bfloat16(result):
+        if is_bfloat16(result):
             if cast != "float32":
                 raise ValueError(f"{name} must be {cast or 'float32 or float64'}, got bfloat16")
             result = result.astype(cast)
-        elif cast is not None and result.dtype.kind == np.dtype(cast).kind:
+        elif cast is not None and result.dtype.kind in ("f" if cast == "float32" else "iub"):
             result = result.astype(cast, copy=False)
         return self._row_major(result)
+
+    def take_number(self, array: Any, name: str) -> Any:
+        """An array of one number."""
+        return self.take(array, name)
 
     def take_map(self, array: Any, name: str) -> Any:
         """A (N, C, H, W) array, left alone when dense in NCHW or channels-last order."""
@@ -100,11 +105,14 @@ class NumpyArrays:
         rows = [self.empty((0, 5), "float32", like)]
         for i, item in enumerate(boxes):
             item = self.take(item, f"boxes[{i}]", "float32")
-            _require_four_columns(item.shape, i)
+            _require_boxes(item, i)
             index = self.empty((item.shape[0], 1), "float32", like)
             index.fill(i)
             rows.append(self._xp.concatenate([index, item], axis=1))
         return self._xp.concatenate(rows)
+
+    def written(self, out: Any) -> None:
+        """Tells whoever keeps a book of it that the engine wrote into the caller's array."""
 
     def join_rows(self, results: Sequence[Any]) -> Any:
         """Results (R, ...) beside each other, each row flat: (R, the sum of their sizes)."""
@@ -114,7 +122,7 @@ class NumpyArrays:
 
     def give(self, result: Any, like: Any = None) -> Any:
         """A result as its caller gets it: where `like` is bfloat16, in that type."""
-        if _is_bfloat16(like) and not _is_bfloat16(result):
+        if is_bfloat16(like) and not is_bfloat16(result):
             return result.astype(like.dtype)
         return result
 
@@ -122,9 +130,9 @@ class NumpyArrays:
         """The array as NumPy's, in the machine's byte order. bfloat16 is a type of `ml_dtypes`."""
         if isinstance(array, (np.ndarray, np.generic)):
             array = np.asarray(array)
-        elif hasattr(array, "__dlpack__") and not _is_tensor(array):
+        elif hasattr(array, "__dlpack__") and not is_tensor(array):
             try:  # NumPy reads no bfloat16 by DLPack, but whoever has it has a type for NumPy, too
-                array = np.asarray(array) if _is_bfloat16(array) else np.from_dlpack(array)
+                array = np.asarray(array) if is_bfloat16(array) else np.from_dlpack(array)
             except (BufferError, RuntimeError) as error:
                 kind = getattr(array, "dtype", type(array).__name__)
                 raise ValueError(f"{name} cannot be read by DLPack ({kind}): {error}") from error
@@ -132,7 +140,7 @@ class NumpyArrays:
             raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host "
                             f"memory) like the first argument, got {type(array).__name__}")
         foreign = array.dtype.kind not in "biufc" or array.dtype.isbuiltin == 2
-        if foreign and not _is_bfloat16(array):
+        if foreign and not is_bfloat16(array):
             raise ValueError(f"{name} must hold NumPy's own numbers, got dtype {array.dtype}")
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -142,7 +150,7 @@ class NumpyArrays:
         No bit of a result differs: float32 holds every bfloat16, and sums are made in it anyway.
         """
         result = self._own(array, name)
-        return result.astype("float32") if _is_bfloat16(result) else result
+        return result.astype("float32") if is_bfloat16(result) else result
 
     def _row_major(self, array: Any) -> Any:
         return np.require(array, requirements=["C", "A"])
@@ -159,7 +167,7 @@ class HostDlpackArrays(NumpyArrays):
         result = super().give(result, like)
         if not hasattr(self._theirs, "from_dlpack"):
             return result
-        if _is_bfloat16(result):
+        if is_bfloat16(result):
             return self._theirs.asarray(result)
         return self._theirs.from_dlpack(result)
 
@@ -223,24 +231,41 @@ class TorchArrays:
                 tensor = tensor.to(dtype)
         elif tensor.dtype in self._narrow:
             tensor = widened(tensor)
-        return tensor.contiguous()
+        try:
+            return tensor.contiguous()
+        except RuntimeError:
+            self._require_strided(tensor, name)
+            raise
+
+    def take_number(self, array: Any, name: str) -> Any:
+        return self._with_its_sign(self.take(array, name))
 
     def take_map(self, array: Any, name: str) -> Any:
         tensor = self._tensor(array, name)
-        return tensor if self.is_channels_last(tensor) else tensor.contiguous()
+        try:
+            return tensor if self.is_channels_last(tensor) else tensor.contiguous()
+        except RuntimeError:
+            self._require_strided(tensor, name)
+            raise
 
     def take_like(self, array: Any, like: Any, name: str) -> Any:
-        tensor = self._tensor(array, name)
+        tensor = self._with_its_sign(self._tensor(array, name))
         if not self.is_channels_last(like):
             return tensor.contiguous()
         return tensor.contiguous(memory_format=self._torch.channels_last)
 
     def is_channels_last(self, tensor: Any) -> bool:
-        return (
-            not tensor.is_contiguous()
-            and tensor.dim() == 4
-            and tensor.is_contiguous(memory_format=self._torch.channels_last)
-        )
+        if tensor.is_contiguous() or tensor.dim() != 4:
+            return False
+        try:
+            return tensor.is_contiguous(memory_format=self._torch.channels_last)
+        except RuntimeError:  # within vmap torch has no answer, but strides
+            dense = 1
+            for dim in (1, 3, 2, 0):
+                if tensor.shape[dim] != 1 and tensor.stride(dim) != dense:
+                    return False
+                dense *= tensor.shape[dim]
+            return True
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         if dtype is like.dtype:
@@ -259,13 +284,17 @@ class TorchArrays:
         rows = []
         for i, item in enumerate(boxes):
             item = self.take(item, f"boxes[{i}]", "float32")
-            _require_four_columns(item.shape, i)
+            _require_boxes(item, i)
             rows.append(self._torch.cat([item.new_full((item.shape[0], 1), i), item], dim=1))
-        return self._torch.cat(rows) if rows else self._torch.empty((0, 5), device=like.device)
+        return self._torch.cat(rows) if rows else self.empty((0, 5), "float32", like)
 
     def first(self, array: Any, count: int) -> Any:
         # In place: half of what a slice costs. The memory is kept either way.
         return array.resize_((count, *array.shape[1:])) if count < len(array) else array
+
+    def written(self, out: Any) -> None:
+        if isinstance(out, self.tensor_type) and not out.is_inference():  # those have no version
+            self._torch.autograd.graph.increment_version(out)
 
     def join_rows(self, results: Sequence[Any]) -> Any:
         return self._torch.cat([result.flatten(1) for result in results], dim=1)
@@ -273,6 +302,16 @@ class TorchArrays:
     def give(self, result: Any, like: Any = None) -> Any:
         del like
         return result
+
+    def _with_its_sign(self, tensor: Any) -> Any:
+        """`imag` of a conjugate is torch's view of memory with the other sign. With more than one
+        element it is not contiguous, and `contiguous()` turns the sign, too.
+        """
+        return tensor.resolve_neg() if tensor.is_neg() else tensor
+
+    def _require_strided(self, tensor: Any, name: str) -> None:
+        if tensor.layout is not self._torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
 
     def _tensor(self, array: Any, name: str) -> Any:
         if not isinstance(array, self.tensor_type):
@@ -311,7 +350,7 @@ def arrays_of(example: Any, name: str) -> Arrays:
     global _torch_cpu
     if _torch_cpu is not None and isinstance(example, _torch_cpu.tensor_type):
         return CudaTensors(example) if example.is_cuda else _torch_cpu
-    if _is_tensor(example):
+    if is_tensor(example):
         _torch_cpu = TorchArrays()
         return arrays_of(example, name)
     if isinstance(example, np.ndarray):
@@ -333,10 +372,33 @@ def arrays_of(example: Any, name: str) -> Arrays:
 
 def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
     """The array's shape; ValueError, naming the argument, unless it has `rank` dimensions."""
-    shape = tuple(array.shape)
+    try:
+        shape = tuple(array.shape)
+    except RuntimeError as error:  # torch's nested tensors
+        raise ValueError(f"{name} must have {rank} dimensions, but: {error}") from error
     if len(shape) != rank:
         raise ValueError(f"{name} must have {rank} dimensions, got shape {shape}")
     return shape
+
+
+def whole(number: Any) -> int:
+    """The number as an int; TypeError for what is none. One that stands for many, which torch has
+    where it traces (SymInt), stays as it is: `operator.index` would decide on one of them.
+    """
+    if isinstance(number, int) or type(number).__name__ == "SymInt":
+        return number
+    return operator.index(number)
+
+
+def count_of(number: Any, name: str) -> int:
+    """As `whole`; ValueError, naming the argument, unless it is at least 0."""
+    try:
+        count = whole(number)
+        if count >= 0:
+            return count
+    except TypeError:
+        pass  # the same message as for a negative number
+    raise ValueError(f"{name} must be an int >= 0, got {number!r}")
 
 
 def is_traced(array: Any) -> TypeGuard[Tensor]:
@@ -373,26 +435,31 @@ def widened(array: Any) -> Any:
     return array.float() if torch.is_autocast_enabled(array.device.type) else array
 
 
-def require_no_gradient(operator: str, *arrays: Any) -> None:
+def require_no_gradient(operator: str, names: Sequence[str], *arrays: Any) -> None:
     """ValueError when a gradient is being recorded that the operator would silently end."""
     for array in arrays:
         if getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+            name = next(name for name, x in zip(names, arrays, strict=True) if x is array)
             raise ValueError(
-                f"{operator} has no gradient, and one of its arguments requires one: "
+                f"{operator} has no gradient in {name}, which requires one: "
                 "detach() it, or call under torch.no_grad()"
             )
 
 
-def _is_bfloat16(array: Any) -> bool:
+def is_bfloat16(array: Any) -> bool:
     """Whether an array that is not torch's holds bfloat16, which NumPy has from `ml_dtypes`."""
     return getattr(getattr(array, "dtype", None), "name", None) == "bfloat16"
 
 
-def _is_tensor(array: Any) -> bool:
+def is_tensor(array: Any) -> bool:
     torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
     return torch is not None and isinstance(array, torch.Tensor)
 
 
-def _require_four_columns(shape: Sequence[int], i: int) -> None:
+def _require_boxes(boxes: Any, i: int) -> None:
+    """What is joined must be of one type, or the mixture's would be named, or taken."""
+    dtype, shape = str(boxes.dtype).removeprefix("torch."), tuple(boxes.shape)
+    if dtype != "float32":
+        raise ValueError(f"boxes[{i}] must be float32, got {dtype}")
     if len(shape) != 2 or shape[1] != 4:
-        raise ValueError(f"boxes[{i}] must be (L, 4) rows of [x1, y1, x2, y2], got {tuple(shape)}")
+        raise ValueError(f"boxes[{i}] must be (L, 4) rows of [x1, y1, x2, y2], got {shape}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +16,6 @@ from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take
 def is_enabled() -> bool:
     """Whether torch records gradients at this point."""
     return torch.is_grad_enabled()
-
-
-def once_differentiable(backward: Callable) -> Callable:
-    """torch's decorator, which costs microseconds, entered only where it has something to do."""
-    guarded = torch.autograd.function.once_differentiable(backward)
-
-    @functools.wraps(backward)
-    def run(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (guarded if torch.is_grad_enabled() else backward)(ctx, *gradients)
-
-    return run
 
 
 class RoIPoolFunction(torch.autograd.Function):
@@ -118,22 +105,26 @@ class SmoothL1Function(torch.autograd.Function):
         arrays = arrays_of(deltas, "deltas")
         operands = take_operands(arrays, deltas, targets, labels, weights)
         divisor = divisor_of(operands, normalizer)
-        ctx.save_for_backward(*operands)
+        ctx.save_for_backward(*operands, deltas)
         ctx.beta, ctx.divisor = beta, divisor
         return loss_of(arrays, operands, beta, divisor)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if is_traced(grad_loss):  # many gradients at once
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_loss,) = gradients
+        saved = ctx.saved_tensors
+        operands, deltas = saved[:4], saved[4]
+        # Traced: many gradients at once. Recorded: the registered operator, which belongs to the
+        # graph, says that it has no derivative.
+        if torch.is_grad_enabled() or is_traced(grad_loss):
             from fastrcnn_engine.ops import torch_ops
 
             gradient = torch_ops.call(
-                "smooth_l1_backward", grad_loss, *ctx.saved_tensors, ctx.beta, ctx.divisor
+                "smooth_l1_backward", grad_loss, deltas, *operands[1:], ctx.beta, ctx.divisor
             )
         else:
             arrays = arrays_of(grad_loss, "grad_loss")
-            gradient = gradient_of(arrays, grad_loss, ctx.saved_tensors, ctx.beta, ctx.divisor)
+            gradient = gradient_of(arrays, grad_loss, operands, ctx.beta, ctx.divisor)
         return gradient, None, None, None, None, None
 
 
@@ -149,10 +140,9 @@ class ClipFunction(torch.autograd.Function):
         return clipped
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_clipped: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        return grad_clipped * kept, None, None
+        return torch.where(kept, gradients[0], 0), None, None
 
 
 class RoIPool(torch.nn.Module):

@@ -40,7 +40,9 @@ def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:
 
     Source: paper section 2.3 ("the parameterization given in R-CNN"); widths of the original code.
     """
-    require_no_gradient("encode_boxes", reference_boxes, proposals)
+    require_no_gradient(
+        "encode_boxes", ("reference_boxes", "proposals"), reference_boxes, proposals
+    )
     if is_traced(proposals):
         from fastrcnn_engine.ops import torch_ops
 
@@ -77,7 +79,7 @@ def decode_boxes(
 
     Source: as `encode_boxes`; the hold on dw, dh from later detectors.
     """
-    require_no_gradient("decode_boxes", deltas, boxes)
+    require_no_gradient("decode_boxes", ("deltas", "boxes"), deltas, boxes)
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
 

@@ -10,6 +10,7 @@ from fastrcnn_engine.ops._arrays import (
     Array,
     Arrays,
     arrays_of,
+    count_of,
     is_traced,
     shape_of,
 )
@@ -29,7 +30,8 @@ def detections(
     inclusive: bool = False,
     max_log_ratio: float = MAX_LOG_RATIO,
 ) -> Detections[Array]:
-    """Decode, clip, threshold, suppress per class, and keep the best overall. No gradient.
+    """Decode, clip, threshold, suppress per class, and keep the best overall. Outside autograd:
+    tensors that require a gradient are taken, and results require none.
 
     Args:
         boxes: (R, 4) proposals in image pixels, float32 or float64.
@@ -57,7 +59,7 @@ def detections(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return Detections(*torch_ops.call("detections", *arguments))
+        return Detections(*torch_ops.call("detections", *_detached(*arguments)))
     return found(*arguments)
 
 
@@ -89,7 +91,7 @@ def detections_padded(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return PaddedDetections(*torch_ops.call("detections_padded", *arguments))
+        return PaddedDetections(*torch_ops.call("detections_padded", *_detached(*arguments)))
     return padded(*arguments)
 
 
@@ -98,13 +100,15 @@ def _arguments(
     nms_threshold: float, max_detections: int, inclusive: bool, max_log_ratio: float,
 ) -> tuple:  # fmt: skip
     """Looked at, and in the types of the operator's schema (torch_ops.py)."""
-    if max_detections < 0:
-        raise ValueError(f"max_detections must be >= 0, got {max_detections}")
     height, width = height_and_width(image_size, "image_size")
     return (
         boxes, scores, deltas, height, width, float(score_threshold), float(nms_threshold),
-        max_detections, inclusive, float(max_log_ratio),
+        count_of(max_detections, "max_detections"), inclusive, float(max_log_ratio),
     )  # fmt: skip
+
+
+def _detached(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> tuple:
+    return boxes.detach(), scores.detach(), None if deltas is None else deltas.detach(), *settings
 
 
 def found(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> Detections[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from fastrcnn_engine import _core
@@ -11,6 +10,7 @@ from fastrcnn_engine.ops._arrays import (
     Array,
     Arrays,
     arrays_of,
+    count_of,
     is_traced,
     require_no_gradient,
     shape_of,
@@ -32,7 +32,7 @@ def box_iou(boxes1: Array, boxes2: AnyArray, *, inclusive: bool = False) -> Arra
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or boxes that require a gradient.
     """
-    require_no_gradient("box_iou", boxes1, boxes2)
+    require_no_gradient("box_iou", ("boxes1", "boxes2"), boxes1, boxes2)
     if is_traced(boxes1):
         from fastrcnn_engine.ops import torch_ops
 
@@ -126,15 +126,14 @@ def nms_padded(
 
     Source: the interface is TensorFlow's non_max_suppression_padded.
     """
-    if operator.index(max_output_size) < 0:
-        raise ValueError(f"max_output_size must be >= 0, got {max_output_size}")
+    places = count_of(max_output_size, "max_output_size")
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
         return PaddedIndices(*torch_ops.call(
-            "nms_padded", boxes, scores, idxs, float(iou_threshold), max_output_size, inclusive
+            "nms_padded", boxes, scores, idxs, float(iou_threshold), places, inclusive
         ))  # fmt: skip
-    return padded(boxes, scores, idxs, iou_threshold, max_output_size, inclusive)
+    return padded(boxes, scores, idxs, iou_threshold, places, inclusive)
 
 
 def _nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,11 @@ from fastrcnn_engine.ops._arrays import (
     Array,
     Arrays,
     arrays_of,
+    is_bfloat16,
     is_traced,
+    require_no_gradient,
     shape_of,
+    whole,
 )
 
 
@@ -39,30 +41,31 @@ def roi_pool(
             (L_i, 4). Coordinates are used as float32 whatever the type of the features.
         output_size: (PH, PW), or one number for both.
         spatial_scale: map cells per image pixel, 1/16 for the paper's networks.
-        out: optional (R, C, PH, PW) array to write into and return; not with gradients, nor where
-            NumPy holds bfloat16 (as a type of `ml_dtypes`).
+        out: optional (R, C, PH, PW) array to write into and return, in memory of its own; not with
+            gradients, nor where NumPy holds bfloat16 (as a type of `ml_dtypes`).
 
     Returns:
         (R, C, PH, PW), the kind and dtype of `input`.
 
     Raises:
-        ValueError: a shape, dtype, device or layout that does not fit, or (host memory) a batch
-            index outside [0, N), naming the row. On a GPU such a RoI gives zeros instead.
+        ValueError: a shape, dtype, device or layout that does not fit, a list longer than N, or
+            (host memory) a batch index outside [0, N), naming the row. On a GPU such a RoI gives
+            zeros instead.
         TypeError: an argument that is no array.
 
     Source: paper section 2.1; rounding as in the original Caffe layer.
     """
     size = _pair(output_size)
+    if out is not None:
+        require_no_gradient("roi_pool with out", ("input", "out"), input, out)
     if is_traced(input):
-        return _traced(input, boxes, size, spatial_scale, (out, None))[0]
+        return _traced(input, boxes, size, spatial_scale, out, None)[0]
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
     if getattr(input, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
         if autograd.is_enabled():
-            if out is not None:
-                raise ValueError("out cannot be used when input requires a gradient")
             return autograd.RoIPoolFunction.apply(input, boxes, size, spatial_scale)
     output, _ = pool(arrays, input, boxes, size, spatial_scale, out)
     return output
@@ -88,8 +91,10 @@ def roi_pool_with_argmax(
     ValueError.
     """
     size = _pair(output_size)
+    if out is not None:
+        require_no_gradient("roi_pool_with_argmax", ("out",), out)
     if is_traced(input):
-        return _traced(input.detach(), boxes, size, spatial_scale, (out, argmax_out))
+        return _traced(input.detach(), boxes, size, spatial_scale, out, argmax_out)
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
     return pool(arrays, input, boxes, size, spatial_scale, out, argmax_out, "int32")
@@ -119,8 +124,10 @@ def roi_pool_backward(
 
     Source: paper section 2.3, equation 4.
     """
-    if len(input_shape) != 4:
-        raise ValueError(f"input_shape must be (N, C, H, W), got {tuple(input_shape)}")
+    try:
+        _, _, _, _ = input_shape
+    except (TypeError, ValueError):
+        raise ValueError(f"input_shape must be (N, C, H, W), got {input_shape!r}") from None
     if is_traced(grad_output):
         from fastrcnn_engine.ops import torch_ops
 
@@ -163,54 +170,83 @@ def pool(
     """
     features = arrays.take_map(input, "input")
     _, channels, _, _ = shape_of(features, 4, "input")
-    shape = (boxes.shape[0], channels, *size)
+    try:
+        shape = (boxes.shape[0], channels, *size)
+    except (IndexError, RuntimeError):  # none, or of nested tensors; shape_of alone costs more
+        shape_of(boxes, 2, "boxes")
+        raise
     output = out
     if output is None:
         output = arrays.empty_map(shape, features.dtype, features)
-    elif tuple(output.shape) != shape:
-        raise ValueError(f"out must have shape {shape}, got {tuple(output.shape)}")
+    else:
+        _require_shape(output, shape, "out")
+        if is_bfloat16(output):
+            raise ValueError("out cannot be bfloat16 but as a tensor of torch's; leave it out")
     argmax = argmax_out
     if argmax is None:
         if argmax_dtype is not None:
             argmax = arrays.empty_map(shape, argmax_dtype, features)
-    elif tuple(argmax.shape) != shape:
-        raise ValueError(f"argmax_out must have shape {shape}, got {tuple(argmax.shape)}")
+    else:
+        _require_shape(argmax, shape, "argmax_out")
     _core.roi_pool_forward(
         features, boxes, float(spatial_scale), output, argmax, arrays.stream, arrays.threads
     )
-    return (
-        output if out is not None else arrays.give(output, input),
-        argmax if argmax_out is not None or argmax is None else arrays.give(argmax),
-    )
+    if out is None:
+        output = arrays.give(output, input)
+    else:
+        arrays.written(output)
+    if argmax_out is not None:
+        arrays.written(argmax)
+    elif argmax is not None:
+        argmax = arrays.give(argmax)
+    return output, argmax
+
+
+def _require_shape(output: Any, shape: tuple[int, ...], name: str) -> None:
+    given = tuple(getattr(output, "shape", shape))  # the engine tells of what is no array
+    if given != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {given}")
 
 
 def _traced(
-    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, outputs: tuple[Any, Any]
+    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, out: Any, argmax_out: Any
 ) -> tuple[Any, Any]:
     from fastrcnn_engine.ops import torch_ops
 
     if isinstance(boxes, (list, tuple)):
         boxes = torch_ops.indexed_boxes(boxes, input)
-    results = torch_ops.call("roi_pool", input, boxes, size, float(spatial_scale))
-    return tuple(
-        result if output is None else output.copy_(result)
-        for result, output in zip(results, outputs, strict=True)
-    )
+    output, argmax = torch_ops.call("roi_pool", input, boxes, size, float(spatial_scale))
+    if out is not None:
+        _require_shape(out, tuple(output.shape), "out")
+        output = torch_ops.written(out, output, "out")
+    if argmax_out is not None:
+        _require_shape(argmax_out, tuple(argmax.shape), "argmax_out")
+        argmax = torch_ops.written_argmax(argmax_out, argmax, input.shape[2:])
+    return output, argmax
 
 
 def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:
     if isinstance(boxes, (list, tuple)):
-        return arrays.indexed_boxes(boxes, input)
+        rows = arrays.indexed_boxes(boxes, input)
+        images = shape_of(input, 4, "input")[0]
+        if len(boxes) > images:
+            raise ValueError(f"boxes must be a list of at most one array for each of the {images} "
+                             f"images of input, got {len(boxes)}")
+        return rows
     return arrays.take(boxes, "boxes", "float32")
 
 
 def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
     given: Any = output_size
     try:
-        height, width = (given, given) if hasattr(given, "__index__") else given
-        size = operator.index(height), operator.index(width)
-        if min(size) > 0:
-            return size
+        if isinstance(given, int) or hasattr(given, "__index__"):
+            height = width = given
+        else:
+            height, width = given
+        if not (isinstance(height, int) and isinstance(width, int)):
+            height, width = whole(height), whole(width)
+        if height > 0 and width > 0:
+            return height, width
     except (TypeError, ValueError):
         pass  # the same message as for a size that is not positive
     raise ValueError(f"output_size must be a positive int or a pair of them, got {output_size!r}")

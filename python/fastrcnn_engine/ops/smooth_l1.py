@@ -10,7 +10,9 @@ from fastrcnn_engine.ops._arrays import (
     Array,
     Arrays,
     arrays_of,
+    is_tensor,
     is_traced,
+    require_no_gradient,
     shape_of,
     widened,
 )
@@ -30,7 +32,7 @@ def smooth_l1(
     loss = 1 / normalizer * sum over r, d of
            weights[r, d] * smooth_l1(deltas[r, D * labels[r] + d] - targets[r, d])
 
-    Differentiable in `deltas` for torch tensors. The sum runs in float64 in a fixed order.
+    Differentiable in `deltas` alone, for torch tensors. The sum runs in float64 in a fixed order.
 
     Args:
         deltas: (R, D * (K + 1)) predictions, float32 or float64; (R, D) without labels.
@@ -40,23 +42,27 @@ def smooth_l1(
         weights: (R, D) factors, None for 1.
         beta: where the square turns into a line, >= 0; the paper's 1 is the default.
         normalizer: what the sum is divided by; default R, foreground and background alike, as the
-            original does.
+            original does. A number; where torch traces the call, a tensor is a TypeError.
 
     Returns:
         A scalar, of NumPy arrays a 0-d array. 0 when there are no rows.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, a negative beta, or (host memory) a label
-            outside 0..K, naming the row.
+        ValueError: shapes or dtypes that do not fit, a negative beta, targets or weights that
+            require a gradient, or (host memory) a label outside 0..K, naming the row.
 
     Source: paper section 2.3, equations 1 to 3; divided by the number of RoIs as in the original
     code.
     """
+    if getattr(targets, "requires_grad", False) or getattr(weights, "requires_grad", False):
+        require_no_gradient("smooth_l1", ("targets", "weights"), targets, weights)
     deltas, targets, weights = widened(deltas), widened(targets), widened(weights)
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
 
-        return torch_ops.call("smooth_l1", deltas, targets, labels, weights, beta, normalizer)
+        return torch_ops.call(
+            "smooth_l1", deltas, targets, labels, weights, beta, _traced(normalizer)
+        )
     if getattr(deltas, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
@@ -92,7 +98,7 @@ def smooth_l1_backward(
         upstream: Any = grad_loss  # a tensor, as deltas is
         return torch_ops.call(
             "smooth_l1_backward", upstream.detach(), deltas.detach(), targets, labels, weights,
-            beta, normalizer,
+            beta, _traced(normalizer),
         )  # fmt: skip
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
@@ -120,6 +126,13 @@ def divisor_of(operands: Operands, normalizer: float | None) -> float:
     return float(max(shape_of(operands[0], 2, "deltas")[0], 1))
 
 
+def _traced(normalizer: Any) -> Any:
+    if is_tensor(normalizer):  # whose number nobody knows yet
+        raise TypeError("normalizer must be a number where torch traces the call, got a tensor: "
+                        "divide the loss by it instead, with normalizer=1")
+    return normalizer
+
+
 def loss_of(arrays: Arrays, operands: Operands, beta: float, divisor: float) -> Any:
     """`smooth_l1` of operands that are taken, outside autograd."""
     deltas = operands[0]
@@ -133,7 +146,7 @@ def gradient_of(
 ) -> Any:
     """`smooth_l1_backward` of operands that are taken."""
     deltas = operands[0]
-    upstream = arrays.take(grad_loss, "grad_loss")
+    upstream = arrays.take_number(grad_loss, "grad_loss")
     gradient = arrays.empty(deltas.shape, deltas.dtype, deltas)
     _core.smooth_l1_backward(*operands, float(beta), divisor, upstream, gradient, arrays.stream)
     return arrays.give(gradient)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
-from fastrcnn_engine.ops._arrays import AnyArray, Array, arrays_of
+from fastrcnn_engine.ops._arrays import AnyArray, Array, arrays_of, whole
 from fastrcnn_engine.ops.roi_pool import roi_pool
 
 
@@ -44,7 +43,7 @@ def spp_pool(
 
 def _sides(levels: Sequence[int]) -> list[int]:
     try:
-        sides = [operator.index(level) for level in levels]
+        sides = [whole(level) for level in levels]
         if sides and min(sides) > 0:
             return sides
     except TypeError:

@@ -78,6 +78,25 @@ def indexed_boxes(boxes: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Te
     return _ARRAYS.indexed_boxes(boxes, like)
 
 
+def written(out: Any, result: torch.Tensor, name: str) -> torch.Tensor:
+    """`out` with the result of a traced call in it; ValueError where the engine would raise it."""
+    for what in ("dtype", "device"):
+        expected, given = getattr(result, what), getattr(out, what)
+        if given != expected:
+            raise ValueError(f"{name} must be {expected}, got {given}")
+    return out.copy_(result)
+
+
+def written_argmax(out: Any, result: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """As `written`: the argmax in a map of this size, of which uint16 cannot number all cells."""
+    h, w = size
+    if str(out.dtype) == "torch.uint16":
+        if h * w > 65535:
+            raise ValueError(f"argmax is uint16: a map of {h} x {w} cells is too large for it")
+        result = result.to(out.dtype)
+    return written(out, result, "argmax_out")
+
+
 def _operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     """Registers an operator: the function it decorates runs it on tensors of any device."""
     name = schema.partition("(")[0]
@@ -245,7 +264,12 @@ def _vmap_roi_pool(info, in_dims, input, boxes, output_size, spatial_scale):
         return tuple(_from_channels(x, size) for x in pooled), (1, 1)
     images = _first(input, of_input, size)
     rois = _rois_of_all(boxes, of_boxes, size, images.shape[1])
-    pooled = op(images.flatten(0, 1), rois, output_size, spatial_scale)
+    try:
+        pooled = op(images.flatten(0, 1), rois, output_size, spatial_scale)
+    except ValueError:  # of all rows and images; the member that is wrong names its own
+        for x, rows in zip(images, _first(boxes, of_boxes, size), strict=True):
+            op(x, rows, output_size, spatial_scale)
+        raise
     return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in pooled), (0, 0)
 
 
@@ -305,6 +329,8 @@ def _keep_operands(ctx, inputs, output):
 
 
 def _smooth_l1_gradient(ctx, grad_loss):
+    if any(ctx.needs_input_grad[1:4]):
+        raise RuntimeError("smooth_l1 has no gradient in targets and weights")
     gradient = call(
         "smooth_l1_backward", grad_loss, *ctx.saved_tensors, ctx.beta, ctx.normalizer
     )
@@ -347,7 +373,7 @@ def _keep_what_stayed(ctx, inputs, output):
 
 def _clip_gradient(ctx, gradient):
     (stayed,) = ctx.saved_tensors
-    return gradient * stayed, None, None, None
+    return torch.where(stayed, gradient, 0), None, None, None
 
 
 _differentiable("clip_boxes", _keep_what_stayed, _clip_gradient)
