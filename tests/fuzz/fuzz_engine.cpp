@@ -297,15 +297,17 @@ void nms(Dice& dice) {
   for (int i = 0; i < 50; ++i) suppression_conditions<T>(dice), rank_keys<T>(dice);
   int64_t b = dice.one_in(10) ? dice.between(60, 140) : dice.between(0, 12);
   const bool many = dice.one_in(300);  // so many apart that kept ones are in several lists
-  if (many) b = dice.between(1200, 1400);
+  if (many) b = dice.between(2400, 2600);
   Buffer<T> boxes(b * 4), scores(b);
   fill_boxes(dice, boxes);
   if (many)
-    for (int64_t i = 0; i < b; ++i) boxes[4 * i] += i % 700 * 40, boxes[4 * i + 2] += i % 700 * 40;
+    for (int64_t i = 0; i < b; ++i) boxes[4 * i] += i % 2300 * 40, boxes[4 * i + 2] += i % 2300 * 40;
   dice.fill(scores);
   Buffer<int64_t> classes(b), keep(b);
   for (int64_t i = 0; i < b; ++i)
-    classes[i] = dice.one_in(9) ? (dice.one_in(2) ? INT64_MIN : INT64_MAX) : dice.between(-1, 2);
+    classes[i] = many            ? i % 2
+                 : dice.one_in(9) ? (dice.one_in(2) ? INT64_MIN : INT64_MAX)
+                                  : dice.between(-1, 2);
 
   Nms<T> call;
   call.boxes = {boxes.data(), {b, 4}};

@@ -84,6 +84,9 @@ def test_as_many_kept_as_need_several_lists(dtype, threshold):
     kept = fe.nms(boxes, scores, threshold).tolist()
     assert len(kept) == (2200 if threshold < 0.64 else 3300)
     assert kept == reference.nms(boxes, scores, threshold)
+    of_two_classes = np.arange(2200) // 2 % 2  # each needs several, at a high threshold
+    idxs = np.concatenate([of_two_classes, of_two_classes[::2]])
+    assert fe.batched_nms(boxes, scores, idxs, threshold).tolist() == kept
 
 
 @pytest.mark.cuda
