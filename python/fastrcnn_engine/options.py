@@ -277,10 +277,10 @@ class Compress:
 class Svm:
     """Train a linear SVM for each class on fc7 and let them score in place of the softmax.
 
-    Paper, section 5.4, table 8: the SVMs of R-CNN on the features of Fast R-CNN. The images are
-    those of the training; objects are positives, boxes with IoU below 0.3 negatives, of which one
-    pass picks the hard ones (code, tools/train_svms.py, with its numbers). The new checkpoint is
-    for eval and detect; training does not go on from it. Needs scikit-learn.
+    Paper, section 5.4, table 8: the SVMs of R-CNN on the features of Fast R-CNN. Images and objects
+    are those of the training; objects are positives, boxes with IoU below 0.3 negatives, of which
+    one pass picks the hard ones (code, tools/train_svms.py, with its numbers). The new checkpoint
+    is for eval and detect; training does not go on from it. Needs scikit-learn.
     """
 
     checkpoint: Path = Path("runs/train/checkpoint.pt")

@@ -67,6 +67,10 @@ class Dataset:
     split: str
     coco: CocoSource | None = None  # None: not from a COCO file
 
+    def without_difficult(self) -> Dataset:
+        """What a training with --no-difficult learns from."""
+        return replace(self, records=[record.without_difficult() for record in self.records])
+
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple. Raises ValueError for a single text, no name or one named twice."""

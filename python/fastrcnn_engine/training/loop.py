@@ -220,8 +220,7 @@ def _train(
     skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
     dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     if not config.difficult:
-        easy = [record.without_difficult() for record in dataset.records]
-        dataset = dataclasses.replace(dataset, records=easy)
+        dataset = dataset.without_difficult()
     store = ProposalStore(config.proposals)
     entries, unusable = build_roidb(dataset.records, store, config)
     learned_from = data_fingerprint(dataset.records, store)
