@@ -68,8 +68,26 @@ class Dataset:
     coco: CocoSource | None = None  # None: not from a COCO file
 
     def without_difficult(self) -> Dataset:
-        """What a training with --no-difficult learns from."""
-        return replace(self, records=[record.without_difficult() for record in self.records])
+        """What a training with --no-difficult learns from.
+
+        An image that had no other objects is left out, which `problems` tell: as one without
+        objects it would be background, what lies on the difficult ones too. Raises ValueError where
+        difficult objects are all there are.
+        """
+        records, problems = [], list(self.problems)
+        for record in self.records:
+            easy = record.without_difficult()
+            if len(record.boxes) and not len(easy.boxes):
+                problems.append(f"{record.image_id}: left out, as all its objects are difficult")
+            else:
+                records.append(easy)
+        lost = len(problems) > len(self.problems)
+        if lost and not any((~record.crowd).any() for record in records):
+            raise ValueError(
+                f"{self.root}: all objects of {self.split} are difficult, and --no-difficult "
+                "(difficult is False) leaves them out; train with them, or choose another split"
+            )
+        return replace(self, records=records, problems=problems)
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
