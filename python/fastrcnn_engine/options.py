@@ -177,7 +177,9 @@ class Eval:
     VOC: a match needs IoU >= 0.5 with the best object of its class, areas count both end pixels,
     one object is found once, difficult objects are ignored, classes without objects are "n/a".
     COCO: by pycocotools. Either takes either layout of data. Writes report.html, metrics.json,
-    detections.json and, of COCO data, coco_results.json in COCO's format.
+    detections.json and, for a server, voc_results/ in VOC's format or, of COCO data,
+    coco_results.json in COCO's. These are what a test set without annotations is for: VOC without
+    the folder Annotations, a COCO file with an empty list of them.
     """
 
     run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
