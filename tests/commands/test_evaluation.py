@@ -174,6 +174,9 @@ def test_an_image_that_cannot_be_read_is_named_with_what_to_do(
         other = data / "Annotations/test_0000.xml"
         other.write_text(other.read_text().replace("<name>", "<name>un", 1))
         assert "class 'un" in (line := told()) and "(and 1 more); AP counts" in line
+        assert line.endswith("; check-data names all faults\n")
+        shutil.rmtree(data / "Annotations")  # a set that check-data does not take
+        assert "check-data" not in failure(capsys, *command)
     # Other mistakes are what they were.
     assert "AP counts" not in failure(capsys, *command, "--split", "absent")
 

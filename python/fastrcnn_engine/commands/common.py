@@ -178,9 +178,12 @@ def needing_all_images(*datasets: Dataset) -> Iterator[None]:
 
 def _every_image_counts(dataset: Dataset) -> str:
     listed = dataset.root / "ImageSets" / "Main" / f"{dataset.split}.txt"
+    # check-data is for what can be trained on: it refuses a set of VOC without annotations.
+    checked = dataset.coco is not None or (dataset.root / "Annotations").is_dir()
     return (
         f"AP counts every image of {dataset.split}: mend what is wrong, or take the image out of "
-        f"{listed if dataset.coco is None else dataset.coco.path}; check-data names all faults"
+        f"{listed if dataset.coco is None else dataset.coco.path}"
+        + ("; check-data names all faults" if checked else "")
     )
 
 
