@@ -19,9 +19,9 @@ Box = tuple[float, float, float, float]
 class ImageRecord:
     """One image and its objects. Boxes are 0-based pixel indices with both ends inclusive.
 
-    What is difficult is trained on and not counted by the evaluation, as in VOC. A crowd (COCO: a
-    region of objects that were not told apart) is difficult and not trained on either; None is
-    none.
+    What is difficult is trained on, unless TrainConfig.difficult is False, and not counted by the
+    evaluation, as in VOC. A crowd (COCO: a region of objects that were not told apart) is difficult
+    and never trained on; None is none.
     """
 
     image_id: str
