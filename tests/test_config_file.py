@@ -172,14 +172,18 @@ def test_what_a_recipe_filled_in_for_a_run_is_left_to_the_recipe(
     own = {"momentum": 0.5, "warmup": 7, "short_side": 300}  # not the recipe's
     first = TrainConfig(data=Path("d"), proposals=Path("p"), network="tiny", **own)
     settings = first.resolved().to_dict()
-    (tmp_path / "config.json").write_text(json.dumps({"training": settings, "search": {}}))
+    of_a_run = {"training": settings, "search": {}, "command": "fastrcnn-engine train"}
+    (tmp_path / "config.json").write_text(json.dumps(of_a_run))
     (tmp_path / "own.yaml").write_text(json.dumps(settings))
+    (tmp_path / "section.yaml").write_text(json.dumps({"training": settings}))
     seen = []
     monkeypatch.setattr(training, "train", lambda options, command: seen.append(options))
-    for name in ("config.json", "own.yaml"):
+    for name in ("config.json", "own.yaml", "section.yaml"):
         cli.main(["train", "--config", str(tmp_path / name), *given])
     found = seen[0].resolved()
     for key, value in (expected | own).items():
         assert getattr(found, key) == value, key
     # A file of one's own says what it says.
-    assert seen[1].resolved().learning_rate_steps == (2250,) and seen[1].learning_rate == 0.02
+    for own_file in seen[1:]:
+        assert own_file.resolved().learning_rate_steps == (2250,)
+        assert own_file.learning_rate == 0.02

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-# Keys of config.json that are no settings.
+# Keys of config.json that are no settings; runs alone write them.
 FACTS = ("command", "versions", "proposals_made_with")
 
 
@@ -69,8 +69,8 @@ def read_settings(source: str, fields_of: type) -> tuple[dict[str, Any], bool]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"config: {source} must hold keys and values, got {content!r}")
+    of_a_run = any(key in content for key in FACTS)
     content = {key: value for key, value in content.items() if key not in FACTS}
-    of_a_run = "training" in content
     lifted = content.pop("training", {})
     if not isinstance(lifted, dict) or lifted.keys() & content.keys():
         raise ValueError(f"config: {source}: training must be a section with keys of its own")

@@ -177,7 +177,9 @@ class Eval:
     VOC: a match needs IoU >= 0.5 with the best object of its class, areas count both end pixels,
     one object is found once, difficult objects are ignored, classes without objects are "n/a".
     COCO: by pycocotools. Either takes either layout of data. Writes report.html, metrics.json,
-    detections.json and, of COCO data, coco_results.json in COCO's format.
+    detections.json and, for a server, voc_results/ in VOC's format or, of COCO data,
+    coco_results.json in COCO's. These are what a test set without annotations is for: VOC without
+    the folder Annotations, a COCO file with an empty list of them.
     """
 
     run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
@@ -277,10 +279,10 @@ class Compress:
 class Svm:
     """Train a linear SVM for each class on fc7 and let them score in place of the softmax.
 
-    Paper, section 5.4, table 8: the SVMs of R-CNN on the features of Fast R-CNN. The images are
-    those of the training; objects are positives, boxes with IoU below 0.3 negatives, of which one
-    pass picks the hard ones (code, tools/train_svms.py, with its numbers). The new checkpoint is
-    for eval and detect; training does not go on from it. Needs scikit-learn.
+    Paper, section 5.4, table 8: the SVMs of R-CNN on the features of Fast R-CNN. Images and objects
+    are those of the training; objects are positives, boxes with IoU below 0.3 negatives, of which
+    one pass picks the hard ones (code, tools/train_svms.py, with its numbers). The new checkpoint
+    is for eval and detect; training does not go on from it. Needs scikit-learn.
     """
 
     checkpoint: Path = Path("runs/train/checkpoint.pt")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
+import pytest
+import torch
 
+from fastrcnn_engine.commands import detectors
 from fastrcnn_engine.models import ranks_of
-from fastrcnn_engine.training import load_network
+from fastrcnn_engine.training import load_checkpoint, load_network
 
 from .steps import failure, metrics_of, run
 
@@ -126,3 +130,27 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
     assert "exists already" in failure(capsys, "svm", "--checkpoint", trained, "--out", out)
     again = failure(capsys, "svm", "--checkpoint", out, "--out", tmp_path / "again")
     assert "scores by SVMs already" in again
+
+
+@pytest.mark.parametrize("difficult", [True, False, None])  # older checkpoints do not say
+def test_svm_learns_from_the_objects_of_the_training(
+    difficult, trained, drawn, tmp_path, monkeypatch
+):
+    data = shutil.copytree(drawn, tmp_path / "data")
+    path = data / "Annotations/train_0000.xml"
+    path.write_text(path.read_text().replace("<difficult>0", "<difficult>1", 1))
+    content = load_checkpoint(trained / "checkpoint.pt")
+    content["config"] |= {"data": str(data), "difficult": difficult}
+    if difficult is None:
+        del content["config"]["difficult"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    seen = []
+
+    def noted(model, records, *_, **__):
+        seen.extend(records)
+        return []
+
+    monkeypatch.setattr(detectors, "train_svms", noted)
+    run("svm", "--checkpoint", tmp_path)
+    flags = np.concatenate([record.difficult for record in seen])
+    assert flags.any() == (difficult is not False) and len(seen) == 4

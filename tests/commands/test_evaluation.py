@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from data.coco_files import coco_copy
 from fastrcnn_engine import pipeline
@@ -18,6 +19,7 @@ from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.pipeline import read_log, run_files
+from fastrcnn_engine.training import load_checkpoint
 
 from .steps import failure, metrics_of, nothing_is_begun, run
 
@@ -43,7 +45,9 @@ def test_a_test_set_without_annotations_gets_files_of_results(trained, drawn, tm
         "--short-side", 80)  # fmt: skip
     run("eval", "--run", trained, "--data", tmp_path / "secret", "--out", tmp_path / "out",
         "--proposals", proposals)  # fmt: skip
-    assert "mAP (area): n/a" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "mAP (area): n/a" in text and "no image of test has objects" in text
+    assert f"results for a server: {tmp_path / 'out' / 'voc_results'}" in text
     results = [tmp_path / "out" / "voc_results", trained / "voc_results"]
     names = sorted(path.name for path in results[1].iterdir())
     assert any((results[1] / name).read_text() for name in names)
@@ -56,6 +60,21 @@ def test_a_test_set_without_annotations_gets_files_of_results(trained, drawn, tm
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
     run("eval", "--run", trained, "--data", tmp_path / "coco", "--out", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "coco_results.json").read_text())
+    text = capsys.readouterr().out
+    assert f"results for a server: {tmp_path / 'out' / 'coco_results.json'}" in text
+
+
+def test_annotations_that_were_lost_are_no_secret(trained, drawn, tmp_path, capsys, monkeypatch):
+    nothing_is_begun(monkeypatch)
+    data = shutil.copytree(drawn, tmp_path / "data")
+    shutil.rmtree(data / "Annotations")
+    content = load_checkpoint(trained / "checkpoint.pt")
+    content["config"]["data"] = str(data)
+    torch.save(content, tmp_path / "checkpoint.pt")
+    lost = f"{data / 'Annotations'}: no such folder; a VOC data set has one"
+    assert lost in failure(capsys, "eval", "--run", tmp_path)  # what it learned from
+    (data / "Annotations").symlink_to(tmp_path / "absent")
+    assert lost in failure(capsys, "eval", "--run", trained, "--data", data)
 
 
 @pytest.mark.parametrize("line", ["{iteration: 4}", "[4]", "7", '{"loss": 1}', "\xff"])
@@ -155,6 +174,9 @@ def test_an_image_that_cannot_be_read_is_named_with_what_to_do(
         other = data / "Annotations/test_0000.xml"
         other.write_text(other.read_text().replace("<name>", "<name>un", 1))
         assert "class 'un" in (line := told()) and "(and 1 more); AP counts" in line
+        assert line.endswith("; check-data names all faults\n")
+        shutil.rmtree(data / "Annotations")  # a set that check-data does not take
+        assert "check-data" not in failure(capsys, *command)
     # Other mistakes are what they were.
     assert "AP counts" not in failure(capsys, *command, "--split", "absent")
 

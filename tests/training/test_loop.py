@@ -356,6 +356,22 @@ def test_difficult_objects_may_be_left_out_as_if_they_were_not_there(voc, tmp_pa
     assert not torch.equal(*weights)
 
 
+def test_an_image_with_difficult_objects_alone_is_left_out_with_them(voc, tmp_path):
+    """Its proposals on them would be background, as those of an image without objects are."""
+    known = replace(voc, classes=CLASSES, difficult=False)
+    hard = voc.data / "Annotations" / "second.xml"
+    hard.write_text(hard.read_text().replace("<difficult>0", "<difficult>1"))
+    result = run(replace(known, output=tmp_path / "hard"))
+    assert "second: left out, as all its objects are difficult" in result.problems
+    split = voc.data / "ImageSets/Main/train.txt"
+    split.write_text(split.read_text().replace("second\n", ""))
+    gone = run(replace(known, output=tmp_path / "gone"))
+    assert_same_checkpoint(result.checkpoint, gone.checkpoint)
+    split.write_text("second\nempty\n")
+    with pytest.raises(ValueError, match="all objects of train are difficult, and --no-difficult"):
+        run(known)
+
+
 def test_log_counts_rois(voc):
     lines = log_of(run(replace(voc, background_low=0.0)))
     for line in lines:

@@ -50,17 +50,6 @@ def test_a_task_that_is_not_learned_has_no_loss_and_no_gradient():
     assert torch.equal(box, both[1]) and cls == 0 and not cls.requires_grad
 
 
-@pytest.mark.parametrize("tasks", ["both", "classification", "boxes"])
-def test_no_rois_have_no_loss_and_a_gradient_of_nothing(tasks):
-    logits, deltas = (torch.zeros(0, width, requires_grad=True) for width in (3, 12))
-    none = torch.zeros(0, dtype=torch.int64)
-    losses = multi_task_loss(logits, deltas, none, torch.zeros(0, 4), tasks)
-    assert losses == (0, 0)
-    sum(losses).backward()
-    for learned, value in ((tasks != "boxes", logits), (tasks != "classification", deltas)):
-        assert (value.grad is not None) == learned
-
-
 def test_classification_alone_leaves_the_box_regression_untouched(voc):
     before = own_network().state_dict()
     result = run(replace(voc, tasks="classification"))

@@ -29,7 +29,7 @@ CACHE = "proposals.npz"  # in the folder of a run
 
 
 def print_result(
-    console: Console, run: Run, result: VOCResult, coco: COCOResult | None
+    console: Console, run: Run, dataset: Dataset, result: VOCResult, coco: COCOResult | None
 ) -> None:
     """The table of a test, its headline, and where its files are."""
     at = f"IoU {result.iou_threshold:g}"
@@ -59,6 +59,9 @@ def print_result(
     total = sum(run.seconds.values())
     console.print(f"{headline}:", Text(number(value), "bold"), f"  {total:.0f} s")
     console.print(f"figures: {run.out / 'metrics.json'}", soft_wrap=True)
+    if not any(len(record.boxes) for record in dataset.records):
+        results = "voc_results" if dataset.coco is None else "coco_results.json"
+        console.print(f"results for a server: {run.out / results}", soft_wrap=True)
     console.print(f"report: {run.out / 'report.html'}", soft_wrap=True)
 
 
@@ -146,13 +149,15 @@ def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
             store[record.image_id]
 
 
-def load_test_set(data: Path, split: str, classes: Sequence[str]) -> Dataset:
+def load_test_set(
+    data: Path, split: str, classes: Sequence[str], *, needs_annotations: bool = True
+) -> Dataset:
     """A split that AP is computed on, here or, without annotations, by a server.
 
     ValueError for the first fault of an image or object.
     """
     faults: list[str] = []
-    dataset = load_dataset(data, split, classes, errors=faults, needs_annotations=False)
+    dataset = load_dataset(data, split, classes, errors=faults, needs_annotations=needs_annotations)
     if faults:
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
         raise ValueError(f"{faults[0]}{more}; {_every_image_counts(dataset)}")
@@ -173,9 +178,12 @@ def needing_all_images(*datasets: Dataset) -> Iterator[None]:
 
 def _every_image_counts(dataset: Dataset) -> str:
     listed = dataset.root / "ImageSets" / "Main" / f"{dataset.split}.txt"
+    # check-data is for what can be trained on: it refuses a set of VOC without annotations.
+    checked = dataset.coco is not None or (dataset.root / "Annotations").is_dir()
     return (
         f"AP counts every image of {dataset.split}: mend what is wrong, or take the image out of "
-        f"{listed if dataset.coco is None else dataset.coco.path}; check-data names all faults"
+        f"{listed if dataset.coco is None else dataset.coco.path}"
+        + ("; check-data names all faults" if checked else "")
     )
 
 

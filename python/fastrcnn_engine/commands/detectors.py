@@ -74,6 +74,8 @@ def svm(options: Svm) -> None:
     skips = trained.get("on_bad_image") == "skip"  # as the training read them
     split = trained.get("split", "trainval")
     dataset = load_dataset(data, split, model.classes, stated_sizes=skips)
+    if not trained.get("difficult", True):
+        dataset = dataset.without_difficult()
     store = ProposalStore(proposals)
     check_proposals([dataset], store)
     records, unreadable = dataset.records, []

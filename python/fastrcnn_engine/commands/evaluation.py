@@ -13,6 +13,7 @@ from fastrcnn_engine.commands.common import (
     check_proposals,
     load_test_set,
     needing_all_images,
+    print_notes,
     print_result,
     resize,
     search_of_training,
@@ -56,9 +57,12 @@ def evaluate(options: Eval, command: str) -> None:
         model = load_network(checkpoint, device=str(processes.device))
         resize(model, options)
         detection = options.detection.settings()
-        dataset = load_test_set(data, options.split, model.classes)
         # Ids of two data sets may be the same: proposals of one must never serve for the other.
         foreign = learned is None or data.resolve() != learned.resolve()
+        # What was learned from had annotations: without them it has lost them.
+        dataset = load_test_set(data, options.split, model.classes, needs_annotations=not foreign)
+        if processes.rank == 0:
+            print_notes(console, "notes on the data", dataset.problems)
         name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
         # A run is judged by eval-SPLIT: what best.pt or an older checkpoint gets is not for there.
         prefix = "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}-"
@@ -93,7 +97,7 @@ def evaluate(options: Eval, command: str) -> None:
         iou_threshold=options.iou_threshold,
         log=log,
     )  # fmt: skip
-    print_result(console, run, *results)
+    print_result(console, run, dataset, *results)
 
 
 def _folder_of_test(folder: Path, command: str) -> Path:

@@ -208,7 +208,7 @@ def _train_and_test(
         run, trained.model, test_set, store, found,
         detection=used, metric=asked.get("metric", "area"), log=read_log(trained.log),
     )  # fmt: skip
-    print_result(console, run, *results)
+    print_result(console, run, test_set, *results)
 
 
 def _print_training(console: Console, trained: TrainResult) -> None:

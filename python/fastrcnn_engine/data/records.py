@@ -19,9 +19,9 @@ Box = tuple[float, float, float, float]
 class ImageRecord:
     """One image and its objects. Boxes are 0-based pixel indices with both ends inclusive.
 
-    What is difficult is trained on and not counted by the evaluation, as in VOC. A crowd (COCO: a
-    region of objects that were not told apart) is difficult and not trained on either; None is
-    none.
+    What is difficult is trained on, unless TrainConfig.difficult is False, and not counted by the
+    evaluation, as in VOC. A crowd (COCO: a region of objects that were not told apart) is difficult
+    and never trained on; None is none.
     """
 
     image_id: str
@@ -66,6 +66,28 @@ class Dataset:
     root: Path
     split: str
     coco: CocoSource | None = None  # None: not from a COCO file
+
+    def without_difficult(self) -> Dataset:
+        """What a training with --no-difficult learns from.
+
+        An image that had no other objects is left out, which `problems` tell: as one without
+        objects it would be background, what lies on the difficult ones too. Raises ValueError where
+        difficult objects are all there are.
+        """
+        records, problems = [], list(self.problems)
+        for record in self.records:
+            easy = record.without_difficult()
+            if len(record.boxes) and not len(easy.boxes):
+                problems.append(f"{record.image_id}: left out, as all its objects are difficult")
+            else:
+                records.append(easy)
+        lost = len(problems) > len(self.problems)
+        if lost and not any((~record.crowd).any() for record in records):
+            raise ValueError(
+                f"{self.root}: all objects of {self.split} are difficult, and --no-difficult "
+                "(difficult is False) leaves them out; train with them, or choose another split"
+            )
+        return replace(self, records=records, problems=problems)
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

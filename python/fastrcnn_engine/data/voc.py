@@ -47,8 +47,8 @@ def load_voc(
 
     `classes` None: all names found in all annotation files of the folder, sorted, so that every
     split of a data set gets the same numbers. With `needs_annotations` False there may be no folder
-    of them, as of a test set whose objects are kept secret: then no image has objects, which
-    `problems` tell, and no class is known but `classes`.
+    of them, nor a link in its place, as of a test set whose objects are kept secret: then no image
+    has objects, which `problems` tell, and no class is known but `classes`.
 
     Raises FileNotFoundError for a missing folder, split, annotation or image (with `stated_sizes`
     only if none is there), and ValueError for a file that cannot be read, a class that is not in
@@ -58,7 +58,8 @@ def load_voc(
     root = Path(root)
     ids = _read_split(root, split, errors)
     annotation_dir, image_dir = root / "Annotations", root / "JPEGImages"
-    annotated = needs_annotations or annotation_dir.is_dir()
+    # A link that leads nowhere is there: it was meant to be the folder.
+    annotated = needs_annotations or os.path.lexists(annotation_dir)
     for folder in (annotation_dir, image_dir) if annotated else (image_dir,):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; a VOC data set has one")

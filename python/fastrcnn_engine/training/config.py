@@ -64,8 +64,8 @@ class TrainConfig:
     """Foreground classes in label order. None: of VOC all names in the annotations, sorted; of COCO
     all categories by id."""
     difficult: bool = True
-    """Learn from objects marked difficult too (paper, but for the rows "07\\diff" of table 1). COCO
-    has none."""
+    """Learn from objects marked difficult too (paper, but for the rows "07\\diff" of table 1); else
+    images that have no others are left out. COCO has none."""
     network: Literal["caffenet", "vgg_cnn_m_1024", "vgg16", "tiny"] = "vgg16"
     """S, M and L of the paper are caffenet, vgg_cnn_m_1024 and vgg16; tiny trains from scratch
     on a CPU."""

@@ -76,8 +76,8 @@ def multi_task_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Classification and localisation loss of R RoIs (paper equations 1 to 3, lambda = 1).
 
-    Both are divided by R, background RoIs included, as in the author's code, and 0 without RoIs. A
-    task that is not learned has the loss 0, without a gradient.
+    Both are divided by R, background RoIs included, as in the author's code. A task that is not
+    learned has the loss 0, without a gradient.
 
     Args:
         logits: (R, K+1). deltas: (R, 4(K+1)), normalised. labels: (R,) int64, 0 is background.
@@ -85,9 +85,8 @@ def multi_task_loss(
         tasks: as in TrainConfig.
     """
     none = logits.new_zeros(())
-    loss_cls = F.cross_entropy(logits, labels) if len(labels) else logits.sum()  # a mean of none
     return (
-        none if tasks == "boxes" else loss_cls,
+        none if tasks == "boxes" else F.cross_entropy(logits, labels),
         none if tasks == "classification" else smooth_l1(deltas, targets, labels),
     )
 
@@ -220,8 +219,7 @@ def _train(
     skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
     dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     if not config.difficult:
-        easy = [record.without_difficult() for record in dataset.records]
-        dataset = dataclasses.replace(dataset, records=easy)
+        dataset = dataset.without_difficult()
     store = ProposalStore(config.proposals)
     entries, unusable = build_roidb(dataset.records, store, config)
     learned_from = data_fingerprint(dataset.records, store)

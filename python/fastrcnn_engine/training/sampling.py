@@ -67,10 +67,10 @@ def build_entry(
     The best object decides (the first on ties). IoU at least ``foreground_iou`` is foreground;
     IoU in [``background_low``, ``foreground_iou``) is background; the rest is not used. Both
     comparisons are made in float32. Objects marked difficult count like any other, as in the
-    author's code; crowds are left out (``without_crowds``). In an image without objects the lower
-    bound, a rule for picking hard examples near objects, has no meaning: every proposal is
-    background. Proposals of no width or height (x2 <= x1: one pixel or less) are not used:
-    regression divides by that width.
+    author's code, unless TrainConfig.difficult is False: then the record has none. Crowds are left
+    out (``without_crowds``). In an image without objects the lower bound, a rule for picking hard
+    examples near objects, has no meaning: every proposal is background. Proposals of no width or
+    height (x2 <= x1: one pixel or less) are not used: regression divides by that width.
     """
     truth, truth_labels, proposals = without_crowds(record, proposals)
     proposals = proposals[(proposals[:, 2:] > proposals[:, :2]).all(axis=1)]
