@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -54,9 +55,11 @@ def python(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess:
-    return python(
-        "-m", "torch.distributed.run", "--nproc-per-node", processes, "--standalone", *arguments
-    )
+    with TemporaryDirectory() as logs:  # torchrun would make one and leave it
+        return python(
+            "-m", "torch.distributed.run", "--nproc-per-node", processes, "--standalone",
+            "--log-dir", logs, *arguments,
+        )  # fmt: skip
 
 
 def test_two_processes_train_what_one_trains(voc, tmp_path):
@@ -176,10 +179,11 @@ def test_a_killed_process_ends_the_job_and_a_restart_resumes(voc, tmp_path):
     assert load_checkpoint(tmp_path / "dead" / "checkpoint.pt")["iteration"] == 3
 
 
-def test_ctrl_c_stops_all_processes_and_saves(voc):
+def test_ctrl_c_stops_all_processes_and_saves(voc, tmp_path):
     """torchrun hands the signal on; the checkpoint can only come from it."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "--log-dir", tmp_path / "logs",
         "-m", "fastrcnn_engine", "train", "--data", voc.data, "--proposals", voc.proposals,
         "--split", "train", "--network", "tiny", "--iterations", "100000", "--short-side", "72",
         "--max-side", "96", "--log-every", "1", "--checkpoint-every", "100000",
