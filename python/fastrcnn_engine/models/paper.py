@@ -33,7 +33,7 @@ class ResponseNorm(nn.LocalResponseNorm):
     """torch's normalisation across channels, of operators with the same gradient on every run.
 
     torch's own pools in 3-d, whose gradient on a GPU is summed in any order. Adding shifted maps
-    takes about half the time on a CPU, too. 16-bit maps are squared in float32: float16 ends at
+    is faster on a CPU, too. 16-bit maps are squared in float32: float16 ends at
     256 squared.
     """
 
