@@ -102,12 +102,41 @@ FRCNN_INLINE Vector<T, Lanes> larger(const Vector<T, Lanes>& a, const Vector<T, 
   return a > b ? a : b;
 }
 
-// The lanes in which a comparison of vectors of T holds, as bits: lane 0 lowest.
-template <typename T>
-FRCNN_INLINE unsigned lane_bits(const Vector<IndexOf<T>>& holds) {
+// The lanes in which a comparison of vectors of T holds; several may be joined by |. AVX-512 has registers of
+// bits for it, and compilers that are given vectors take the bits to one and back.
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(reinterpret_cast<__m512i>(holds));
-  return _mm512_movepi64_mask(reinterpret_cast<__m512i>(holds)) & 0xFF;
+template <typename T>
+using Holds = unsigned;
+#else
+template <typename T>
+using Holds = Vector<IndexOf<T>>;
+#endif
+
+template <typename T>
+FRCNN_INLINE Holds<T> above(const Vector<T>& a, const Vector<T>& b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+  else return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+#else
+  return a > b;
+#endif
+}
+
+template <typename T>
+FRCNN_INLINE Holds<T> at_least(const Vector<T>& a, const Vector<T>& b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+  else return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ);
+#else
+  return a >= b;
+#endif
+}
+
+// As bits: lane 0 lowest.
+template <typename T>
+FRCNN_INLINE unsigned lane_bits(const Holds<T>& holds) {
+#if defined(__AVX512F__)
+  return holds;
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(reinterpret_cast<__m256>(holds));
   return _mm256_movemask_pd(reinterpret_cast<__m256d>(holds)) & 0xF;
@@ -118,45 +147,6 @@ FRCNN_INLINE unsigned lane_bits(const Vector<IndexOf<T>>& holds) {
   unsigned bits = 0;
   for (int lane = 0; lane < kLanes<T>; ++lane) bits |= (holds[lane] & 1u) << lane;
   return bits;
-#endif
-}
-
-// What a comparison finds, to be joined by | and looked at once. AVX-512 has registers of bits for it, and
-// compilers that are given vectors take the bits to one and back.
-#if defined(__AVX512F__)
-template <typename T>
-using Found = unsigned;
-#else
-template <typename T>
-using Found = Vector<IndexOf<T>>;
-#endif
-
-template <typename T>
-FRCNN_INLINE Found<T> above(const Vector<T>& a, const Vector<T>& b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
-  else return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
-#else
-  return a > b;
-#endif
-}
-
-template <typename T>
-FRCNN_INLINE Found<T> at_least(const Vector<T>& a, const Vector<T>& b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
-  else return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ);
-#else
-  return a >= b;
-#endif
-}
-
-template <typename T>
-FRCNN_INLINE bool any(const Found<T>& found) {
-#if defined(__AVX512F__)
-  return found != 0;
-#else
-  return lane_bits<T>(found) != 0;
 #endif
 }
 

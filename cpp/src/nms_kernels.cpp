@@ -36,16 +36,16 @@ class Comparison {
   // About 16 operations and 20 bytes a pair, all from the first caches: arithmetic is the floor.
   template <int Tiles>
   FRCNN_INLINE bool suppressed_by(const KeptTile<T>* tiles) const {
-    Found<T> maybe{};
+    Holds<T> maybe{};
     for_each_vector<Tiles>(tiles, [&](const V& inter, const V& area) {
       maybe |= at_least<T>(inter, semantics::least_intersection(inter, area, area_, threshold_));
     });
-    if (!any<T>(maybe)) return false;
-    Found<T> exceeds{};
+    if (lane_bits<T>(maybe) == 0) return false;
+    Holds<T> exceeds{};
     for_each_vector<Tiles>(tiles, [&](const V& inter, const V& area) {
       exceeds |= above<T>(semantics::iou_of_areas(inter, area, area_), threshold_);
     });
-    return any<T>(exceeds);
+    return lane_bits<T>(exceeds) != 0;
   }
 
   // Calls visit(intersection, area) for the boxes of so many tiles.
@@ -80,7 +80,7 @@ int32_t positions_above(const T* scores, int32_t count, T threshold, int32_t* po
   int32_t found = 0, i = 0;
   const Vector<T> bar = splat<kLanes<T>>(threshold);
   for (; i + kLanes<T> <= count; i += kLanes<T>)
-    for (unsigned bits = lane_bits<T>(load(scores + i) > bar); bits != 0; bits &= bits - 1)
+    for (unsigned bits = lane_bits<T>(above<T>(load(scores + i), bar)); bits != 0; bits &= bits - 1)
       positions[found++] = i + __builtin_ctz(bits);
   for (; i < count; ++i)
     if (scores[i] > threshold) positions[found++] = i;
