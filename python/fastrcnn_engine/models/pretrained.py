@@ -116,17 +116,23 @@ def transform_pretrained(
             pooling = f"RoI pooling {model.pooled_size}x{model.pooled_size}, 1/{model.stride}"
             report.append(LayerChange(last_pool, "replaced", f"last max-pool -> {pooling}"))
         keys = {kind: f"{theirs}.{kind}" for kind in ("weight", "bias")}
+        broken = [key for key in keys.values() if key in source and not _is_finite(source[key])]
         if ours.startswith("head."):
             why = None
             if keys["weight"] not in source:
                 why = "not in the file"
-            elif not all(_is_finite(source[key]) for key in keys.values() if key in source):
+            elif broken:
                 why = "not finite in the file"
                 if ours == "head.fc6" and own_style == "torchvision":
                     own_style = "caffe-rgb"
             if why is not None:
                 report.append(LayerChange(ours, "missing", f"{theirs} {why}; stays random"))
                 continue
+        elif broken:
+            raise ValueError(
+                f"{path} for {model.name}: {broken[0]} holds numbers that are not finite; the file "
+                "is damaged or was never trained. Take another"
+            )
         for kind, key in keys.items():
             _copy(source, key, getattr(layer, kind), f"{path} for {model.name}")
         shape = "x".join(map(str, layer.weight.shape))
@@ -188,11 +194,6 @@ def _copy(
         raise ValueError(
             f"{what}: {key} has shape {tuple(found.shape)}, expected {tuple(target.shape)} "
             "(batch-normalised or other variants of the network do not fit)"
-        )
-    if not _is_finite(found):
-        raise ValueError(
-            f"{what}: {key} holds numbers that are not finite; the file is damaged or was never "
-            "trained. Take another"
         )
     if isinstance(found, np.ndarray):
         found = torch.from_numpy(np.array(found))  # a copy of one layer at a time, aligned
