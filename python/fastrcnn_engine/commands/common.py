@@ -15,6 +15,7 @@ from rich.text import Text
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.data.voc import split_file
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
 from fastrcnn_engine.evaluation.voc import METRICS, VOCResult
 from fastrcnn_engine.models import FastRCNN
@@ -177,13 +178,12 @@ def needing_all_images(*datasets: Dataset) -> Iterator[None]:
 
 
 def _every_image_counts(dataset: Dataset) -> str:
-    listed = dataset.root / "ImageSets" / "Main" / f"{dataset.split}.txt"
+    listed = split_file(dataset.root, dataset.split) if dataset.coco is None else dataset.coco.path
     # check-data is for what can be trained on: it refuses a set of VOC without annotations.
     checked = dataset.coco is not None or (dataset.root / "Annotations").is_dir()
     return (
         f"AP counts every image of {dataset.split}: mend what is wrong, or take the image out of "
-        f"{listed if dataset.coco is None else dataset.coco.path}"
-        + ("; check-data names all faults" if checked else "")
+        f"{listed}" + ("; check-data names all faults" if checked else "")
     )
 
 

@@ -119,11 +119,15 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
+def split_file(root: Path, split: str) -> Path:
+    """Where the ids of a split's images stand."""
+    return root / "ImageSets" / "Main" / f"{split}.txt"
+
+
 def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
-    folder = root / "ImageSets" / "Main"
-    path = folder / f"{split}.txt"
+    path = split_file(root, split)
     if not path.is_file():
-        found = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
+        found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"{path}: no such file; splits found beside it: {found}")
     ids: list[str] = []
     line_of: dict[str, int] = {}

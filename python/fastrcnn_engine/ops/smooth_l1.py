@@ -54,8 +54,7 @@ def smooth_l1(
     Source: paper section 2.3, equations 1 to 3; divided by the number of RoIs as in the original
     code.
     """
-    if getattr(targets, "requires_grad", False) or getattr(weights, "requires_grad", False):
-        require_no_gradient("smooth_l1", ("targets", "weights"), targets, weights)
+    require_no_gradient("smooth_l1", ("targets", "weights"), targets, weights)
     deltas, targets, weights = widened(deltas), widened(targets), widened(weights)
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
