@@ -1,13 +1,14 @@
 // The gradient of RoI max pooling.
 //
-// A warp owns a plane: its lanes are bins, and it takes the RoIs of its image one after the other. Lanes
-// whose bins share a cell take turns, the lower bin first. So every cell is added to in ascending order of
-// (RoI, bin), which is the CPU's order, without an atomic.
+// A warp owns a plane: its lanes are bins, and it takes the RoIs of its image one after the other. Of lanes
+// whose bins share a cell, the first adds for all. So every cell is added to in ascending order of (RoI, bin),
+// which is the CPU's order, without an atomic.
 //
 // A block is `Channels` warps. Of channels-last results it loads the channels of a bin together, as they lie
 // together, and hands each warp its own.
 #include "fastrcnn_engine/roi_pool.h"
 
+#include <limits>
 #include <type_traits>
 
 #include "fastrcnn_engine/semantics/roi_bins.h"
@@ -17,14 +18,19 @@
 namespace fastrcnn_engine::cuda {
 namespace {
 
-// So many rows of rois are looked at at once, for those of the image: their numbers, from `first` on, are
-// listed in shared memory, and after them how many they are.
+// So many rows of rois are looked at at once, for those of the image.
 constexpr int kRowsListed = 512;
-constexpr int64_t kListBytes = (kRowsListed + 4) * sizeof(int);
+
+// In shared memory: where the gradients of each RoI begin.
+struct RowList {
+  int64_t begin[kRowsListed];
+  alignas(16) int count;  // of 16 bytes, as what comes after it begins with such pieces
+};
+constexpr int64_t kListBytes = sizeof(RowList);
 
 // By one warp.
 template <typename T, typename Index>
-__device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first, int* list) {
+__device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first, RowList& list) {
   const int lane = lane_of();
   int count = 0;
 #pragma unroll 4
@@ -33,64 +39,55 @@ __device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, 
     const bool mine = row < call.rois.shape[0] &&
                       semantics::roi_image(call.rois.data[5 * row], call.grad_input.n) == image;
     const unsigned found = __ballot_sync(kAllLanes, mine);
-    if (mine) list[count + __popc(found & lanes_before(lane))] = i;
+    if (mine)
+      list.begin[count + __popc(found & lanes_before(lane))] = call.grad_output.offset(row, 0, 0);
     count += __popc(found);
   }
-  list[kRowsListed] = count;
+  list.count = count;
 }
 
-// The gradients that a warp takes together, in registers: those that come next are on their way while
-// these are added. As they were loaded: whatever looked at them here would wait for them.
-constexpr int kStepsAhead = 8;
+// The bins that a warp takes together, one a lane and step, as they were loaded: whatever looked at them
+// would wait for them.
+constexpr int kSteps = 8;
 
 template <typename T, typename Index>
 struct Steps {
-  T gradient[kStepsAhead];
-  Index cell[kStepsAhead];  // no cell of the map: nothing to add
+  T gradient[kSteps];
+  Index cell[kSteps];
 };
 
-// Walks through the listed RoIs, 32 bins a step. All threads of a block walk together, and they are
-// (bin, channel).
+// Walks through the bins of the listed RoIs, one RoI right after the other. All threads of a block walk
+// together, and they are (bin, channel).
 template <typename T, typename Index, int Channels>
 struct StepWalk {
-  const RoiPoolBackward<T, Index>& call;
-  const int* const list;
-  const int count;
-  const int64_t bins, mine;  // mine: of a step's bins; `bins` where this thread has no channel
-  const int64_t begin, row_size, step_size;  // begin: of this thread in the row that the list counts from
-  int place = 0;                             // in the list
-  int64_t bin = 0, from = 0;                 // the step's first; where this thread's is
+  const RowList& list;
+  const int last, bins, bin_size;  // last: RoI of the list
+  const T* const gradient;         // of this thread's channel in the first row of all
+  const Index* const argmax;
+  int place, bin;  // this thread's next bin: its RoI's place in the list, and which of that RoI's
+  int64_t left;    // bins that no step has taken
 
-  __device__ StepWalk(const RoiPoolBackward<T, Index>& call, int64_t channel, int64_t first_row,
-                      const int* list)
-      : call(call),
-        list(list),
-        count(list[kRowsListed]),
-        bins(call.grad_output.cells()),
-        mine(channel < call.grad_input.c ? threadIdx.x / Channels : bins),
-        begin(call.grad_output.offset(first_row, channel, threadIdx.x / Channels)),
-        row_size(call.grad_output.offset(1, 0, 0)),
-        step_size(call.grad_output.offset(0, 0, kWarp)) {
-    begin_row();
-  }
-  __device__ bool is_over() const { return place >= count; }
-  __device__ void begin_row() {
-    bin = 0;
-    if (!is_over()) from = begin + list[place] * row_size;
-  }
+  __device__ StepWalk(const RoiPoolBackward<T, Index>& call, int64_t channel, const RowList& list)
+      : list(list),
+        last(list.count - 1),
+        bins(static_cast<int>(call.grad_output.cells())),
+        bin_size(static_cast<int>(call.grad_output.cell_stride())),
+        gradient(call.grad_output.data + call.grad_output.offset(0, channel, 0)),
+        argmax(call.argmax.data + call.grad_output.offset(0, channel, 0)),
+        place(static_cast<int>(threadIdx.x) / Channels / bins),
+        bin(static_cast<int>(threadIdx.x) / Channels % bins),
+        left(int64_t{list.count} * bins) {}
 
+  // Beyond the last bin it is some bin of the last RoI: a load without a condition.
   __device__ void load(Steps<T, Index>& steps) {
+    const int rows = kWarp / bins, beside = kWarp % bins;  // that a step goes on
 #pragma unroll
-    for (int i = 0; i < kStepsAhead; ++i) {
-      steps.cell[i] = static_cast<Index>(-1);
-      steps.gradient[i] = T{};
-      if (is_over()) continue;
-      if (bin + mine < bins) {
-        steps.cell[i] = call.argmax.data[from];
-        steps.gradient[i] = call.grad_output.data[from];
-      }
-      bin += kWarp, from += step_size;
-      if (bin >= bins) ++place, begin_row();
+    for (int i = 0; i < kSteps; ++i) {
+      const int64_t from = list.begin[place < last ? place : last] + int64_t{bin} * bin_size;
+      steps.gradient[i] = gradient[from];
+      steps.cell[i] = argmax[from];
+      place += rows, bin += beside;
+      if (bin >= bins) ++place, bin -= bins;
     }
   }
 };
@@ -100,7 +97,7 @@ struct StepWalk {
 template <typename T, typename Index, int Channels>
 struct Exchange {
   template <typename N>
-  using Rows = N[kStepsAhead][Channels][kWarp + 16 / sizeof(N)];
+  using Rows = N[kSteps][Channels][kWarp + 16 / sizeof(N)];
   Rows<T> gradient;
   Rows<Index> cell;
 
@@ -110,13 +107,13 @@ struct Exchange {
     const int bin = static_cast<int>(threadIdx.x) / Channels;
     __syncthreads();  // the steps before these are done with
 #pragma unroll
-    for (int i = 0; i < kStepsAhead; ++i) {
+    for (int i = 0; i < kSteps; ++i) {
       gradient[i][channel][bin] = steps.gradient[i];
       cell[i][channel][bin] = steps.cell[i];
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kStepsAhead; ++i) {
+    for (int i = 0; i < kSteps; ++i) {
       steps.gradient[i] = gradient[i][warp_of()][lane_of()];
       steps.cell[i] = cell[i][warp_of()][lane_of()];
     }
@@ -134,26 +131,61 @@ struct Sums {
   }
 };
 
-template <typename T, typename Index>
-__device__ void add(const Steps<T, Index>& steps, unsigned cells, const Sums<Wide<T>>& sums) {
-  const int lane = lane_of();
-  // One test for both ends of the map: -1, and 65535 of uint16, are large without a sign.
-  const auto cell = [&](int i) { return static_cast<unsigned>(static_cast<int>(steps.cell[i])); };
-  int turns[kStepsAhead];  // -1: nothing to add
+// What a warp adds. Of the lanes that share a cell, the first adds for all, in their order. What the next
+// three have it fetches before any sum is needed, so that no step waits for more than its sums; in two
+// steps of three no cell has more than four bins.
+template <typename W>
+struct Additions {
+  static constexpr int kFetched = 3;
+  W gradient[kSteps], fetched[kSteps][kFetched];
+  unsigned cell[kSteps];
+  bool adds[kSteps];        // whether this lane does
+  unsigned others[kSteps];  // lanes that it adds for and has not fetched from
+  bool is_more[kSteps];     // whether any lane has some
+
+  // `left`: how many bins there are, from the first step's first.
+  template <typename T, typename Index>
+  __device__ Additions(const Steps<T, Index>& steps, int64_t left, unsigned cells) {
 #pragma unroll
-  for (int i = 0; i < kStepsAhead; ++i) {
-    const bool adds = cell(i) < cells;
-    // Lanes of one cell; a lane with none is alone.
-    const unsigned sharing = __match_any_sync(kAllLanes, adds ? cell(i) : ~static_cast<unsigned>(lane));
-    turns[i] = adds ? __popc(sharing & lanes_before(lane)) : -1;
+    for (int i = 0; i < kSteps; ++i) {
+      gradient[i] = widened(steps.gradient[i]);
+      // Without a sign, what is before the map is beyond it: -1, and 65535 of uint16, which are no cell.
+      cell[i] = i * kWarp + lane_of() < left ? static_cast<int>(steps.cell[i]) : -1;
+      const unsigned sharing = __match_any_sync(kAllLanes, cell[i]);
+      adds[i] = cell[i] < cells && (sharing & lanes_before(lane_of())) == 0;
+      others[i] = adds[i] ? sharing & (sharing - 1) : 0;
+#pragma unroll
+      for (int k = 0; k < kFetched; ++k) fetched[i][k] = fetch(i);
+      is_more[i] = __ballot_sync(kAllLanes, others[i] != 0) != 0;
+    }
   }
+
+  // What the first of the others has, which is taken off; of none -0, which changes no sum.
+  __device__ W fetch(int i) {
+    const W theirs = __shfl_sync(kAllLanes, gradient[i], __popc(~others[i] & (others[i] - 1)));
+    const bool is_one = others[i] != 0;
+    others[i] &= others[i] - 1;
+    return is_one ? theirs : W(-0.0);
+  }
+
+  __device__ void add(const Sums<W>& sums) {
 #pragma unroll
-  for (int i = 0; i < kStepsAhead; ++i)
-    for (int now = 0; __ballot_sync(kAllLanes, turns[i] >= now) != 0; ++now) {
-      if (turns[i] == now) sums.at(cell(i), warp_of()) += widened(steps.gradient[i]);
+    for (int i = 0; i < kSteps; ++i) {
+      W sum = adds[i] ? sums.at(cell[i], warp_of()) : W(0);
+      sum += gradient[i];
+#pragma unroll
+      for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];
+      if (is_more[i]) {
+        do {
+#pragma unroll
+          for (int k = 0; k < kFetched; ++k) sum += fetch(i);
+        } while (__ballot_sync(kAllLanes, others[i] != 0) != 0);
+      }
+      if (adds[i]) sums.at(cell[i], warp_of()) = sum;
       __syncwarp();
     }
-}
+  }
+};
 
 // Sums are in shared memory (known when this is compiled, or loads would have to ask), or, where it is too
 // small, in `spare`, of the size of grad_input.
@@ -165,8 +197,8 @@ __global__ __launch_bounds__(Channels * kWarp, 1) void scatter_kernel(RoiPoolBac
   const int64_t cells = result.cells(), groups = ceil_div(result.c, Channels);
   const auto numbered = static_cast<unsigned>(cells < 0x7fffffff ? cells : 0x7fffffff);  // by int32, at most
   const int channel = static_cast<int>(threadIdx.x) % Channels;
-  int* const list = reinterpret_cast<int*>(dynamic_shared);
-  auto* const exchange = reinterpret_cast<Exchange<T, Index, Channels>*>(list + kListBytes / sizeof(int));
+  RowList& list = *reinterpret_cast<RowList*>(dynamic_shared);
+  auto* const exchange = reinterpret_cast<Exchange<T, Index, Channels>*>(&list + 1);
   for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
     const int64_t image = group / groups, first = group % groups * Channels;
     Sums<W> sums;
@@ -180,14 +212,17 @@ __global__ __launch_bounds__(Channels * kWarp, 1) void scatter_kernel(RoiPoolBac
       __syncthreads();  // the list before this one is done with
       if (warp_of() == 0) list_rows(call, image, row, list);
       __syncthreads();
-      StepWalk<T, Index, Channels> walk(call, first + channel, row, list);
-      Steps<T, Index> now, next;
-      walk.load(now);
-      for (bool last = walk.count == 0; !last; now = next) {
-        last = walk.is_over();
-        walk.load(next);
-        if constexpr (Channels > 1) exchange->turn(now);
-        add(now, numbered, sums);
+      if (list.count == 0 || call.grad_output.cells() == 0) continue;
+      // Where there is no such channel, the last one is read for sums that nobody asks for.
+      const int64_t read = first + channel < result.c ? first + channel : result.c - 1;
+      StepWalk<T, Index, Channels> walk(call, read, list);
+      Steps<T, Index> steps;
+      walk.load(steps);
+      for (; walk.left > 0; walk.left -= kSteps * kWarp) {
+        if constexpr (Channels > 1) exchange->turn(steps);
+        Additions<W> additions(steps, walk.left, numbered);
+        walk.load(steps);  // the next ones are on their way while these are added
+        additions.add(sums);
       }
     }
 
@@ -223,6 +258,10 @@ void launch_scatter(const RoiPoolBackward<T, Index>& call, Wide<T>* spare, const
 template <typename T, typename Index>
 void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stream) {
   check(call);
+  const MapView<const T>& grad = call.grad_output;
+  require(grad.c * grad.cells() <= std::numeric_limits<int32_t>::max(),
+          "grad_output must have less than 2^31 numbers a RoI on a GPU, got (R, ", grad.c, ", ", grad.h, ", ",
+          grad.w, ")");
   if (call.grad_input.size() == 0) return;
   const DeviceGuard guard(stream);
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);

@@ -150,31 +150,56 @@ BUGS = [
         "roi_pool_forward",
     ),
     Bug(
-        "lanes of one cell add at once", "roi_pool_gradient.cu",
-        "adds ? __popc(sharing & lanes_before(lane)) : -1;", "adds ? 0 : -1;",
+        "all lanes of one cell add", "roi_pool_gradient.cu",
+        "cell[i] < cells && (sharing & lanes_before(lane_of())) == 0;\n", "cell[i] < cells;\n",
         "roi_pool_backward",
     ),
     Bug(
-        "the higher bin adds first", "roi_pool_gradient.cu",
-        "adds ? __popc(sharing & lanes_before(lane)) : -1;",
-        "adds ? __popc(sharing & ~lanes_before(lane)) - 1 : -1;",
+        "the first lane adds last", "roi_pool_gradient.cu",
+        "W sum = adds[i] ? sums.at(cell[i], warp_of()) : W(0);\n      sum += gradient[i];\n"
+        "#pragma unroll\n      for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];\n",
+        "W sum = adds[i] ? sums.at(cell[i], warp_of()) : W(0);\n"
+        "      for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];\n      sum += gradient[i];\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "the fifth of a cell and those after it are lost", "roi_pool_gradient.cu",
+        "      if (is_more[i]) {\n", "      if (false) {\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "the eighth of a cell and those after it are lost", "roi_pool_gradient.cu",
+        "        } while (__ballot_sync(kAllLanes, others[i] != 0) != 0);\n", "        } while (false);\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a step is added to before the one before it is", "roi_pool_gradient.cu",
+        " = sum;\n      __syncwarp();\n", " = sum;\n",
         "roi_pool_backward",
     ),
     Bug(
         "the gradients taken last are lost", "roi_pool_gradient.cu",
-        "last = walk.is_over();\n        walk.load(next);\n",
-        "walk.load(next);\n        last = walk.is_over();\n",
+        "walk.left > 0;", "walk.left >= kSteps * kWarp;",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "what is beyond the last bin is added", "roi_pool_gradient.cu",
+        "i * kWarp + lane_of() < left ?", "left > 0 ?",
         "roi_pool_backward",
     ),
     Bug(
         "a cell beyond the map is added to", "roi_pool_gradient.cu",
-        "    const bool adds = cell(i) < cells;\n", "    const bool adds = cell(i) <= cells;\n",
+        "adds[i] = cell[i] < cells &&", "adds[i] = cell[i] <= cells &&",
         "roi_pool_backward",
     ),
     Bug(
         "a row of another image is listed", "roi_pool_gradient.cu",
-        "    if (mine) list[count + __popc(found & lanes_before(lane))] = i;\n",
-        "    list[count + __popc(found & lanes_before(lane))] = i;\n",
+        "    if (mine)\n      list.begin[", "    if (true)\n      list.begin[",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "the next RoI begins where the one before it ended", "roi_pool_gradient.cu",
+        "++place, bin -= bins;", "++place, bin = 0;",
         "roi_pool_backward",
     ),
     Bug(

@@ -1,5 +1,7 @@
 // RoI pooling: hard RoIs, hard features, somebody else's argmax.
 #include "fastrcnn_engine/roi_pool.h"
+
+#include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/half.h"
 #include "fastrcnn_engine/semantics/roi_bins.h"
 #include "kernel_tests.h"
@@ -261,6 +263,25 @@ void roi_pool_backward_of() {
           expect(same(wide(grad_input), wide(expected)), "roi_pool grad_input" + where);
         });
       }
+  auto pool = make_pool<T, Index>(kPoolShapes[0], Layout::nchw, 6, random);
+  std::vector<T> grad_input(pool.features.size(), number<T>(77));
+  const auto& [n, c, h, w, ph, pw, scale] = pool.shape;
+  RoiPoolBackward<T, Index> no_bins{{nullptr, pool.count(), c, 0, pw},
+                                    {nullptr, pool.count(), c, 0, pw},
+                                    rows_of(std::as_const(pool.rois), 5),
+                                    {grad_input.data(), n, c, h, w}};
+  cuda::roi_pool_backward(no_bins, stream());
+  emulation::finish();
+  expect(same(wide(grad_input), wide(std::vector<T>(grad_input.size()))), "no bins");
+  RoiPoolBackward<T, Index> many_bins = no_bins;
+  many_bins.rois.shape[0] = many_bins.grad_output.n = many_bins.argmax.n = 0;
+  many_bins.grad_output.h = many_bins.argmax.h = 1 << 30;
+  try {
+    cuda::roi_pool_backward(many_bins, stream());
+    expect(false, "many bins");
+  } catch (const InvalidArgument& error) {
+    expect(std::string(error.what()).find("2^31") != std::string::npos, error.what());
+  }
 }
 
 }  // namespace
