@@ -481,3 +481,10 @@ def test_recall_by_hand():
     assert proposal_recall(records[2:], store)["recall"] == {0.5: None, 0.7: None}
     with pytest.raises(KeyError):
         proposal_recall([record("d", [], [])], store)
+
+
+def test_an_overlap_of_seven_tenths_passes_that_threshold_whatever_its_type():
+    store = {"a": np.array([[0, 0, 9, 6]], np.float32)}
+    for threshold in (0.7, np.float64(0.7), np.float32(0.7)):
+        found = proposal_recall([record("a", [[0, 0, 9, 9]], [1])], store, [threshold])
+        assert found["recall"] == {threshold: 1.0}

@@ -16,7 +16,7 @@ from fastrcnn_engine.data.proposals import (
     edge_boxes,
     selective_search,
 )
-from fastrcnn_engine.data.proposals.boxes import at_most, distinct
+from fastrcnn_engine.data.proposals.boxes import at_most, distinct, well_formed
 from fastrcnn_engine.data.proposals.dense_boxes import ASPECTS, SIDES
 from fastrcnn_engine.data.proposals.search import METHODS
 
@@ -41,6 +41,13 @@ def test_dense_boxes_cover_the_image():
     objects = np.concatenate([corner, (corner + size).clip(0, [319, 239])], axis=1)
     best = np.asarray(box_iou(objects.astype(np.float32), boxes, inclusive=True)).max(axis=1)
     assert (best >= 0.5).mean() > 0.98
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 30), (7, 4), (11, 40)])
+def test_dense_boxes_hold_a_pixel_however_small_the_image(width, height):
+    boxes = dense_boxes(width, height)
+    assert len(boxes) and well_formed(boxes).all() and boxes.min() == 0
+    assert boxes[:, 2:].max(axis=0).tolist() == [width - 1, height - 1]
 
 
 def test_a_method_is_its_function():

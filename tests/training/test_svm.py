@@ -11,10 +11,10 @@ from scipy.optimize import minimize
 
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.detect import detect_image, proposal_features, score_proposals
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
+from fastrcnn_engine.ops import box_iou
 from fastrcnn_engine.training import (
     load_checkpoint,
     load_network,
@@ -23,6 +23,7 @@ from fastrcnn_engine.training import (
     train,
     train_svms,
 )
+from fastrcnn_engine.training.sampling import without_crowds
 from fastrcnn_engine.training.svm import LinearSVM, fit_svms, negatives_of
 
 from .small import own_network
@@ -97,20 +98,21 @@ def test_classes_without_examples():
 
 
 def test_a_box_overlaps_with_the_class_of_its_best_object_alone():
-    record = ImageRecord(
-        "x", None, 100, 100, np.float32([[0, 0, 9, 9], [0, 0, 9, 19]]), np.array([1, 3]),
-        np.zeros(2, bool),
-    )  # fmt: skip
     boxes = np.float32([[0, 0, 9, 9], [0, 0, 9, 19], [50, 50, 60, 60], [0, 0, 9, 2], [0, 0, 9, 1]])
-    negative = negatives_of(boxes, record, 3)
+    negative = negatives_of(boxes, np.array([1, 3]), 3)
     # The objects themselves are negatives of the other class, though they overlap by a half.
     assert negative[0].tolist() == [False, True, True]
     assert negative[1].tolist() == [True, True, False]
     assert negative[2].all()
     assert negative[3].tolist() == [False, True, True]  # 0.3 is no negative
     assert negative[4].all()  # 0.2 is one
-    nothing = dataclasses.replace(record, boxes=np.zeros((0, 4), np.float32), labels=np.array([]))
-    assert negatives_of(boxes, nothing, 3).all()
+    assert negatives_of(boxes, np.zeros(0, np.int64), 3).all()
+
+
+def test_an_object_is_no_negative_of_its_class_though_another_has_its_box():
+    boxes = np.float32([[0, 0, 9, 9]] * 3)  # two objects and a proposal: the first on ties
+    negative = negatives_of(boxes, np.array([1, 2]), 2)
+    assert negative.tolist() == [[False, True], [True, False], [False, True]]
 
 
 @pytest.fixture
@@ -130,6 +132,27 @@ def test_crowds_are_not_learned_from(detector):
     left = np.concatenate([record.labels for record in data.records[1:]])
     assert len(first.labels) and len(left)
     assert [one.objects for one in report] == [int((left == label).sum()) for label in (1, 2)]
+
+
+def test_what_lies_on_a_crowd_alone_is_a_negative(detector, monkeypatch):
+    model, data, store = detector
+    record = data.records[0]
+    boxes = store[record.image_id]
+    alone = box_iou(boxes, record.boxes, inclusive=True).max(axis=1) == 0
+    row = np.flatnonzero(alone)[0]
+    crowd = boxes[row] * 1
+    crowd[2] -= 0.4 * (crowd[2] - crowd[0] + 1)  # the proposal overlaps it, and sticks out
+    record = dataclasses.replace(
+        record, boxes=np.concatenate([record.boxes, crowd[None]]),
+        labels=np.append(record.labels, 1), difficult=np.append(record.difficult, True),
+        crowd=np.append(record.crowd, True),
+    )  # fmt: skip
+    seen = []
+    monkeypatch.setattr(svm, "fit_svms", lambda p, images: seen.extend(images) or fit_svms(p, []))
+    train_svms(model, [record], store)
+    objects, _, own = without_crowds(record, boxes)
+    place = len(objects) + int(np.flatnonzero((own == boxes[row]).all(axis=1))[0])
+    assert seen[0][1][place].all()
 
 
 def test_the_network_scores_by_its_svms(detector, monkeypatch):

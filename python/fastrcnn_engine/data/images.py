@@ -137,8 +137,8 @@ def prepare_image(
     Returns the (3, h, w) float32 tensor and the factor s that takes image coordinates to input
     coordinates. In the order of the original code (lib/utils/blob.py): subtract the mean (and
     divide by std), then resize bilinearly by s, h = round(H s) and w = round(W s) with halves to
-    even, half-pixel centres, no anti-aliasing; the same as cv2.resize with fx = fy = s and
-    INTER_LINEAR.
+    even and 1 at least, half-pixel centres, no anti-aliasing; the same as cv2.resize with
+    fx = fy = s and INTER_LINEAR.
 
     Raises ValueError for another shape or dtype, and for a preprocessing with several short sides,
     of which `levels()` gives each.

@@ -45,7 +45,8 @@ def detections(
         max_log_ratio: as in `decode_boxes`.
 
     Returns:
-        `Detections`. A NaN score or a box with NaN is never detected.
+        `Detections`; of equal scores the lower row and then the lower label comes first. A NaN
+        score or a box with NaN is never detected.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, thresholds or sizes out of range.

@@ -59,6 +59,18 @@ def without_crowds(
     return record.boxes[objects], record.labels[objects], proposals[outside]
 
 
+def best_objects(boxes: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the objects (G, 4), at least one, each box overlaps most, and the IoU: (R,) each.
+
+    The first one on ties. The first G of the boxes (R, 4) are the objects: each is its own, also
+    where two share one box.
+    """
+    iou = np.asarray(box_iou(boxes, objects, inclusive=True))
+    best = iou.argmax(axis=1)
+    best[: len(objects)] = np.arange(len(objects))
+    return best, iou[np.arange(len(boxes)), best]
+
+
 def build_entry(
     record: ImageRecord, proposals: np.ndarray, *, foreground_iou: float, background_low: float
 ) -> RoiEntry:
@@ -81,12 +93,7 @@ def build_entry(
         none = np.empty(0, dtype=np.int64)
         zeros = np.zeros(len(boxes), dtype=np.int64)
         return RoiEntry(record, boxes, zeros, boxes, none, rows)
-    iou = np.asarray(box_iou(boxes, truth, inclusive=True))
-    best = iou.argmax(axis=1)
-    overlap = iou[np.arange(len(boxes)), best]
-    # A ground-truth row is its own object, also where two objects share one box.
-    best[:objects] = np.arange(objects)
-    overlap[:objects] = 1.0
+    best, overlap = best_objects(boxes, truth)
     is_foreground = overlap >= np.float32(foreground_iou)
     is_background = ~is_foreground & (overlap >= np.float32(background_low))
     return RoiEntry(

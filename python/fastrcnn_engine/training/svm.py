@@ -20,8 +20,7 @@ from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.evaluation.detect import proposal_features
 from fastrcnn_engine.models import FastRCNN
-from fastrcnn_engine.ops import box_iou
-from fastrcnn_engine.training.sampling import without_crowds
+from fastrcnn_engine.training.sampling import best_objects, without_crowds
 
 # All of them the original's.
 MEAN_NORM = 20.0  # features are scaled to this mean length: C belongs to it
@@ -120,19 +119,18 @@ def fit_svms(
     return svms
 
 
-def negatives_of(boxes: np.ndarray, record: ImageRecord, classes: int) -> np.ndarray:
+def negatives_of(boxes: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Which boxes (P, 4) of an image are negatives of which class, (P, K) bool.
 
     Those whose IoU with the class is below 0.3. As in the original code a box overlaps with the
     class of its best object alone (the first on ties): for every other class it is a negative,
-    whatever it overlaps. R-CNN looked at all objects of the class.
+    whatever it overlaps. R-CNN looked at all objects of the class. The objects are the first of the
+    boxes, and of the class that `labels` (G,) says, also where two share one box.
     """
     overlap = np.zeros((len(boxes), classes + 1), np.float32)
-    if len(record.boxes):
-        iou = box_iou(boxes.astype(np.float32), record.boxes, inclusive=True)
-        rows = np.arange(len(boxes))
-        best = iou.argmax(axis=1)
-        overlap[rows, record.labels[best]] = iou[rows, best]
+    if len(labels):
+        best, iou = best_objects(boxes, boxes[: len(labels)])
+        overlap[np.arange(len(boxes)), labels[best]] = iou
     return overlap[:, 1:] < np.float32(NEGATIVE_IOU)
 
 
@@ -175,13 +173,14 @@ def train_svms(
     def features_of(record: ImageRecord, boxes: np.ndarray) -> np.ndarray:
         return proposal_features(model, load_image(record.image_path), boxes)
 
-    def boxes_of(record: ImageRecord) -> np.ndarray:
-        objects, _, own = without_crowds(record, proposals[record.image_id])
-        return np.concatenate([objects, own])
+    def boxes_of(record: ImageRecord) -> tuple[np.ndarray, np.ndarray]:
+        """Objects and then proposals, and the labels of the objects."""
+        objects, labels, own = without_crowds(record, proposals[record.image_id])
+        return np.concatenate([objects, own]), labels
 
     drawn = np.random.default_rng(seed).permutation(len(records))[:NORM_IMAGES]
     lengths = [
-        np.linalg.norm(features_of(records[i], boxes_of(records[i])), axis=1)
+        np.linalg.norm(features_of(records[i], boxes_of(records[i])[0]), axis=1)
         for i in track(drawn.tolist(), "length of the features")
     ]
     length = float(np.concatenate(lengths).mean())
@@ -201,8 +200,8 @@ def train_svms(
 
     def images() -> Iterable[tuple[np.ndarray, np.ndarray]]:
         for record in track(records, "hard negatives"):
-            boxes = boxes_of(record)
-            yield features_of(record, boxes) * scale, negatives_of(boxes, record, classes)
+            boxes, labels = boxes_of(record)
+            yield features_of(record, boxes) * scale, negatives_of(boxes, labels, classes)
 
     svms = fit_svms(positives, images())
     with torch.no_grad():

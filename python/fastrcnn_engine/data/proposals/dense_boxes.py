@@ -19,6 +19,7 @@ def dense_boxes(width: int, height: int) -> np.ndarray:
     for side in SIDES:
         for aspect in ASPECTS:
             size = side * min(width, height) * np.array([aspect**-0.5, aspect**0.5])
+            size = np.maximum(size, 1)  # of a few pixels, the smallest would name none
             room = np.array([width, height]) - size
             if (room < 0).any():
                 continue

@@ -41,7 +41,10 @@ def proposal_recall(
     all_labels = np.concatenate(labels) if labels else np.zeros(0, np.int64)
 
     def shares(values: np.ndarray) -> dict[float, float | None]:
-        return {t: float(np.mean(values >= t)) if len(values) else None for t in thresholds}
+        # IoU is float32, so the thresholds are too: NumPy's own 0.7 is above an IoU of 7/10.
+        return {
+            t: float(np.mean(values >= np.float32(t))) if len(values) else None for t in thresholds
+        }
 
     return {
         "images": len(records),
