@@ -1,10 +1,11 @@
 // The gradient of RoI max pooling.
 //
-// A warp owns a plane: its lanes are bins, and it takes the RoIs of its image one after the other. Of lanes
-// whose bins share a cell, the first adds for all. So every cell is added to in ascending order of (RoI, bin),
-// which is the CPU's order, without an atomic.
+// The lanes of a warp are bins of a plane, and they take the RoIs of its image one after the other. Of
+// lanes whose bins share a cell, the first adds for all. So every cell is added to in ascending order of
+// (RoI, bin), which is the CPU's order, without an atomic.
 //
-// A block is `Channels` warps. Of channels-last results it loads the channels of a bin together, as they lie
+// It takes two warps a plane: while one adds, the other prepares what it adds next. A block is two teams of
+// `Channels` warps. Of channels-last results a team loads the channels of a bin together, as they lie
 // together, and hands each warp its own.
 #include "fastrcnn_engine/roi_pool.h"
 
@@ -30,7 +31,8 @@ constexpr int64_t kListBytes = sizeof(RowList);
 
 // By one warp.
 template <typename T, typename Index>
-__device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first, RowList& list) {
+__device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first,
+                          RowList& list) {
   const int lane = lane_of();
   int count = 0;
 #pragma unroll 4
@@ -46,26 +48,44 @@ __device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, 
   list.count = count;
 }
 
-// The bins that a warp takes together, one a lane and step, as they were loaded: whatever looked at them
-// would wait for them.
-constexpr int kSteps = 8;
+constexpr int kTeams = 2;
+
+template <int Channels>
+__device__ int team_of() {
+  // By a shuffle the compiler knows that it is the same in all lanes, which then stay together.
+  return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / (Channels * kWarp), 0);
+}
+template <int Channels>
+__device__ int thread_of_team() {
+  return static_cast<int>(threadIdx.x) % (Channels * kWarp);
+}
+
+// A batch: the bins that a warp takes together, one a lane and step, as they were loaded. Whatever looked at
+// them would wait for them. Fewer where numbers take two registers each.
+template <typename T>
+constexpr int kSteps = sizeof(T) > 4 ? 4 : 8;
 
 template <typename T, typename Index>
 struct Steps {
-  T gradient[kSteps];
-  Index cell[kSteps];
+  T gradient[kSteps<T>];
+  Index cell[kSteps<T>];
 };
 
-// Walks through the bins of the listed RoIs, one RoI right after the other. All threads of a block walk
-// together, and they are (bin, channel).
+struct Distance {
+  int rois, bins;
+};
+
+// Walks through the bins of the listed RoIs, one RoI right after the other. A team walks together: its
+// threads are (bin, channel), and every other batch is its own.
 template <typename T, typename Index, int Channels>
 struct StepWalk {
+  static constexpr int kBatch = kSteps<T> * kWarp;
   const RowList& list;
   const int last, bins, bin_size;  // last: RoI of the list
   const T* const gradient;         // of this thread's channel in the first row of all
   const Index* const argmax;
-  int place, bin;  // this thread's next bin: its RoI's place in the list, and which of that RoI's
-  int64_t left;    // bins that no step has taken
+  const Distance step, batch;  // what each goes on
+  int place, bin;              // this thread's next bin: its RoI's place in the list, and which of that RoI's
 
   __device__ StepWalk(const RoiPoolBackward<T, Index>& call, int64_t channel, const RowList& list)
       : list(list),
@@ -74,48 +94,53 @@ struct StepWalk {
         bin_size(static_cast<int>(call.grad_output.cell_stride())),
         gradient(call.grad_output.data + call.grad_output.offset(0, channel, 0)),
         argmax(call.argmax.data + call.grad_output.offset(0, channel, 0)),
-        place(static_cast<int>(threadIdx.x) / Channels / bins),
-        bin(static_cast<int>(threadIdx.x) / Channels % bins),
-        left(int64_t{list.count} * bins) {}
-
+        step{kWarp / bins, kWarp % bins},
+        batch{kBatch / bins, kBatch % bins} {
+    const int first = team_of<Channels>() * kBatch + thread_of_team<Channels>() / Channels;
+    place = first / bins, bin = first % bins;
+  }
+  __device__ void go_on(const Distance& by) {
+    place += by.rois, bin += by.bins;
+    if (bin >= bins) ++place, bin -= bins;
+  }
   // Beyond the last bin it is some bin of the last RoI: a load without a condition.
   __device__ void load(Steps<T, Index>& steps) {
-    const int rows = kWarp / bins, beside = kWarp % bins;  // that a step goes on
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < kSteps<T>; ++i) {
       const int64_t from = list.begin[place < last ? place : last] + int64_t{bin} * bin_size;
       steps.gradient[i] = gradient[from];
       steps.cell[i] = argmax[from];
-      place += rows, bin += beside;
-      if (bin >= bins) ++place, bin -= bins;
+      go_on(step);
     }
+    go_on(batch);  // the other team's
   }
 };
 
-// Steps of a block in shared memory, on their way from the threads that loaded them to the warps that add.
-// Rows of bins are a little longer than a warp, so that neighbouring channels lie in other banks.
+// A batch in shared memory, on its way from the threads that loaded it to the warps that add it. Rows of
+// bins are a little longer than a warp, so that neighbouring channels lie in other banks.
 template <typename T, typename Index, int Channels>
 struct Exchange {
   template <typename N>
-  using Rows = N[kSteps][Channels][kWarp + 16 / sizeof(N)];
+  using Rows = N[kSteps<T>][Channels][kWarp + 128 / Channels / sizeof(N)];
   Rows<T> gradient;
   Rows<Index> cell;
 
-  // To a thread that is (bin, channel), the steps of (channel, bin).
-  __device__ void turn(Steps<T, Index>& steps) {
-    const int channel = static_cast<int>(threadIdx.x) % Channels;
-    const int bin = static_cast<int>(threadIdx.x) / Channels;
-    __syncthreads();  // the steps before these are done with
+  // From threads that are (bin, channel)
+  __device__ void put(const Steps<T, Index>& steps) {
+    const int channel = thread_of_team<Channels>() % Channels, bin = thread_of_team<Channels>() / Channels;
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < kSteps<T>; ++i) {
       gradient[i][channel][bin] = steps.gradient[i];
       cell[i][channel][bin] = steps.cell[i];
     }
-    __syncthreads();
+  }
+  // to threads that are (channel, bin).
+  __device__ void take(Steps<T, Index>& steps) const {
+    const int channel = thread_of_team<Channels>() / kWarp;
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      steps.gradient[i] = gradient[i][warp_of()][lane_of()];
-      steps.cell[i] = cell[i][warp_of()][lane_of()];
+    for (int i = 0; i < kSteps<T>; ++i) {
+      steps.gradient[i] = gradient[i][channel][lane_of()];
+      steps.cell[i] = cell[i][channel][lane_of()];
     }
   }
 };
@@ -131,23 +156,23 @@ struct Sums {
   }
 };
 
-// What a warp adds. Of the lanes that share a cell, the first adds for all, in their order. What the next
-// three have it fetches before any sum is needed, so that no step waits for more than its sums; in two
-// steps of three no cell has more than four bins.
+// What a warp adds of a batch. Of the lanes that share a cell, the first adds for all, in their order. What
+// the next three have it fetches before any sum is needed, so that a step waits for nothing but its sums; in
+// two steps of three no cell has more than four bins.
 template <typename W>
 struct Additions {
   static constexpr int kFetched = 3;
-  W gradient[kSteps], fetched[kSteps][kFetched];
-  unsigned cell[kSteps];
-  bool adds[kSteps];        // whether this lane does
-  unsigned others[kSteps];  // lanes that it adds for and has not fetched from
-  bool is_more[kSteps];     // whether any lane has some
+  W gradient[kSteps<W>], fetched[kSteps<W>][kFetched];
+  unsigned cell[kSteps<W>];
+  bool adds[kSteps<W>];        // whether this lane does
+  unsigned others[kSteps<W>];  // lanes that it adds for and has not fetched from
+  bool is_more[kSteps<W>];     // whether any lane has some
 
   // `left`: how many bins there are, from the first step's first.
   template <typename T, typename Index>
-  __device__ Additions(const Steps<T, Index>& steps, int64_t left, unsigned cells) {
+  __device__ void prepare(const Steps<T, Index>& steps, int64_t left, unsigned cells) {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < kSteps<T>; ++i) {
       gradient[i] = widened(steps.gradient[i]);
       // Without a sign, what is before the map is beyond it: -1, and 65535 of uint16, which are no cell.
       cell[i] = i * kWarp + lane_of() < left ? static_cast<int>(steps.cell[i]) : -1;
@@ -155,33 +180,34 @@ struct Additions {
       adds[i] = cell[i] < cells && (sharing & lanes_before(lane_of())) == 0;
       others[i] = adds[i] ? sharing & (sharing - 1) : 0;
 #pragma unroll
-      for (int k = 0; k < kFetched; ++k) fetched[i][k] = fetch(i);
+      for (int k = 0; k < kFetched; ++k) fetched[i][k] = fetch(i, others[i]);
       is_more[i] = __ballot_sync(kAllLanes, others[i] != 0) != 0;
     }
   }
 
-  // What the first of the others has, which is taken off; of none -0, which changes no sum.
-  __device__ W fetch(int i) {
-    const W theirs = __shfl_sync(kAllLanes, gradient[i], __popc(~others[i] & (others[i] - 1)));
-    const bool is_one = others[i] != 0;
-    others[i] &= others[i] - 1;
+  // What the first of `lanes` has, which is taken off; of none -0, which changes no sum.
+  __device__ W fetch(int i, unsigned& lanes) const {
+    const W theirs = __shfl_sync(kAllLanes, gradient[i], __popc(~lanes & (lanes - 1)));
+    const bool is_one = lanes != 0;
+    lanes &= lanes - 1;
     return is_one ? theirs : W(-0.0);
   }
 
-  __device__ void add(const Sums<W>& sums) {
+  __device__ void add(const Sums<W>& sums, int channel) const {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      W sum = adds[i] ? sums.at(cell[i], warp_of()) : W(0);
+    for (int i = 0; i < kSteps<W>; ++i) {
+      W sum = adds[i] ? sums.at(cell[i], channel) : W(0);
       sum += gradient[i];
 #pragma unroll
       for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];
       if (is_more[i]) {
+        unsigned rest = others[i];
         do {
 #pragma unroll
-          for (int k = 0; k < kFetched; ++k) sum += fetch(i);
-        } while (__ballot_sync(kAllLanes, others[i] != 0) != 0);
+          for (int k = 0; k < kFetched; ++k) sum += fetch(i, rest);
+        } while (__ballot_sync(kAllLanes, rest != 0) != 0);
       }
-      if (adds[i]) sums.at(cell[i], warp_of()) = sum;
+      if (adds[i]) sums.at(cell[i], channel) = sum;
       __syncwarp();
     }
   }
@@ -190,13 +216,17 @@ struct Additions {
 // Sums are in shared memory (known when this is compiled, or loads would have to ask), or, where it is too
 // small, in `spare`, of the size of grad_input.
 template <typename T, typename Index, int Channels, bool InShared>
-__global__ __launch_bounds__(Channels * kWarp, 1) void scatter_kernel(RoiPoolBackward<T, Index> call,
-                                                                      Wide<T>* spare) {
+__global__ __launch_bounds__(kTeams * Channels * kWarp, 1) void scatter_kernel(
+    RoiPoolBackward<T, Index> call, Wide<T>* spare) {
   using W = Wide<T>;
+  using Walk = StepWalk<T, Index, Channels>;
   const MapView<T>& result = call.grad_input;
   const int64_t cells = result.cells(), groups = ceil_div(result.c, Channels);
   const auto numbered = static_cast<unsigned>(cells < 0x7fffffff ? cells : 0x7fffffff);  // by int32, at most
-  const int channel = static_cast<int>(threadIdx.x) % Channels;
+  const int team = team_of<Channels>();
+  // Of the group's channels the one that this warp adds to, and the one that this thread loads and writes.
+  const int added = thread_of_team<Channels>() / kWarp;
+  const int moved = static_cast<int>(threadIdx.x) % Channels;
   RowList& list = *reinterpret_cast<RowList*>(dynamic_shared);
   auto* const exchange = reinterpret_cast<Exchange<T, Index, Channels>*>(&list + 1);
   for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
@@ -206,32 +236,44 @@ __global__ __launch_bounds__(Channels * kWarp, 1) void scatter_kernel(RoiPoolBac
       sums = {reinterpret_cast<W*>(exchange + (Channels > 1)), 1, cells};
     else
       sums = {spare + result.offset(image, first, 0), result.cell_stride(), result.channel_stride()};
-    for (int64_t cell = lane_of(); cell < cells; cell += kWarp) sums.at(cell, warp_of()) = 0;
+    for (int64_t cell = team * kWarp + lane_of(); cell < cells; cell += kTeams * kWarp)
+      sums.at(cell, added) = 0;
 
     for (int64_t row = 0; row < call.rois.shape[0]; row += kRowsListed) {
       __syncthreads();  // the list before this one is done with
       if (warp_of() == 0) list_rows(call, image, row, list);
       __syncthreads();
-      if (list.count == 0 || call.grad_output.cells() == 0) continue;
+      const int64_t bins = list.count * call.grad_output.cells();
+      if (bins == 0) continue;
       // Where there is no such channel, the last one is read for sums that nobody asks for.
-      const int64_t read = first + channel < result.c ? first + channel : result.c - 1;
-      StepWalk<T, Index, Channels> walk(call, read, list);
+      Walk walk(call, first + moved < result.c ? first + moved : result.c - 1, list);
       Steps<T, Index> steps;
+      Additions<W> additions{};
       walk.load(steps);
-      for (; walk.left > 0; walk.left -= kSteps * kWarp) {
-        if constexpr (Channels > 1) exchange->turn(steps);
-        Additions<W> additions(steps, walk.left, numbered);
-        walk.load(steps);  // the next ones are on their way while these are added
-        additions.add(sums);
+      // The teams take turns at preparing; what a team has prepared it adds in the next turn.
+      for (int64_t begin = 0, turn = 0; begin < bins + Walk::kBatch; begin += Walk::kBatch, turn ^= 1) {
+        const bool prepares = turn == team;
+        if constexpr (Channels > 1) {
+          if (prepares) exchange->put(steps);
+          __syncthreads();
+          if (prepares) exchange->take(steps);
+        }
+        if (prepares) {
+          additions.prepare(steps, bins - begin, numbered);
+          walk.load(steps);  // on their way while this team adds
+        } else {
+          additions.add(sums, added);  // at first nothing
+        }
+        __syncthreads();
       }
     }
 
     __syncthreads();
     T* const out = result.data + result.offset(image, first, 0);
-    if (first + channel < result.c)
-      for (int64_t cell = threadIdx.x / Channels; cell < cells; cell += kWarp)
-        out[cell * result.cell_stride() + channel * result.channel_stride()] =
-            narrowed<T>(sums.at(cell, channel));
+    if (first + moved < result.c)
+      for (int64_t cell = threadIdx.x / Channels; cell < cells; cell += kTeams * kWarp)
+        out[cell * result.cell_stride() + moved * result.channel_stride()] =
+            narrowed<T>(sums.at(cell, moved));
     __syncthreads();  // the next group's zeros come after
   }
 }
@@ -250,7 +292,7 @@ void launch_scatter(const RoiPoolBackward<T, Index>& call, Wide<T>* spare, const
   const int64_t groups = ceil_div(call.grad_input.c, Channels) * call.grad_input.n;
   const int64_t shared_bytes = InShared ? scatter_bytes<Channels>(call) : kListBytes;
   launch_blocks("roi_pool_backward", scatter_kernel<T, Index, Channels, InShared>, groups,
-                {Channels * kWarp, shared_bytes}, stream, call, spare);
+                {kTeams * Channels * kWarp, shared_bytes}, stream, call, spare);
 }
 
 }  // namespace
@@ -265,7 +307,9 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stre
   if (call.grad_input.size() == 0) return;
   const DeviceGuard guard(stream);
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
-  constexpr int together = 8;  // channels of channels-last maps that are read together
+  // Channels of channels-last maps that are read together: with 8, a whole sector, the 512 channels of one
+  // image would be blocks for half of the multiprocessors.
+  constexpr int together = 4;
   if (call.grad_input.layout == Layout::nhwc && scatter_bytes<together>(call) <= limit) {
     launch_scatter<together, true>(call, nullptr, stream);
   } else if (scatter_bytes<1>(call) <= limit) {

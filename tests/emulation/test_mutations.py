@@ -156,10 +156,11 @@ BUGS = [
     ),
     Bug(
         "the first lane adds last", "roi_pool_gradient.cu",
-        "W sum = adds[i] ? sums.at(cell[i], warp_of()) : W(0);\n      sum += gradient[i];\n"
+        "W sum = adds[i] ? sums.at(cell[i], channel) : W(0);\n      sum += gradient[i];\n"
         "#pragma unroll\n      for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];\n",
-        "W sum = adds[i] ? sums.at(cell[i], warp_of()) : W(0);\n"
-        "      for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];\n      sum += gradient[i];\n",
+        "W sum = adds[i] ? sums.at(cell[i], channel) : W(0);\n"
+        "      for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];\n"
+        "      sum += gradient[i];\n",
         "roi_pool_backward",
     ),
     Bug(
@@ -169,7 +170,7 @@ BUGS = [
     ),
     Bug(
         "the eighth of a cell and those after it are lost", "roi_pool_gradient.cu",
-        "        } while (__ballot_sync(kAllLanes, others[i] != 0) != 0);\n", "        } while (false);\n",
+        "while (__ballot_sync(kAllLanes, rest != 0) != 0);\n", "while (false);\n",
         "roi_pool_backward",
     ),
     Bug(
@@ -179,7 +180,7 @@ BUGS = [
     ),
     Bug(
         "the gradients taken last are lost", "roi_pool_gradient.cu",
-        "walk.left > 0;", "walk.left >= kSteps * kWarp;",
+        "begin < bins + Walk::kBatch;", "begin < bins;",
         "roi_pool_backward",
     ),
     Bug(
@@ -203,20 +204,25 @@ BUGS = [
         "roi_pool_backward",
     ),
     Bug(
-        "steps are taken before all are there", "roi_pool_gradient.cu",
-        "      cell[i][channel][bin] = steps.cell[i];\n    }\n    __syncthreads();\n",
-        "      cell[i][channel][bin] = steps.cell[i];\n    }\n",
+        "both teams begin with the same batch", "roi_pool_gradient.cu",
+        "first = team_of<Channels>() * kBatch + ", "first = ",
         "roi_pool_backward",
     ),
     Bug(
-        "steps are overwritten before all are taken", "roi_pool_gradient.cu",
-        "    __syncthreads();  // the steps before these are done with\n", "",
+        "a team adds before the other one has", "roi_pool_gradient.cu",
+        "        }\n        __syncthreads();\n      }\n", "        }\n      }\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "steps are taken before all are there", "roi_pool_gradient.cu",
+        "          __syncthreads();\n          if (prepares) exchange->take(",
+        "          if (prepares) exchange->take(",
         "roi_pool_backward",
     ),
     Bug(
         "a warp gets the steps of another channel", "roi_pool_gradient.cu",
-        "      steps.cell[i] = cell[i][warp_of()][lane_of()];\n",
-        "      steps.cell[i] = cell[i][warp_of() / 2 * 2][lane_of()];\n",
+        "      steps.cell[i] = cell[i][channel][lane_of()];\n",
+        "      steps.cell[i] = cell[i][channel / 2 * 2][lane_of()];\n",
         "roi_pool_backward",
     ),
     Bug(
@@ -246,7 +252,7 @@ BUGS = [
     ),
     Bug(
         "the sums are not zero at first", "roi_pool_gradient.cu",
-        "cell += kWarp) sums.at(cell, warp_of()) = 0;\n", "cell += kWarp) {}\n",
+        "      sums.at(cell, added) = 0;\n", "      {}\n",
         "roi_pool_backward",
     ),
     Bug(
