@@ -217,6 +217,8 @@ BOXES, SCORES = random_boxes(4, 2), np.float32([0.1, 0.2, 0.3, 0.4])
         (lambda: fe.batched_nms(BOXES, SCORES, SCORES, 0.5), "idxs must be integers, got float32"),
         (lambda: fe.batched_nms(*map(torch.from_numpy, (BOXES, SCORES, SCORES)), 0.5),
          "idxs must be integers, got float32"),
+        (lambda: fe.batched_nms(*map(torch.from_numpy, (BOXES, SCORES, SCORES + 0j)), 0.5),
+         "idxs must be integers, got complex64"),
         (lambda: fe.nms_padded(BOXES, SCORES, 0.5, -1),
          "max_output_size must be an int >= 0, got -1"),
         (lambda: fe.nms_padded(BOXES, SCORES, 0.5, None), "max_output_size must be .*got None"),

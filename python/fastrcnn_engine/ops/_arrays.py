@@ -231,11 +231,11 @@ class TorchArrays:
         tensor = self._tensor(array, name)
         if cast is not None:
             dtype: Any = self._dtypes[cast]
-            if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
-                tensor = tensor.to(dtype)
-            elif cast == "int64" and tensor.is_floating_point():
+            if cast == "int64" and (tensor.is_floating_point() or tensor.is_complex()):
                 given = str(tensor.dtype).removeprefix("torch.")
                 raise ValueError(f"{name} must be {_TAKEN[cast]}, got {given}")
+            if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
+                tensor = tensor.to(dtype)
         elif tensor.dtype in self._narrow:
             tensor = widened(tensor)
         try:
