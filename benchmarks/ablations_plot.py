@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ablations_cells import Experiment
+from harness import several
 from scene import save_figure, spread
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#1258b5", "#3d9be0", "#c2410c", "#8a8a8a"
@@ -71,7 +72,7 @@ def draw(experiment: Experiment, found: dict, counts: Sequence[int], path: Path)
         axis.spines[["top", "right"]].set_visible(False)
     caption = (
         f"{experiment.title}. {found['settings']['train_images']} drawn images, "
-        f"{found['settings']['iterations']} iterations, {found['rounds']} seed(s), "
+        f"{found['settings']['iterations']} iterations, {several(found['rounds'], 'seed')}, "
         f"{found['date']}."
     )
     save_figure(figure, caption, path)

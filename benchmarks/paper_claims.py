@@ -39,7 +39,7 @@ from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.paper_protocol import best_of_set, detect_set
 from fastrcnn_engine.models import compress
 from fastrcnn_engine.training import train
-from harness import console
+from harness import console, several
 from rivals.rcnn import RCNN
 from rivals.sppnet import SPPNet
 from rivals.stages import BATCH, Job, Stages
@@ -51,6 +51,7 @@ from scene import (
     SceneSettings,
     add_options,
     chosen,
+    deviation,
     drawn,
     keep,
     kept,
@@ -398,16 +399,17 @@ def draw(result: dict, path: Path) -> None:
     rows.insert(1, ("Fast R-CNN, SVD", "fast_rcnn", "svd_test_seconds", "svd_mean_ap"))
     labels = [row[0] for row in rows]
     colours = ["#1258b5", "#3d9be0", "#c2410c", "#6d28d9"]
-    for axis, column, factor, form in ((middle, 2, 1000, "{:.0f}"), (right, 3, 100, "{:.1f}")):
+    for axis, column, factor, form in ((middle, 2, 1000, ".0f"), (right, 3, 100, ".1f")):
         values = [
             np.array(of_mode(runs, row[1], lambda r, key=row[column]: r[key])) * factor
             for row in rows
         ]
-        means = [value.mean() for value in values]
-        axis.barh(labels, means, xerr=[value.std() for value in values], color=colours)
-        for y, value in enumerate(means):
-            axis.text(value, y, " " + form.format(value), va="center")
-        axis.set_xlim(right=1.2 * max(means))
+        means, errors = [value.mean() for value in values], [deviation(v) for v in values]
+        axis.barh(labels, means, xerr=errors, color=colours)
+        ends = np.add(means, errors)  # an error bar would run through the number
+        for y, (end, value) in enumerate(zip(ends, values, strict=True)):
+            axis.text(end, y, " " + spread(list(value), form), va="center")
+        axis.set_xlim(right=1.35 * ends.max())
     middle.set_title("test, ms an image")
     right.set_title("mAP at IoU 0.5, %")
     for axis in (left, middle, right):
@@ -417,8 +419,8 @@ def draw(result: dict, path: Path) -> None:
     boxes = mean(of_mode(runs, "fast_rcnn", lambda r: r["proposals_an_image"]))
     caption = (
         f"{what}, {boxes:.0f} proposals an image, convolutions of tiny, "
-        f"{result['rounds']} seed(s). "
-        f"{result['threads']} threads of {result['cpu']}, {result['date']}."
+        f"{several(result['rounds'], 'seed')}. "
+        f"{several(result['threads'], 'thread')} of {result['cpu']}, {result['date']}."
     )
     save_figure(figure, caption, path)
 

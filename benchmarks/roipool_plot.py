@@ -8,17 +8,17 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from harness import FLOOR, OURS, console
+from harness import FLOOR, OURS, console, several
 from roipool_peers import ARGMAX_FRESH, GRADIENT, VALUES_KEPT
 
 BLUE, LIGHT_BLUE, GREY = "#1258b5", "#3d9be0", "#8a8a8a"
 OTHERS = {"torchvision": "#c2410c", "openvino": "#6d28d9", "onnxruntime": "#4d7c0f"}
 # Of ours and the floor, the lines worth a look: label, colour, line style.
 LINES = {
-    (OURS, VALUES_KEPT): (f"{OURS}, values", BLUE, "-"),
-    (OURS, ARGMAX_FRESH): (f"{OURS}, values + argmax", BLUE, "--"),
+    (OURS, VALUES_KEPT): (f"{OURS}, kept memory", BLUE, "-"),
+    (OURS, ARGMAX_FRESH): (f"{OURS}, argmax, plain call", BLUE, "--"),
     (OURS, GRADIENT): (OURS, BLUE, "-"),
-    (f"{OURS}, channels-last", VALUES_KEPT): (f"{OURS}, channels-last", LIGHT_BLUE, "-"),
+    (f"{OURS}, channels-last", VALUES_KEPT): (f"{OURS}, kept, channels-last", LIGHT_BLUE, "-"),
     (f"{OURS}, channels-last", GRADIENT): (f"{OURS}, channels-last", LIGHT_BLUE, "-"),
     (FLOOR, VALUES_KEPT): ("floor: memory alone", GREY, ":"),
     (FLOOR, GRADIENT): ("floor: memory alone", GREY, ":"),
@@ -32,12 +32,12 @@ def plot(result: dict, path: Path) -> None:
     figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(12, 2.5 * len(panels)), squeeze=False)
     for axis, (device, name) in zip(axes.flat, panels, strict=True):
         _draw(axis, [r for r in records if (r["device"], r["pass"]) == (device, name)])
-        threads = f", {result['threads']} thread(s)" if device == "cpu" else ""
+        threads = f", {several(result['threads'], 'thread')}" if device == "cpu" else ""
         axis.set_title(f"{name}, {device}{threads}", loc="left", fontweight="bold")
     chips = " and ".join(filter(None, (result["cpu"], result["gpu"])))
     figure.suptitle(
         f"RoI max pooling of a 512 x 38 x 63 float32 map to 7 x 7. {chips}, {result['date']}.\n"
-        f"Beside a peer: how many times as fast {OURS} does the same job.",
+        f"Beside a peer: how many times as fast {OURS} does the same, in the same kind of memory.",
         x=0.01, ha="left", fontsize=9.5,
     )  # fmt: skip
     figure.tight_layout()

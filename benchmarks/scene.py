@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -227,7 +227,12 @@ def pretrained(dataset: Dataset, config: TrainConfig) -> dict[str, torch.Tensor]
 def spread(values: list[float], form: str) -> str:
     """The mean, and with several seeds the standard deviation."""
     text = format(mean(values), form)
-    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):{form.lstrip('+')}}"
+    return text if len(values) == 1 else f"{text} ± {deviation(values):{form.lstrip('+')}}"
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of what seeds are a sample of; of one seed 0."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def save_figure(figure: Figure, caption: str, path: Path) -> None:

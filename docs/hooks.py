@@ -41,8 +41,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def link(match: re.Match[str]) -> str:
         text, target, anchor = match.groups(default="")
         path = (folder / target).resolve()
-        if path.is_dir():
-            return text
         # A link that leads nowhere stays as it is, and the strict build names it.
         return f"[{text}]({in_site(path) if path.exists() else target}{anchor})"
 

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -55,6 +56,14 @@ def test_all_three_from_images_to_the_picture(tmp_path):
         assert any(moved) == updated, run["mode"]
     assert len(found["checks"]) == 4 + 2 * 6
     assert Image.open(tmp_path / "found.png").width > 1000
+
+    # Of two seeds the table's spread, where the error bar ends.
+    other = [run | {"mean_ap": run["mean_ap"] + 0.2} for run in found["results"]]
+    both = found | {"results": found["results"] + other, "rounds": 2}
+    paper_claims.draw(both, tmp_path / "two.png")
+    number = plt.gcf().axes[2].texts[0]
+    assert number.get_text() == f" {100 * ours['mean_ap'] + 10:.1f} ± 14.1"
+    assert number.get_position()[0] == pytest.approx(100 * ours["mean_ap"] + 10 + 200**0.5)
 
     with pytest.raises(SystemExit, match="other settings"):
         paper_claims.main([*options, "--rcnn-iterations", "4"])

@@ -18,7 +18,7 @@ def main() -> None:
             raise  # a broken installation, not a missing extra
         print(
             f"fastrcnn-engine: the package {missing!r} is missing; "
-            "pip install 'fastrcnn_engine[train]' brings what the commands need",
+            "pip install '.[train]' in the checkout brings what the commands need",
             file=sys.stderr,
         )
         sys.exit(2)

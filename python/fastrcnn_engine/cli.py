@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = str(error) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
             extra = "onnx" if (error.name or "").startswith("onnx") else "train"
-            message += f"; pip install 'fastrcnn_engine[{extra}]' brings what the command needs"
+            message += f"; pip install '.[{extra}]' in the checkout brings what the command needs"
         who = f" (process {rank})" if (rank := os.environ.get("RANK")) else ""  # of torchrun's
         print(f"fastrcnn-engine {name}{who}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)

@@ -85,7 +85,7 @@ def test_a_plain_installation_says_what_is_missing(package):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert repr(package) in done.stderr and "fastrcnn_engine[train]" in done.stderr
+    assert repr(package) in done.stderr and "pip install '.[train]'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -21,7 +21,7 @@ from .steps import failure, metrics_of, run
 def test_export_without_its_packages_says_which_extra_has_them(trained, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = failure(capsys, "export", "--checkpoint", trained)
-    assert "pip install 'fastrcnn_engine[onnx]'" in line
+    assert "pip install '.[onnx]'" in line
 
 
 def test_export_writes_one_file_and_says_what_it_takes(trained, tmp_path, capsys):

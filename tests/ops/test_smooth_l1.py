@@ -231,7 +231,7 @@ D, T, L = np.zeros((5, 12), np.float32), np.zeros((5, 4), np.float32), np.zeros(
         (lambda: fe.smooth_l1(D[:, :11], T, L),
          r"deltas must be \(R, 4 \* classes\), got \(5, 11\)"),
         (lambda: fe.smooth_l1(D, T, L[:3]), "labels must have 5 elements, got 3"),
-        (lambda: fe.smooth_l1(D, T, L.astype(np.float32)), "labels must be int64, got float32"),
+        (lambda: fe.smooth_l1(D, T, L.astype(np.float32)), "labels must be integers, got float32"),
         (lambda: fe.smooth_l1(D, T, L, weights=T[:, :3]), "weights must have the shape of targets"),
         (lambda: fe.smooth_l1(D, T, L, weights=T[:4]), "weights must have the shape of targets"),
         (lambda: fe.smooth_l1(D, T.astype(np.float64), L), "targets must be float32, got float64"),

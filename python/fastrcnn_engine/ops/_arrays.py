@@ -33,6 +33,8 @@ Array = TypeVar("Array", "NDArray[Any]", "Tensor", "SupportsDLPack")
 AnyArray: TypeAlias = "NDArray[Any] | Tensor | SupportsDLPack"
 
 _CPU_DEVICE_TYPES = (1, 3)  # DLPack: host memory, pinned host memory
+# What is taken where an argument is cast to the first.
+_TAKEN = {None: "float32 or float64", "float32": "float32", "int64": "integers"}
 
 
 class NumpyArrays:
@@ -50,10 +52,12 @@ class NumpyArrays:
         result = self._own(array, name)
         if is_bfloat16(result):
             if cast != "float32":
-                raise ValueError(f"{name} must be {cast or 'float32 or float64'}, got bfloat16")
+                raise ValueError(f"{name} must be {_TAKEN[cast]}, got bfloat16")
             result = result.astype(cast)
         elif cast is not None and result.dtype.kind in ("f" if cast == "float32" else "iub"):
             result = result.astype(cast, copy=False)
+        elif cast == "int64":
+            raise ValueError(f"{name} must be {_TAKEN[cast]}, got {result.dtype}")
         return self._row_major(result)
 
     def take_number(self, array: Any, name: str) -> Any:
@@ -227,6 +231,9 @@ class TorchArrays:
         tensor = self._tensor(array, name)
         if cast is not None:
             dtype: Any = self._dtypes[cast]
+            if cast == "int64" and (tensor.is_floating_point() or tensor.is_complex()):
+                given = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{name} must be {_TAKEN[cast]}, got {given}")
             if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
                 tensor = tensor.to(dtype)
         elif tensor.dtype in self._narrow:

@@ -19,7 +19,7 @@ from fastrcnn_engine.ops.results import PaddedIndices
 
 
 def box_iou(boxes1: Array, boxes2: AnyArray, *, inclusive: bool = False) -> Array:
-    """Intersection over union of every pair. Signature of `torchvision.ops.box_iou`.
+    """Intersection over union of every pair. Signature of `torchvision.ops.box_iou`, without `fmt`.
 
     Args:
         boxes1: (A, 4), float32 or float64.
