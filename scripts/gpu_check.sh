@@ -5,9 +5,9 @@
 #   scripts/gpu_check.sh [OUT_DIR]     # default runs/gpu-check; PYTHON=... names the interpreter
 #
 # Needs nvcc and a Python with torch for CUDA, torchvision, pybind11, scikit-build-core, pytest,
-# matplotlib and rich. Downloads nothing, installs into a folder that is removed at the end, and
-# leaves the settings of the GPU as they are. A failed step does not stop the others; the status is
-# 0 where none failed, 1 where one did, 2 without a GPU.
+# matplotlib and rich, and for one file of the tests CuPy and ml_dtypes. Downloads nothing, installs
+# into a folder that is removed at the end, and leaves the settings of the GPU as they are. A failed
+# step does not stop the others; the status is 0 where none failed, 1 where one did, 2 without a GPU.
 # shellcheck disable=SC2317  # the steps are called by name
 set -uo pipefail
 root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
