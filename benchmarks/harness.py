@@ -194,17 +194,25 @@ def cpu_name() -> str:
     return f"{of['model name']} (family {of.get('cpu family')}, model {of.get('model')})"
 
 
+def commit() -> str:
+    """What is timed; empty where git, which a borrowed machine may lack, knows nothing of it."""
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
 def document(name: str, threads: int, rounds: int, peers: list, missing: dict) -> dict:
     """The head of a result file: machine, versions, date, commit. `results` is for the records."""
     load = os.getloadavg()[0]
     if load > 0.5:
         console.print(f"[yellow]The machine is busy (load {load:.1f}): trust no time below.")
-    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude=*"]
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {
         "benchmark": name,
         "date": datetime.date.today().isoformat(),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(),
         "threads": threads,
         "rounds": rounds,
         "cpu": cpu_name(),

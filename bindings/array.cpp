@@ -46,14 +46,23 @@ DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
   return {dlpack::kUInt, bits, 1};
 }
 
-// The function table of a tensor type, null where it has none. Looked up once per type.
-const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
-  static std::unordered_map<PyTypeObject*, const DLPackExchangeAPI*> known;  // under the GIL
+// How arrays of a type are read, found out once.
+struct ArrayType {
+  bool has_buffer;                  // in host memory
+  const DLPackExchangeAPI* exchange;  // null where it has none
+};
+
+const ArrayType& array_type(PyTypeObject* type) {
+  static std::unordered_map<PyTypeObject*, ArrayType> known;  // under the GIL
   const auto found = known.find(type);
   if (found != known.end()) return found->second;
+  const py::handle attributes(reinterpret_cast<PyObject*>(type));
+  // CuPy's arrays have a buffer as well, which they do not give, or only of memory that a GPU works on.
+  const bool has_buffer = type->tp_as_buffer != nullptr &&
+                          type->tp_as_buffer->bf_getbuffer != nullptr &&
+                          !py::hasattr(attributes, "__cuda_array_interface__");
   const DLPackExchangeAPI* api = nullptr;
-  const py::object capsule = py::getattr(py::handle(reinterpret_cast<PyObject*>(type)),
-                                         "__dlpack_c_exchange_api__", py::none());
+  const py::object capsule = py::getattr(attributes, "__dlpack_c_exchange_api__", py::none());
   if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
     const auto* table = static_cast<const DLPackExchangeAPI*>(
         PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
@@ -61,8 +70,7 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
       api = table;
   }
   Py_INCREF(type);  // the address must stay this type's
-  known.emplace(type, api);
-  return api;
+  return known.emplace(type, ArrayType{has_buffer, api}).first->second;
 }
 
 }  // namespace
@@ -82,11 +90,15 @@ std::string dtype_name(DLDataType dtype) {
 }
 
 Array::Array(py::handle object, const char* name, Access access, uintptr_t stream) : name_(name) {
-  if (PyObject_CheckBuffer(object.ptr())) {
+  const ArrayType& type = array_type(Py_TYPE(object.ptr()));
+  if (type.has_buffer) {
     adopt_buffer(object, access);
   } else {
     try {
-      if (!adopt_exchange(object)) adopt_capsule(object, access, stream);
+      if (type.exchange != nullptr)
+        adopt_exchange(object, *type.exchange);
+      else
+        adopt_capsule(object, access, stream);
     } catch (py::error_already_set& error) {
       if (!error.matches(PyExc_Exception)) throw;
       const std::string text = py::str(error.value());  // torch's goes on with a backtrace
@@ -123,14 +135,10 @@ void Array::adopt(const DLTensor& tensor) {
   for (int d = rank_ - 1; d >= 0; stride *= shape_[d--]) strides_[d] = stride;
 }
 
-bool Array::adopt_exchange(py::handle object) {
-  const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()));
-  if (api == nullptr) return false;
+void Array::adopt_exchange(py::handle object, const DLPackExchangeAPI& api) {
   DLTensor tensor;
-  if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0)
-    throw py::error_already_set();
+  if (api.dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) throw py::error_already_set();
   adopt(tensor);
-  return true;
 }
 
 void Array::adopt_buffer(py::handle object, Access access) {

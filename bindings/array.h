@@ -95,7 +95,7 @@ class Array {
   void require_row_major() const;
   void set_rank(int rank);
   void adopt(const DLTensor& tensor);
-  bool adopt_exchange(py::handle object);
+  void adopt_exchange(py::handle object, const DLPackExchangeAPI& api);
   void adopt_buffer(py::handle object, Access access);
   void adopt_capsule(py::handle object, Access access, uintptr_t stream);
 

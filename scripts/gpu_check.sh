@@ -5,15 +5,16 @@
 #   scripts/gpu_check.sh [OUT_DIR]     # default runs/gpu-check; PYTHON=... names the interpreter
 #
 # Needs nvcc and a Python with torch for CUDA, torchvision, pybind11, scikit-build-core, pytest,
-# matplotlib and rich. Downloads nothing, installs into a folder that is removed at the end, and
-# leaves the settings of the GPU as they are. A failed step does not stop the others; the status is
-# 0 where none failed, 1 where one did, 2 without a GPU.
+# matplotlib and rich, and for one file of the tests CuPy and ml_dtypes. Downloads nothing, installs
+# into a folder that is removed at the end, and leaves the settings of the GPU as they are. A failed
+# step does not stop the others; the status is 0 where none failed, 1 where one did, 2 without a GPU.
 # shellcheck disable=SC2317  # the steps are called by name
 set -uo pipefail
 root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
 out=$(realpath -m "${1:-$root/runs/gpu-check}")
 
-if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
+# Not grep -q: it leaves at the first line, and a program that then has more to say fails.
+if ! nvidia-smi -L 2>/dev/null | grep '^GPU ' >/dev/null; then
   echo "gpu_check: no GPU: nvidia-smi is missing or lists none; nothing was run" >&2
   exit 2
 fi
@@ -88,39 +89,49 @@ assert engine.build_info()["cuda_device"] == "available", "the CUDA runtime find
 END_PYTHON
 }
 
-cuda_tests() { # cuda_tests [OPTION...]: only files with such tests, as others import more packages
-  grep -lr --include='test_*.py' 'mark\.cuda' tests | sort |
-    xargs "$python" -m pytest -vv -p no:cacheprovider -m cuda "$@"
-}
-
+# Only files with such tests, as others import more packages. Each in a process of its own: where the
+# GPU was once made to read what is not there, every later call of that process fails.
 tests() {
-  cuda_tests --durations=5 --junitxml="$scratch/tests.xml"
-  grep -q ' skipped="0"' "$scratch/tests.xml" || {
-    echo "a test was skipped, which is a failure here"
-    false
-  }
+  local file status=0
+  for file in $(grep -lr --include='test_*.py' '^@pytest\.mark\.cuda' tests | sort); do
+    "$python" -m pytest -vv -p no:cacheprovider -m cuda --durations=3 \
+      --junitxml="$scratch/tests.xml" "$file" || status=$?
+    grep -q ' skipped="0"' "$scratch/tests.xml" || {
+      echo "a test was skipped, which is a failure here"
+      status=1
+    }
+  done
+  return "$status"
 }
 
-# The operators' tests, of the large maps only float32 and those that fit shared memory. Without
-# torch's cache of memory every tensor has bounds of its own.
-sanitize() { # sanitize TOOL [OPTION...]
+# The operators' tests, the many of RoI pooling last: of its large maps only float32 and those that
+# fit shared memory. Without torch's cache of memory every tensor has bounds of its own, and no CUDA
+# graph can be captured.
+sanitize() { # sanitize TOOL WITHOUT [OPTION...]: WITHOUT says which tests are left out, too
+  local tool=$1 without=$2
+  shift 2
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 --kernel-name \
-    kns=fastrcnn_engine --tool "$@" "$python" -m pytest -vv -p no:cacheprovider -m cuda \
-    -k 'not (slabs and (float64 or float16 or 300))' \
-    tests/ops/test_{roi_pool,nms,detections,smooth_l1,box_codec}.py
+    kns=fastrcnn_engine --tool "$tool" "$@" "$python" -m pytest -vv -p no:cacheprovider -m cuda \
+    -k "not ($without or slabs and (float64 or float16 or 300))" \
+    tests/ops/test_{box_codec,smooth_l1,detections,nms,roi_pool}.py
 }
-memcheck() { sanitize memcheck --report-api-errors no; } # the engine checks its calls itself
-racecheck() { sanitize racecheck; }
+memcheck() { # the engine checks its calls itself; a bad access ends its kernel, and the tests go on
+  sanitize memcheck graph --report-api-errors no --destroy-on-device-error kernel
+}
+racecheck() { # which writes down every access: those of 60 000 boxes would take all the time
+  sanitize racecheck 'graph or more_boxes'
+}
 
 roipool() {
   "$python" benchmarks/roipool_bench.py --device cuda --peers torchvision --out "$out/roipool.json"
 }
 
 boxes() { # nms.json, detections.json, small-calls.json
-  local name
+  local name status=0
   for name in nms detections small-calls; do
-    "$python" "benchmarks/${name/-/_}_bench.py" --device cuda --out "$out/$name.json"
+    "$python" "benchmarks/${name/-/_}_bench.py" --device cuda --out "$out/$name.json" || status=$?
   done
+  return "$status"
 }
 
 # A line of kernels.csv is one launch of ours; the call it belongs to is in the column of ranges.
@@ -192,7 +203,7 @@ END_PYTHON
   (($(wc -l <"$out/kernels.csv") > 2)) && return "$status" # names, units, and then launches
 }
 
-export -f machine build cuda_tests tests sanitize memcheck racecheck roipool boxes kernels
+export -f machine build tests sanitize memcheck racecheck roipool boxes kernels
 
 # ---- running them -------------------------------------------------------------------------------
 
@@ -243,13 +254,14 @@ step machine 60
 step build 240 && built=yes
 if [[ $built == yes ]]; then
   step tests 120
-  step_with compute-sanitizer memcheck 90
-  step_with compute-sanitizer racecheck 90
   step roipool 150
   step boxes 60
   step_with ncu kernels 90
+  # Last, as nobody knows how long they take, and what they were stopped at is worth something.
+  step_with compute-sanitizer memcheck 90
+  step_with compute-sanitizer racecheck 90
 else # another installation might be found, and checked in place of this one
-  for name in tests memcheck racecheck roipool boxes kernels; do
+  for name in tests roipool boxes kernels memcheck racecheck; do
     report "$name" "NOT RUN: the build failed" 0
   done
 fi

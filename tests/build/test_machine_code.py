@@ -73,6 +73,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
     commands = json.loads((folder / "compile_commands.json").read_text())
     commands = {Path(c["file"]): c["command"] for c in commands if c["file"].endswith(".cu")}
     assert commands.keys() == set((ROOT / "cuda").glob("*.cu")), "CMakeLists.txt names other files"
+    contracted = [path.name for path, words in commands.items() if " --fmad=false " not in words]
+    assert not contracted, f"other bits than the CPU's, which only a GPU would show: {contracted}"
 
     def compiled(path: Path) -> Source:
         """By the build's own command, but for what it makes of the host's part: nothing."""

@@ -308,7 +308,16 @@ _VALUES = [
     RoiPoolCase(
         "lowest-float", np.full((1, 3, 9, 11), -3.4028234663852886e38), _FULL, (3, 3), smooth=False
     ),
-    RoiPoolCase("denormals", 1e-42 * _noise(1, 3, 9, 11), _FULL, (3, 3), smooth=False),
+    # Of each type those that a GPU could take for zeros.
+    *[
+        RoiPoolCase(name, size * _noise(1, 3, 9, 11), _FULL, (3, 3), smooth=False)
+        for name, size in (
+            ("denormals", 1e-42),
+            ("denormals-of-bfloat16", 1e-39),
+            ("denormals-of-float16", 1e-6),
+            ("denormals-of-float64", 1e-310),
+        )
+    ],
 ]
 
 _SHAPES = [

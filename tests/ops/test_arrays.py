@@ -200,8 +200,13 @@ def test_arguments_are_let_go_after_the_call(operator, kind):
     assert [sys.getrefcount(x) for x in (*given, *arrays)] == before
 
 
-class CupyLike:
-    """What is asked of a `cupy.ndarray`, over NumPy's memory that is said to lie on a GPU."""
+class CupyLike(bytearray):
+    """What is asked of a `cupy.ndarray`, over NumPy's memory that is said to lie on a GPU.
+
+    CuPy's have a buffer, which must not be asked for; a bytearray, which is empty here, has one.
+    """
+
+    __cuda_array_interface__: dict = {}
 
     class Device:
         id = 0
@@ -217,6 +222,7 @@ class CupyLike:
     streams: list[object] = []  # that work on the arrays was queued on
 
     def __init__(self, array: np.ndarray) -> None:
+        super().__init__()
         self.array = array
 
     def __getattr__(self, name: str) -> object:
@@ -276,6 +282,19 @@ def test_cupy_takes_lists_of_boxes_and_channels_last(cupy):
     assert pooled.transpose(0, 2, 3, 1).flags.c_contiguous
     with pytest.raises(TypeError, match="boxes must be a cupy.ndarray like the first argument"):
         fe.roi_pool(features, ROIS, 2)
+
+
+@every_operator
+@pytest.mark.cuda
+def test_cupys_own_arrays_give_the_bits_of_tensors(operator, cuda_device):
+    cupy = pytest.importorskip("cupy")
+    with cupy.cuda.Stream(non_blocking=True):  # which waits for no other, nor they for it
+        results = results_of(operator, cupy.asarray)
+        assert {type(result) for result in results} == {cupy.ndarray}
+        results = [cupy.asnumpy(result) for result in results]
+    expected = results_of(operator, lambda array: torch.from_numpy(array).to(cuda_device))
+    for left, right in zip(results, expected, strict=True):
+        assert_same_bits(left, take(right))
 
 
 def test_arrays_on_a_gpu_that_are_not_known_are_refused_with_a_way_out():
