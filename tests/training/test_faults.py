@@ -236,8 +236,9 @@ def test_a_missing_tensorboard_is_told_before_the_training(voc, monkeypatch):
 def test_sigterm_is_a_ctrl_c(voc):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     kill = at(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt, match="resume goes on from iteration 4"):
+    with pytest.raises(KeyboardInterrupt, match="resume goes on from iteration 4") as stopped:
         run(replace(voc, checkpoint_every=100), on_log=kill)
+    assert stopped.value.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert load_checkpoint(voc.output / "checkpoint.pt")["iteration"] == 4
 

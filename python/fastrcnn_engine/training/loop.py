@@ -33,7 +33,7 @@ from fastrcnn_engine.training.config import (
     the_same_on_every_run,
 )
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
-from fastrcnn_engine.training.interrupt import Interrupt
+from fastrcnn_engine.training.interrupt import Interrupt, Stopped
 from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
 from fastrcnn_engine.training.resume import checked_to_resume, data_fingerprint, resume, start_from
@@ -338,7 +338,7 @@ def _train(
                     save(iteration)
                 if any(failed):
                     raise _data_error(failure, failed.index(1), iteration)
-                raise KeyboardInterrupt(f"resume goes on from iteration {iteration}")
+                raise Stopped(f"resume goes on from iteration {iteration}", max(asked))
             rois = sum(map(sum, counts))
             # Padding and RoIs are those of the whole batch, whoever works on it.
             assert batch is not None  # what kept it away has been raised
@@ -422,7 +422,7 @@ def _train(
                 saved = done
             watch.mark("log, tests, checkpoints")
         if interrupt.asked:
-            raise KeyboardInterrupt(f"resume goes on from iteration {config.iterations}")
+            raise Stopped(f"resume goes on from iteration {config.iterations}", interrupt.asked)
     return TrainResult(
         model.eval(), checkpoint, log, config.iterations, dataset.problems, unusable, layers,
         list(meter.bad_images), best, watch.means(),
