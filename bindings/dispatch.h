@@ -1,8 +1,10 @@
 // From run-time dtype and device to a call of the engine.
 #pragma once
 
+#include <chrono>
 #include <initializer_list>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "array.h"
@@ -42,6 +44,26 @@ class ArrayMemory : public DeviceMemory {
   std::vector<py::object> held_;
 };
 
+// The interpreter's lock, given up for a block. Who asks for it again when the interpreter has ended, as a
+// daemon thread may, is ended by Python before 3.14, with an exception of the C library's that must not leave
+// a destructor: the process would abort. Here the thread waits for the process to end, as since 3.14.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+  ~Unlocked() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+
+ private:
+  PyThreadState* state_;
+};
+
 // Runs `on_cpu()` or `on_cuda(stream)` where the arrays are, with the GIL released. on_cuda must take
 // its stream as auto: without CUDA it is then never compiled, and nothing is left to link. `new_bytes`: see
 // ArrayMemory; without it, or where it is None, temporary memory comes from CUDA's own pool.
@@ -57,12 +79,12 @@ auto on_device(std::initializer_list<const Array*> arrays, uintptr_t stream, OnC
       fail(array->name(), " must be on the device of ", first.name(), " (", place_name(first),
            "), got ", place_name(*array));
   if (place(first) < 0) {
-    py::gil_scoped_release release;
+    const Unlocked unlocked;
     return on_cpu();
   }
 #ifdef FRCNN_WITH_CUDA
   ArrayMemory memory(new_bytes, stream);
-  py::gil_scoped_release release;
+  const Unlocked unlocked;
   return on_cuda(Stream(reinterpret_cast<CUstream_st*>(stream), place(first),
                         new_bytes.is_none() ? nullptr : &memory));
 #else

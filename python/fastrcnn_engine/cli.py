@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a failure that is not the user's, 2 a user's mistake."""
+    """Entry point. Exit codes: 0 done, 1 a failure that is not the user's, 2 a user's mistake; of
+    what was stopped 130 by Ctrl-C, 143 by SIGTERM. Raises BrokenPipeError where nobody reads the
+    output any more.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("FRCNN_DEBUG", "0") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         _run(chosen, shlex.join(["fastrcnn-engine", *arguments]))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         message = str(error) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
@@ -85,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"; --{stop}" if name == "train" and str(stop) else ""
         if os.environ.get("RANK", "0") == "0":
             print(f"fastrcnn-engine {name}: stopped{hint}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
 
 
 def _command_class(name: str) -> type:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +23,7 @@ from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
+from fastrcnn_engine.report.html import write_whole
 from fastrcnn_engine.training.log import TrainLog
 
 from .steps import failure, nothing_is_begun, run
@@ -96,6 +99,30 @@ def test_module_runs_as_a_program():
     assert done.returncode == 0 and done.stdout.strip()[0].isdigit()
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["demo", "--help"], ["nonsense"]])
+def test_a_reader_that_has_gone_is_no_failure_to_tell_of(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn_engine", *arguments], stdout=writer,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writer)
+    mistake = arguments == ["nonsense"]  # of which is told elsewhere
+    assert done.returncode == (2 if mistake else 1) and done.stderr.count("\n") == mistake
+
+
+def test_names_that_a_terminal_has_no_letters_for_stop_nothing(trained, tmp_path):
+    out = tmp_path / "gr\u00fcn\udcff"  # and one that is no UTF-8
+    command = ("report", trained, "--out", out / "page.html")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn_engine", *command], capture_output=True, text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert r"gr\xfcn\udcff/page.html" in done.stdout and (out / "page.html").is_file()
+
+
 def test_env_prints_what_a_bug_report_needs(capsys):
     run("env")
     text = capsys.readouterr().out
@@ -164,6 +191,21 @@ def test_detection_settings_out_of_range_are_refused_before_anything_is_done(
             line = failure(capsys, *command, "--score", value)
             assert "score_threshold must be a finite number" in line and f"got {value}" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "page.html"
+    write_whole(path, "old \udcff")
+    assert path.read_text() == r"old \udcff"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    for write in (write_whole, pipeline.write_json):
+        with pytest.raises(OSError, match=r"cannot write .*page\.html: No space left on device"):
+            write(path, "new")
+    assert [one.read_text() for one in path.parent.iterdir()] == [r"old \udcff"]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

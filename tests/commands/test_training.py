@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.pipeline import read_log
 from fastrcnn_engine.training import loop, resume
+from fastrcnn_engine.training.interrupt import Stopped
 
 from .steps import failure, metrics_of, run
 
@@ -96,9 +98,10 @@ def test_a_config_of_another_program_is_refused(capsys, drawn, tmp_path, content
         assert str(tmp_path / "config.json") in line and "another --out" in line
 
 
-def test_ctrl_c_tells_how_to_go_on(capsys, drawn, trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_tells_how_to_go_on(number, code, capsys, drawn, trained, tmp_path, monkeypatch):
     def stop(config, on_start):
-        raise KeyboardInterrupt("resume goes on from iteration 2")
+        raise Stopped("resume goes on from iteration 2", number)
 
     monkeypatch.setattr(training, "run_training", stop)
     with pytest.raises(SystemExit) as end:
@@ -106,7 +109,7 @@ def test_ctrl_c_tells_how_to_go_on(capsys, drawn, trained, tmp_path, monkeypatch
             "train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", tmp_path,
             "--proposals", trained / "proposals.npz",
         )  # fmt: skip
-    assert end.value.code == 130
+    assert end.value.code == code
     assert "stopped; --resume goes on from iteration 2" in capsys.readouterr().err
 
 

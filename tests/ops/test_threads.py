@@ -110,6 +110,39 @@ def test_a_forked_process_computes(imported):
     assert done.returncode == 0, done.stderr
 
 
+# Daemon threads compute when the main thread ends: they ask for a lock that nobody gives any more.
+DAEMONS = """
+import sys, threading, time, numpy as np
+if sys.argv[1] == "torch":
+    import torch
+import fastrcnn_engine as fe
+features = np.random.default_rng(1).standard_normal((1, 256, 40, 40)).astype(np.float32)
+rois = np.tile(np.float32([[0, 0, 0, 39, 39]]), (300, 1))
+if sys.argv[1] == "refused":
+    rois[-1, 0] = 1
+begun = threading.Semaphore(0)
+def work():
+    while True:
+        try:
+            fe.roi_pool(features, rois, 7)
+        except ValueError:
+            pass
+        begun.release()
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+for _ in range(20):
+    begun.acquire()
+"""
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "refused"])
+def test_a_process_ends_while_its_daemon_threads_compute(kind):
+    done = subprocess.run(
+        [sys.executable, "-c", DAEMONS, kind], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stderr == ""
+
+
 # An OpenMP runtime of which there is one thread, as in a parallel region, or three: it says so.
 RUNTIME = """
 #include <stdio.h>

@@ -7,18 +7,27 @@ import threading
 from types import FrameType
 
 
+class Stopped(KeyboardInterrupt):
+    """A run has ended for a signal, of that number."""
+
+    def __init__(self, text: str, number: int):
+        super().__init__(text)
+        self.number = number
+
+
 class Interrupt:
     """Within the block the first Ctrl-C only sets ``asked``; a second one interrupts at once.
 
-    SIGTERM, by which schedulers and torchrun end a process, is as good as Ctrl-C. A block that ends
-    without having acted on it raises KeyboardInterrupt. Where a signal does not mean what it means
-    by default (another thread, a background job, a handler of the host), nothing changes.
+    SIGTERM, by which schedulers and torchrun end a process, is as good as Ctrl-C. ``asked`` is the
+    number of the signal, 0 until one comes. A block that ends without having acted on it raises
+    Stopped. Where a signal does not mean what it means by default (another thread, a background
+    job, a handler of the host), nothing changes.
     """
 
     DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
     def __init__(self):
-        self.asked = False
+        self.asked = 0
         self.installed: list[int] = []
 
     def __enter__(self) -> Interrupt:
@@ -30,8 +39,9 @@ class Interrupt:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore(number)  # torchrun sends SIGTERM on top of a Ctrl-C: that is not a second one
+        # torchrun sends SIGTERM on top of a Ctrl-C: that is not a second one.
+        self.asked = self.asked or number
+        self._restore(number)
 
     def _restore(self, number: int) -> None:
         signal.signal(number, self.DEFAULTS[signal.Signals(number)])
@@ -41,4 +51,4 @@ class Interrupt:
         for number in list(self.installed):
             self._restore(number)
         if self.asked and kind is None:
-            raise KeyboardInterrupt
+            raise Stopped("", self.asked)

@@ -6,9 +6,16 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def summary_writer() -> type:
@@ -20,6 +27,42 @@ def summary_writer() -> type:
             f"tensorboard: the package is missing or incomplete ({error}): pip install tensorboard"
         ) from error
     return SummaryWriter
+
+
+def is_alone(descriptor: int) -> bool:
+    """Whether no other process, and nobody else in this one, holds an open file or folder. It is
+    held by the caller then until it is closed, at the latest with the process; where a file system
+    has no locks, by everybody.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it for the block. ValueError where one is in it:
+    each would replace the log and the checkpoints of the other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        if not is_alone(held):
+            raise ValueError(
+                f"output: another run is at work in {folder}; wait for its end, or give another "
+                "output directory"
+            )
+        yield
+    finally:
+        os.close(held)
 
 
 class TrainLog:
@@ -57,12 +100,7 @@ class TrainLog:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line. Raises OSError that names the file, on a full disk for example."""
-        line = (json.dumps(entry, allow_nan=False) + "\n").encode()
-        try:
-            while line:
-                line = line[self.file.write(line) :]
-        except OSError as error:
-            raise OSError(f"cannot write the log {self.path}: {error.strerror}") from error
+        write_row(self.file, entry, f"the log {self.path}")
         if self.events is not None:
             _show(self.events, entry)
             self.events.flush()  # to be looked at now, not in two minutes
@@ -70,6 +108,16 @@ class TrainLog:
     def sync(self) -> None:
         """Have everything on the disk: a checkpoint must not know more than the log."""
         os.fsync(self.file.fileno())
+
+
+def write_row(file: FileIO, row: dict[str, Any], name: str) -> None:
+    """Add a line of JSON. Raises OSError that names the file."""
+    line = (json.dumps(row, allow_nan=False) + "\n").encode()
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except OSError as error:
+        raise OSError(f"cannot write {name}: {error.strerror}") from error
 
 
 def _show(events: Any, entry: dict[str, Any]) -> None:

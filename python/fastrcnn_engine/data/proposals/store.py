@@ -115,6 +115,10 @@ class ProposalStore:
     def __len__(self) -> int:
         return len(self._offsets)
 
+    def __reduce__(self) -> tuple[type[ProposalStore], tuple[Path]]:
+        """Another process, or a copy, maps the file for itself."""
+        return ProposalStore, (self.path,)
+
     def keys(self) -> Iterable[str]:
         return self._offsets.keys()
 
@@ -156,6 +160,10 @@ def write_proposals(
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.strerror is None or error.filename is not None:
+            raise  # it says already what it is about
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
