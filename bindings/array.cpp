@@ -46,9 +46,12 @@ DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
   return {dlpack::kUInt, bits, 1};
 }
 
+// An attribute of arrays on a GPU; of a type that has such arrays, too.
+constexpr const char* kOnGpu = "__cuda_array_interface__";
+
 // How arrays of a type are read, found out once.
 struct ArrayType {
-  bool has_buffer;                  // in host memory
+  bool has_buffer, may_be_on_gpu;
   const DLPackExchangeAPI* exchange;  // null where it has none
 };
 
@@ -57,10 +60,7 @@ const ArrayType& array_type(PyTypeObject* type) {
   const auto found = known.find(type);
   if (found != known.end()) return found->second;
   const py::handle attributes(reinterpret_cast<PyObject*>(type));
-  // CuPy's arrays have a buffer as well, which they do not give, or only of memory that a GPU works on.
-  const bool has_buffer = type->tp_as_buffer != nullptr &&
-                          type->tp_as_buffer->bf_getbuffer != nullptr &&
-                          !py::hasattr(attributes, "__cuda_array_interface__");
+  const PyBufferProcs* const buffer = type->tp_as_buffer;
   const DLPackExchangeAPI* api = nullptr;
   const py::object capsule = py::getattr(attributes, "__dlpack_c_exchange_api__", py::none());
   if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
@@ -70,7 +70,9 @@ const ArrayType& array_type(PyTypeObject* type) {
       api = table;
   }
   Py_INCREF(type);  // the address must stay this type's
-  return known.emplace(type, ArrayType{has_buffer, api}).first->second;
+  const ArrayType result{buffer != nullptr && buffer->bf_getbuffer != nullptr,
+                         py::hasattr(attributes, kOnGpu), api};
+  return known.emplace(type, result).first->second;
 }
 
 }  // namespace
@@ -91,7 +93,8 @@ std::string dtype_name(DLDataType dtype) {
 
 Array::Array(py::handle object, const char* name, Access access, uintptr_t stream) : name_(name) {
   const ArrayType& type = array_type(Py_TYPE(object.ptr()));
-  if (type.has_buffer) {
+  // Of an array on a GPU CuPy has a buffer that it does not give, or of memory that the GPU works on.
+  if (type.has_buffer && !(type.may_be_on_gpu && py::hasattr(object, kOnGpu))) {
     adopt_buffer(object, access);
   } else {
     try {
