@@ -22,7 +22,8 @@ extern "C" {
 enum { FRCNN_OK = 0, FRCNN_INVALID_ARGUMENT = 1, FRCNN_FAILED = 2 };
 
 /* Why the last call of this thread did not give FRCNN_OK: the argument, the row, what was expected and what
- * was got. Valid until the thread's next call. */
+ * was got. Some arguments have their names of Python there: input for features, boxes for rois and proposals,
+ * output for a result. Valid until the thread's next call. */
 FRCNN_API const char* frcnn_last_error(void);
 FRCNN_API const char* frcnn_version(void);
 

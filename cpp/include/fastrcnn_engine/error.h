@@ -8,7 +8,9 @@
 namespace fastrcnn_engine {
 
 // The caller's fault. The message names the argument, and where it applies the row, what was
-// expected and what was got. Python sees a ValueError.
+// expected and what was got. Python sees a ValueError, so arguments have their names of there: input for
+// features, boxes for rois and, but for encode_boxes, for proposals, reference_boxes for the targets of
+// encode_boxes, output for a result.
 class InvalidArgument : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
