@@ -32,7 +32,7 @@ inline void require_image(double height, double width) {
           "the image size must be (height, width), both positive, got (", height, ", ", width, ")");
 }
 
-inline void require_iou_threshold(double threshold, const char* name) {
+inline void require_iou_threshold(float threshold, const char* name) {
   require(threshold >= 0 && threshold <= 1, name, " must be in [0, 1], got ", threshold);
 }
 

@@ -187,6 +187,7 @@ BOXES, DELTAS = random_boxes(4, 2), np.zeros((4, 8), np.float32)
         (lambda: fe.clip_boxes_to_image(BOXES[:, :3], (9, 9)), r"boxes must be .*4.*\(4, 3\)"),
         (lambda: fe.clip_boxes_to_image(BOXES, (0, 9)), "size.*positive.*0"),
         (lambda: fe.clip_boxes_to_image(BOXES, (9, -1)), "size.*positive.*-1"),
+        (lambda: fe.clip_boxes_to_image(BOXES, (12345678.5, -0.1)), r"\(12345678.5, -0.1\)$"),
         (lambda: fe.clip_boxes_to_image(BOXES, (9, NAN)), "size.*nan"),
         (lambda: fe.clip_boxes_to_image(BOXES, 9), r"size must be \(height, width\), got 9"),
         (lambda: fe.clip_boxes_to_image(BOXES.astype(np.int64), (9, 9)), "boxes must be .*int64"),

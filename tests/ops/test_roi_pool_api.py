@@ -396,6 +396,8 @@ def test_list_without_entries(face):
         (lambda: fe.roi_pool(FEATURES, ROIS, 7.5), r"output_size must be .*7.5"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, 0.0),
          "spatial_scale must be a positive number, got 0"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, 1e-60),
+         "spatial_scale must be a positive number in float32, got 1e-60"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, -1), "spatial_scale must be .*-1"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, NAN), "spatial_scale must be .*nan"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, INF), "spatial_scale must be .*inf"),
