@@ -71,6 +71,25 @@ def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
     assert functions == {f"frcnn_{name}" for name in names}
 
 
+def test_a_project_can_hold_the_source(tmp_path: Path) -> None:
+    """By add_subdirectory: both targets have the names, and the headers, that the installed ones have."""
+    (tmp_path / "CMakeLists.txt").write_text(f"""
+        cmake_minimum_required(VERSION 3.24)
+        project(whole LANGUAGES CXX)
+        set(FRCNN_CUDA OFF)
+        add_subdirectory({ROOT} engine)
+        foreach(name fastrcnn_engine fastrcnn_engine_c)
+          file(GENERATE OUTPUT ${{CMAKE_BINARY_DIR}}/${{name}} CONTENT
+            $<TARGET_PROPERTY:fastrcnn_engine::${{name}},INTERFACE_INCLUDE_DIRECTORIES>)
+        endforeach()
+    """)
+    result = run(cmake(), "-S", tmp_path, "-B", tmp_path / "build")
+    assert result.returncode == 0, result.stderr
+    for name in ("fastrcnn_engine", "fastrcnn_engine_c"):
+        folder = (tmp_path / "build" / name).read_text()
+        assert (Path(folder) / "fastrcnn_engine/c_api.h").exists(), name
+
+
 def test_every_call_in_c_equals_python(prefix: Path) -> None:
     """From a language that calls C: this one, by ctypes."""
     header = (prefix / "include/fastrcnn_engine/c_api.h").read_text()
