@@ -12,7 +12,6 @@ import pytest
 import fastrcnn_engine as fe
 from build.steps import ROOT, cmake, run
 
-
 MINOR_VERSION = ".".join(str(fe.build_info()["version"]).split(".")[:2])
 
 
@@ -50,6 +49,21 @@ def test_example_links_and_runs_without_python(prefix: Path, tmp_path: Path) -> 
     assert lines[3] == "refused: boxes[1]: batch index must be in [0, 1), got 3"
 
 
+def test_a_program_may_ask_for_cuda_where_there_is_none(prefix: Path, tmp_path: Path) -> None:
+    source = tmp_path / "asks.cpp"
+    source.write_text("""
+        #include <fastrcnn_engine/build_info.h>
+        #include <iostream>
+        int main() { std::cout << fastrcnn_engine::cuda::why_unavailable(); }
+    """)
+    built = run(
+        "g++", "-std=c++20", f"-I{prefix / 'include'}", source, "-o", tmp_path / "asks",
+        next(prefix.glob("lib*/libfastrcnn_engine.a")),
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    assert run(tmp_path / "asks").stdout == "switched off (FRCNN_CUDA=OFF)"
+
+
 def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
     """A C compiler, the header and the shared library are all it takes."""
     library = next(prefix.glob("lib*/**/libfastrcnn_engine_c.so")).parent
@@ -77,7 +91,7 @@ def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
 
 
 def test_a_project_can_hold_the_source(tmp_path: Path) -> None:
-    """By add_subdirectory: both targets have the names, and the headers, that the installed ones have."""
+    """By add_subdirectory: both targets have the names, and the headers, of the installed ones."""
     (tmp_path / "CMakeLists.txt").write_text(f"""
         cmake_minimum_required(VERSION 3.24)
         project(whole LANGUAGES CXX)
