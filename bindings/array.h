@@ -118,8 +118,8 @@ class Array {
   py::object capsule_;
 };
 
-// The one layout in which every array is dense (each may be dense in both). The first array decides
-// what the message says about the others.
+// The one layout in which every array is dense (each may be dense in both). The message is about the first
+// that does not fit those before it.
 Layout common_layout(std::initializer_list<const Array*> maps);
 
 }  // namespace fastrcnn_engine::bindings
