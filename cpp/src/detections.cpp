@@ -22,7 +22,7 @@ void check(const DetectBoxes<T>& call) {
     require_shape(call.deltas, "deltas", call.proposals.shape[0], 4 * call.scores.shape[1]);
     require(call.max_log_ratio > 0, "max_log_ratio must be positive, got ", call.max_log_ratio);
   }
-  require_image(call.image_height, call.image_width);
+  require_image(call.image_height, call.image_width, call.inclusive);
   require(call.score_threshold == call.score_threshold, "score_threshold must be a number, got nan");
   require_iou_threshold(call.nms_threshold, "nms_threshold");
   const int64_t capacity = call.boxes.shape[0];
