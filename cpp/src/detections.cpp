@@ -72,12 +72,11 @@ template <typename T>
 int64_t detect_boxes(const DetectBoxes<T>& call) {
   check(call);
   const int64_t columns = call.scores.shape[1], most = call.boxes.shape[0];
-  const T score_threshold = static_cast<T>(call.score_threshold);
   const T max_log_ratio = static_cast<T>(call.max_log_ratio);
   const T x_limit = semantics::clip_limit(static_cast<T>(call.image_width), call.inclusive);
   const T y_limit = semantics::clip_limit(static_cast<T>(call.image_height), call.inclusive);
 
-  const auto candidates = ranked_candidates(call.scores, score_threshold);
+  const auto candidates = ranked_candidates(call.scores, static_cast<T>(call.score_threshold));
   GreedySuppression<T> suppression(columns, call.nms_threshold, call.inclusive);
   int64_t kept = 0;
   for (auto next = candidates.begin(); next != candidates.end() && kept < most; ++next) {
@@ -86,10 +85,8 @@ int64_t detect_boxes(const DetectBoxes<T>& call) {
     if (call.deltas.data != nullptr)
       box = semantics::decode(box, delta_at(call.deltas.data, next->index), max_log_ratio);
     box = semantics::clip(box, x_limit, y_limit);
-    const T score = call.scores.data[next->index];
-    if (!semantics::is_candidate(score, score_threshold, box)) continue;
-    if (!suppression.keep(box, label)) continue;
-    semantics::put_detection(call, kept++, box, score, label, row);
+    if (!semantics::is_whole(box) || !suppression.keep(box, label)) continue;
+    semantics::put_detection(call, kept++, box, call.scores.data[next->index], label, row);
   }
   for (int64_t place = kept; place < most; ++place) semantics::put_no_detection<T>(call, place);
   return kept;
