@@ -28,9 +28,9 @@ bool is_row_major(std::span<const int64_t> shape, const int64_t* strides) {
 // A buffer format is one letter, after an optional sign of the byte order; anything longer (complex
 // numbers, records) is no type of ours.
 DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
-  const auto bits = static_cast<uint8_t>(8 * itemsize);
   const bool marked = !format.empty() && std::string("@=<>!").find(format[0]) != std::string::npos;
-  if (format.size() != (marked ? 2u : 1u)) return {kCompound, bits, 1};
+  if (format.size() != (marked ? 2u : 1u)) return {kCompound, 0, 1};  // its bits need not fit
+  const auto bits = static_cast<uint8_t>(8 * itemsize);
   const char kind = format.back();
   const bool swapped = std::endian::native == std::endian::little
                            ? format.starts_with('>') || format.starts_with('!')
@@ -65,9 +65,9 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
 
 std::string dtype_name(DLDataType dtype) {
   if (dtype.code == dlpack::kBool) return "bool";
+  if (dtype.code == kCompound) return "complex or compound numbers";
   const char* kind = "dtype ";
   if (dtype.code == kSwapped) kind = "byte-swapped ";
-  if (dtype.code == kCompound) kind = "complex or compound ";
   const bool narrow = dtype.code >= dlpack::kFirstFloat8 && dtype.code <= dlpack::kLastFloat4;
   if (dtype.code == dlpack::kFloat || narrow) kind = "float";
   if (dtype.code == dlpack::kInt) kind = "int";
