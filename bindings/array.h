@@ -33,7 +33,8 @@ constexpr DLDataType dtype_of() {
 std::string dtype_name(DLDataType dtype);
 
 // An array borrowed for one call. `stream` is the CUDA stream the work will be queued on, in DLPack's
-// numbering; producers make their pending writes visible to it.
+// numbering; producers of capsules make their pending writes visible to it. Torch's tensors come by a table of
+// functions that does not, as their work is queued on `stream` already, and that knows no read-only arrays.
 class Array {
  public:
   Array(py::handle object, const char* name, Access access, uintptr_t stream);
