@@ -70,7 +70,7 @@ void detect_boxes(const DetectBoxes<T>& call, int64_t* count, const Stream& stre
 
 template <typename T>
 int64_t detect_boxes(const DetectBoxes<T>& call, const Stream& stream) {
-  return counted([&](int64_t* count) { detect_boxes(call, count, stream); }, stream);
+  return fetch_counted([&](int64_t* count) { detect_boxes(call, count, stream); }, stream);
 }
 
 template void detect_boxes(const DetectBoxes<float>&, int64_t*, const Stream&);

@@ -1,9 +1,9 @@
 #include "fastrcnn_engine/box_codec.h"
 
+#include "checks.h"
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/box_codec.h"
 #include "fastrcnn_engine/semantics/box_rows.h"
-#include "views.h"
 
 namespace fastrcnn_engine {
 

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "checks.h"
 #include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/candidate.h"
 #include "greedy_suppression.h"
 #include "nms_kernels.h"
 #include "score_order.h"
-#include "views.h"
 
 namespace fastrcnn_engine {
 

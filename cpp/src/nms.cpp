@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "checks.h"
 #include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/iou.h"
 #include "greedy_suppression.h"
 #include "score_order.h"
-#include "views.h"
 
 namespace fastrcnn_engine {
 

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <type_traits>
 
+#include "checks.h"
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/smooth_l1.h"
-#include "views.h"
 
 namespace fastrcnn_engine {
 

@@ -1,8 +1,8 @@
 /* The operators for languages that call C: host memory, float32, inference. Link fastrcnn_engine_c.
  *
  * A call is a struct, filled in by name, with what is not named left at 0. Memory, results too, is the
- * caller's, dense and row-major. What the operators do, and with bad values, is said by the C++ headers of
- * the same names. */
+ * caller's, dense and row-major. What the operators do, and with bad values, is said by roi_pool.h,
+ * box_codec.h, nms.h and detections.h. */
 #ifndef FASTRCNN_ENGINE_C_API_H
 #define FASTRCNN_ENGINE_C_API_H
 
