@@ -28,7 +28,7 @@ GreedySuppression<T>::GreedySuppression(int64_t classes, float threshold, bool i
     : kernels_(FRCNN_CHOSEN(nms_kernels<T>)),
       rule_{static_cast<T>(threshold), inclusive ? T(1) : T(0)},
       // Areas that overlap by more than the threshold differ by less than its inverse: the lower it is, the
-      // more of several lists must be looked through, each with another guess where it ends. Measured.
+      // more of several lists must be looked through, each with a misprediction where it ends. Measured.
       most_in_one_list_(threshold >= 0.5f ? 512 : 2048),
       classes_(classes),
       lists_(classes) {

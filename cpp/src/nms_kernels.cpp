@@ -9,8 +9,7 @@ namespace {
 using semantics::Box;
 
 // One box against the kept ones, four vectors of them or a whole tile without a branch in between (of a list of
-// one tile, the tile): a guess of the machine that turns out wrong costs as much as comparing with two or three
-// vectors.
+// one tile, the tile): a branch misprediction costs as much as comparing with two or three vectors.
 template <typename T>
 class Comparison {
  public:

@@ -124,7 +124,7 @@ BinRange hull(const BinRange* ranges, int64_t count) {
   return all;
 }
 
-// What the bins along one side of a RoI read. Sums without branches, which would be guessed wrong.
+// What the bins along one side of a RoI read. Sums without branches, which would be mispredicted.
 struct Lengths {
   int64_t cells = 0;     // all
   int64_t in_quads = 0;  // of those of more than one cell, and the quads that cover these
