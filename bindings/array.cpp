@@ -15,26 +15,22 @@ constexpr uint8_t kSwapped = 255, kCompound = 254;
 constexpr const char* kCapsule = "dltensor";
 constexpr const char* kVersionedCapsule = "dltensor_versioned";
 
-// Whether the strides are those of a dense array whose dimensions vary, slowest first, as `order` says.
-// Strides of dimensions with one element, and of empty arrays, mean nothing.
-bool is_dense_in(std::span<const int64_t> shape, const int64_t* strides,
-                 std::initializer_list<int> order) {
-  for (const int64_t extent : shape)
-    if (extent == 0) return true;
+// Whether the strides are those of a dense array, the last dimension varying fastest. Strides of dimensions
+// with one element, and of empty arrays, mean nothing.
+bool is_row_major(std::span<const int64_t> shape, const int64_t* strides) {
+  if (std::ranges::count(shape, 0) > 0) return true;
   int64_t expected = 1;
-  for (auto d = std::rbegin(order); d != std::rend(order); ++d) {
-    if (shape[*d] != 1 && strides[*d] != expected) return false;
-    expected *= shape[*d];
-  }
+  for (size_t d = shape.size(); d-- > 0; expected *= shape[d])
+    if (shape[d] != 1 && strides[d] != expected) return false;
   return true;
 }
 
 // A buffer format is one letter, after an optional sign of the byte order; anything longer (complex
 // numbers, records) is no type of ours.
 DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
-  const auto bits = static_cast<uint8_t>(8 * itemsize);
   const bool marked = !format.empty() && std::string("@=<>!").find(format[0]) != std::string::npos;
-  if (format.size() != (marked ? 2u : 1u)) return {kCompound, bits, 1};
+  if (format.size() != (marked ? 2u : 1u)) return {kCompound, 0, 1};  // its bits need not fit
+  const auto bits = static_cast<uint8_t>(8 * itemsize);
   const char kind = format.back();
   const bool swapped = std::endian::native == std::endian::little
                            ? format.starts_with('>') || format.starts_with('!')
@@ -79,9 +75,9 @@ const ArrayType& array_type(PyTypeObject* type) {
 
 std::string dtype_name(DLDataType dtype) {
   if (dtype.code == dlpack::kBool) return "bool";
+  if (dtype.code == kCompound) return "complex or compound numbers";
   const char* kind = "dtype ";
   if (dtype.code == kSwapped) kind = "byte-swapped ";
-  if (dtype.code == kCompound) kind = "complex or compound ";
   const bool narrow = dtype.code >= dlpack::kFirstFloat8 && dtype.code <= dlpack::kLastFloat4;
   if (dtype.code == dlpack::kFloat || narrow) kind = "float";
   if (dtype.code == dlpack::kInt) kind = "int";
@@ -201,8 +197,10 @@ std::string Array::shape_text() const {
 
 bool Array::is_dense(Layout layout) const {
   require_rank(4);
-  return layout == Layout::nchw ? is_dense_in(shape(), strides_, {0, 1, 2, 3})
-                                : is_dense_in(shape(), strides_, {0, 2, 3, 1});
+  if (layout == Layout::nchw) return is_row_major(shape(), strides_);
+  const int64_t shape[] = {shape_[0], shape_[2], shape_[3], shape_[1]};
+  const int64_t strides[] = {strides_[0], strides_[2], strides_[3], strides_[1]};
+  return is_row_major(shape, strides);
 }
 
 uintptr_t Array::end() const {
@@ -220,32 +218,23 @@ void Array::require_rank(int rank) const {
 }
 
 void Array::require_row_major() const {
-  int64_t expected = 1;
-  bool dense = true, empty = false;
-  for (int d = rank_ - 1; d >= 0; --d) {
-    if (shape_[d] != 1 && strides_[d] != expected) dense = false;
-    expected *= shape_[d];
-    empty = empty || shape_[d] == 0;
-  }
-  require(dense || empty, name_, " must be contiguous (row-major); make a contiguous copy first");
+  require(is_row_major(shape(), strides_), name_,
+          " must be contiguous (row-major); make a contiguous copy first");
 }
 
 Layout common_layout(std::initializer_list<const Array*> maps) {
-  for (const Layout layout : {Layout::nchw, Layout::nhwc}) {
-    bool all = true;
-    for (const Array* map : maps) all = all && map->is_dense(layout);
-    if (all) return layout;
-  }
-  const Array& first = **maps.begin();
-  for (const Array* map : maps)
-    require(map->is_dense(Layout::nchw) || map->is_dense(Layout::nhwc), map->name(),
+  const Array *planes = nullptr, *cells = nullptr;  // dense in one layout only
+  for (const Array* map : maps) {
+    const bool nchw = map->is_dense(Layout::nchw), nhwc = map->is_dense(Layout::nhwc);
+    require(nchw || nhwc, map->name(),
             " must be dense in memory, NCHW or channels-last; make a contiguous copy first");
-  for (const Array* map : maps)
-    for (const Layout layout : {Layout::nchw, Layout::nhwc})
-      require(!first.is_dense(layout) || map->is_dense(layout), map->name(),
-              " must have the memory layout of ", first.name(),
-              " (both NCHW or both channels-last)");
-  throw InvalidArgument("the maps' memory layouts differ");
+    if (nchw == nhwc) continue;
+    (nchw ? planes : cells) = map;
+    if (planes != nullptr && cells != nullptr)
+      fail(map->name(), " must have the memory layout of ", (nchw ? cells : planes)->name(),
+           " (both NCHW or both channels-last)");
+  }
+  return cells != nullptr ? Layout::nhwc : Layout::nchw;
 }
 
 }  // namespace fastrcnn_engine::bindings

@@ -33,7 +33,8 @@ constexpr DLDataType dtype_of() {
 std::string dtype_name(DLDataType dtype);
 
 // An array borrowed for one call. `stream` is the CUDA stream the work will be queued on, in DLPack's
-// numbering; producers make their pending writes visible to it.
+// numbering; producers of capsules make their pending writes visible to it. Torch's tensors come by a table of
+// functions that does not, as their work is queued on `stream` already, and that knows no read-only arrays.
 class Array {
  public:
   Array(py::handle object, const char* name, Access access, uintptr_t stream);
@@ -118,8 +119,8 @@ class Array {
   py::object capsule_;
 };
 
-// The one layout in which every array is dense (each may be dense in both). The first array decides
-// what the message says about the others.
+// The one layout in which every array is dense (each may be dense in both). The message is about the first
+// that does not fit those before it.
 Layout common_layout(std::initializer_list<const Array*> maps);
 
 }  // namespace fastrcnn_engine::bindings

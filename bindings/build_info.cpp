@@ -8,18 +8,6 @@ namespace fastrcnn_engine::bindings {
 
 namespace py = pybind11;
 
-namespace {
-
-std::string why_no_cuda_device() {
-#ifdef FRCNN_WITH_CUDA
-  return cuda::why_unavailable();
-#else
-  return build_info().cuda_reason;
-#endif
-}
-
-}  // namespace
-
 void bind_build_info(py::module_& module) {
   module.def("build_info", [] {
     const BuildInfo info = build_info();
@@ -32,7 +20,7 @@ void bind_build_info(py::module_& module) {
     result["instruction_sets"] = info.instruction_sets;
     return result;
   });
-  module.def("why_no_cuda_device", &why_no_cuda_device);
+  module.def("why_no_cuda_device", &cuda::why_unavailable);
 }
 
 }  // namespace fastrcnn_engine::bindings

@@ -50,6 +50,8 @@ void forward(py::handle input, py::handle boxes, double spatial_scale, py::handl
     call.features = features.map<const T>(layout);
     call.rois = rois.view<const float, 2>();
     call.spatial_scale = static_cast<float>(spatial_scale);
+    require(call.spatial_scale > 0 || !(spatial_scale > 0),
+            "spatial_scale must be a positive number in float32, got ", spatial_scale);
     call.output = output.map<T>(layout);
     if (argmax) call.argmax = argmax->map<Index>(layout);
     call.threads = threads;

@@ -39,8 +39,7 @@ struct Candidates {
   __device__ int64_t index(int64_t row, int64_t column) const { return row * columns + column; }
   __device__ bool wants(int64_t index, int64_t) const {
     // Few boxes are made where the score decides.
-    return score(index) > score_threshold &&
-           semantics::is_candidate(score(index), score_threshold, box(index));
+    return score(index) > score_threshold && semantics::is_whole(box(index));
   }
   __device__ T score(int64_t index) const { return call.scores.data[index]; }
   __device__ Box<T> box(int64_t index) const {
@@ -71,7 +70,7 @@ void detect_boxes(const DetectBoxes<T>& call, int64_t* count, const Stream& stre
 
 template <typename T>
 int64_t detect_boxes(const DetectBoxes<T>& call, const Stream& stream) {
-  return counted([&](int64_t* count) { detect_boxes(call, count, stream); }, stream);
+  return fetch_counted([&](int64_t* count) { detect_boxes(call, count, stream); }, stream);
 }
 
 template void detect_boxes(const DetectBoxes<float>&, int64_t*, const Stream&);

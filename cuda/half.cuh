@@ -8,6 +8,13 @@
 
 #include "fastrcnn_engine/semantics/half.h"
 
+// Whether one instruction takes the maxima of two pairs of 16-bit numbers: from sm_80 on.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define FRCNN_MAXIMA_BY_TWO false
+#else
+#define FRCNN_MAXIMA_BY_TWO true
+#endif
+
 namespace fastrcnn_engine::cuda {
 
 using semantics::Wide;

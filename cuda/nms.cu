@@ -118,7 +118,7 @@ void nms(const Nms<T>& call, int64_t* kept, const Stream& stream) {
 
 template <typename T>
 int64_t nms(const Nms<T>& call, const Stream& stream) {
-  return counted([&](int64_t* kept) { nms(call, kept, stream); }, stream);
+  return fetch_counted([&](int64_t* kept) { nms(call, kept, stream); }, stream);
 }
 
 template void box_iou(const BoxIou<float>&, const Stream&);

@@ -646,7 +646,7 @@ void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, in
 
 // What `queue(count)` has counted, waited for.
 template <typename Queue>
-int64_t counted(const Queue& queue, const Stream& stream) {
+int64_t fetch_counted(const Queue& queue, const Stream& stream) {
   const DeviceGuard guard(stream);
   const TemporaryBuffer<int64_t> count(1, stream);
   queue(count.data());

@@ -84,10 +84,7 @@ void smooth_l1_forward(const SmoothL1<T>& call, T* loss, const Stream& stream) {
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas,
                         const Stream& stream) {
-  check(call);
-  require(grad_deltas.shape[0] == call.deltas.shape[0] &&
-              grad_deltas.shape[1] == call.deltas.shape[1],
-          "grad_deltas must have the shape of deltas");
+  check(call, grad_deltas);
   if (grad_deltas.size() == 0) return;
   const DeviceGuard guard(stream);
   launch_threads("smooth_l1_backward", backward_kernel<T>, grad_deltas.size(), stream, call,

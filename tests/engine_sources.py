@@ -28,12 +28,13 @@ SUPPORTED = _supported.split()
 def engine_sources() -> list[tuple[Path, list[str]]]:
     """(source, flags beyond the common ones) of every object of the CPU engine.
 
-    Without build_info.cpp, which holds strings that only CMake knows, and c_api.cpp, which asks it.
+    Without build_info.cpp, which holds strings that only CMake knows, and c_api.cpp and
+    without_cuda.cpp, which ask it.
     """
     found = []
     for source in sorted((ROOT / "cpp/src").glob("*.cpp")):
         if source.stem.endswith("_kernels"):
             found += [(source, [f"-DFRCNN_SET={name}", *flags]) for name, flags in SETS.items()]
-        elif source.stem not in ("build_info", "c_api"):
+        elif source.stem not in ("build_info", "c_api", "without_cuda"):
             found.append((source, []))
     return found

@@ -1,9 +1,9 @@
 #include "fastrcnn_engine/box_codec.h"
 
+#include "checks.h"
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/box_codec.h"
 #include "fastrcnn_engine/semantics/box_rows.h"
-#include "views.h"
 
 namespace fastrcnn_engine {
 
@@ -28,7 +28,7 @@ void check(const DecodeBoxes<T>& call) {
 template <typename T>
 void check(const ClipBoxes<T>& call) {
   require_boxes(call.boxes, "boxes");
-  require_image(call.height, call.width);
+  require_image(call.height, call.width, call.inclusive);
   require_shape(call.clipped, "output", call.boxes.shape[0], 4);
 }
 

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "checks.h"
 #include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/candidate.h"
 #include "greedy_suppression.h"
 #include "nms_kernels.h"
 #include "score_order.h"
-#include "views.h"
 
 namespace fastrcnn_engine {
 
@@ -22,7 +22,7 @@ void check(const DetectBoxes<T>& call) {
     require_shape(call.deltas, "deltas", call.proposals.shape[0], 4 * call.scores.shape[1]);
     require(call.max_log_ratio > 0, "max_log_ratio must be positive, got ", call.max_log_ratio);
   }
-  require_image(call.image_height, call.image_width);
+  require_image(call.image_height, call.image_width, call.inclusive);
   require(call.score_threshold == call.score_threshold, "score_threshold must be a number, got nan");
   require_iou_threshold(call.nms_threshold, "nms_threshold");
   const int64_t capacity = call.boxes.shape[0];
@@ -72,12 +72,11 @@ template <typename T>
 int64_t detect_boxes(const DetectBoxes<T>& call) {
   check(call);
   const int64_t columns = call.scores.shape[1], most = call.boxes.shape[0];
-  const T score_threshold = static_cast<T>(call.score_threshold);
   const T max_log_ratio = static_cast<T>(call.max_log_ratio);
   const T x_limit = semantics::clip_limit(static_cast<T>(call.image_width), call.inclusive);
   const T y_limit = semantics::clip_limit(static_cast<T>(call.image_height), call.inclusive);
 
-  const auto candidates = ranked_candidates(call.scores, score_threshold);
+  const auto candidates = ranked_candidates(call.scores, static_cast<T>(call.score_threshold));
   GreedySuppression<T> suppression(columns, call.nms_threshold, call.inclusive);
   int64_t kept = 0;
   for (auto next = candidates.begin(); next != candidates.end() && kept < most; ++next) {
@@ -86,10 +85,8 @@ int64_t detect_boxes(const DetectBoxes<T>& call) {
     if (call.deltas.data != nullptr)
       box = semantics::decode(box, delta_at(call.deltas.data, next->index), max_log_ratio);
     box = semantics::clip(box, x_limit, y_limit);
-    const T score = call.scores.data[next->index];
-    if (!semantics::is_candidate(score, score_threshold, box)) continue;
-    if (!suppression.keep(box, label)) continue;
-    semantics::put_detection(call, kept++, box, score, label, row);
+    if (!semantics::is_whole(box) || !suppression.keep(box, label)) continue;
+    semantics::put_detection(call, kept++, box, call.scores.data[next->index], label, row);
   }
   for (int64_t place = kept; place < most; ++place) semantics::put_no_detection<T>(call, place);
   return kept;

@@ -14,9 +14,10 @@ using semantics::Box;
 // The lists of a class that has several: two to a doubling of the area, and after 16 doublings again.
 constexpr uint32_t kLists = 32;
 
+// Exponent and first bit of the fraction.
 template <typename T>
 uint32_t area_step(T area) {
-  using Bits = semantics::RankKey<T>;  // exponent and first bit of the fraction
+  using Bits = semantics::RankKey<T>;  // an integer as wide
   return static_cast<uint32_t>(std::bit_cast<Bits>(area) >> (std::numeric_limits<T>::digits - 2));
 }
 
@@ -27,7 +28,7 @@ GreedySuppression<T>::GreedySuppression(int64_t classes, float threshold, bool i
     : kernels_(FRCNN_CHOSEN(nms_kernels<T>)),
       rule_{static_cast<T>(threshold), inclusive ? T(1) : T(0)},
       // Areas that overlap by more than the threshold differ by less than its inverse: the lower it is, the
-      // more of several lists must be looked through, each with another guess where it ends. Measured.
+      // more of several lists must be looked through, each with a misprediction where it ends. Measured.
       most_in_one_list_(threshold >= 0.5f ? 512 : 2048),
       classes_(classes),
       lists_(classes) {
@@ -55,7 +56,7 @@ bool GreedySuppression<T>::keep(const Box<T>& box, int64_t class_number) {
 template <typename T>
 void GreedySuppression<T>::add(const Box<T>& box, T area, const ClassLists& of) {
   KeptList& list = lists_[of.first + (area_step(area) & of.mask)];
-  if (list.count == list.tiles * kTileBoxes) {  // a place of four times as many tiles
+  if (list.count == list.tiles * kTileBoxes) {  // a place kTileStep times as large, so a multiple of it
     const auto first = static_cast<int64_t>(tiles_.size());
     const int64_t tiles = std::max<int64_t>(1, list.tiles * kTileStep);
     tiles_.resize(first + tiles);
@@ -77,9 +78,11 @@ void GreedySuppression<T>::split(ClassLists& of) {
   of = {static_cast<int64_t>(lists_.size()), kLists - 1};
   lists_.resize(lists_.size() + kLists);
   for (int64_t i = 0; i < whole.count; ++i) {
-    const KeptTile<T> tile = tiles_[whole.first + i / kTileBoxes];
+    const KeptTile<T>& tile = tiles_[whole.first + i / kTileBoxes];
     const int64_t place = i % kTileBoxes;
-    add({tile.x1[place], tile.y1[place], tile.x2[place], tile.y2[place]}, tile.area[place], of);
+    // Copies: adding may move the tile.
+    const Box<T> box{tile.x1[place], tile.y1[place], tile.x2[place], tile.y2[place]};
+    add(box, tile.area[place], of);
   }
 }
 

@@ -39,7 +39,8 @@ std::vector<InstructionSet> supported_instruction_sets() {
   std::vector<InstructionSet> sets = {InstructionSet::baseline};
 #if defined(__x86_64__)
   // As the build compiles them (CMakeLists.txt); the compiler's check includes the operating system's.
-  // Clang's does not know F16C, which needs no more of it than AVX2 does.
+  // Clang's does not know F16C, which needs no more of it than AVX2 does. PREFETCHW is not asked for: a machine
+  // without it, as the first with AVX2, takes it for no operation.
   unsigned a, b, c = 0, d;
   if (__builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C))
     sets.push_back(InstructionSet::avx2);

@@ -139,10 +139,10 @@ FRCNN_INLINE unsigned lane_bits(const Holds<T>& holds) {
   return holds;
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(reinterpret_cast<__m256>(holds));
-  return _mm256_movemask_pd(reinterpret_cast<__m256d>(holds)) & 0xF;
+  return _mm256_movemask_pd(reinterpret_cast<__m256d>(holds));
 #elif defined(__x86_64__)
   if constexpr (sizeof(T) == 4) return _mm_movemask_ps(reinterpret_cast<__m128>(holds));
-  return _mm_movemask_pd(reinterpret_cast<__m128d>(holds)) & 0x3;
+  return _mm_movemask_pd(reinterpret_cast<__m128d>(holds));
 #else
   unsigned bits = 0;
   for (int lane = 0; lane < kLanes<T>; ++lane) bits |= (holds[lane] & 1u) << lane;
@@ -150,10 +150,11 @@ FRCNN_INLINE unsigned lane_bits(const Holds<T>& holds) {
 #endif
 }
 
+// Whether any lane is not zero.
 template <typename V>
-FRCNN_INLINE bool any_lane(const V& holds) {
+FRCNN_INLINE bool any_lane(const V& v) {
   const V none{};
-  return std::memcmp(&holds, &none, sizeof(V)) != 0;
+  return std::memcmp(&v, &none, sizeof(v)) != 0;
 }
 
 // ---- conversions ------------------------------------------------------------------------------------

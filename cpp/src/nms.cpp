@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "checks.h"
 #include "fastrcnn_engine/semantics/box_rows.h"
 #include "fastrcnn_engine/semantics/iou.h"
 #include "greedy_suppression.h"
 #include "score_order.h"
-#include "views.h"
 
 namespace fastrcnn_engine {
 
@@ -97,7 +97,7 @@ int64_t nms(const Nms<T>& call) {
   const ClassNumbers classes(call.class_ids, boxes);
   GreedySuppression<T> suppression(classes.count(), call.iou_threshold, call.inclusive);
   const int64_t most = call.keep.shape[0];
-  // Copied first: after each wrong guess of the machine, the next box is what it would wait for.
+  // Copied first: after each branch misprediction, the next box is what the machine would wait for.
   std::vector<Box<T>> sorted(order.size());
   std::transform(order.begin(), order.end(), sorted.begin(),
                  [&](const Ranked<T>& next) { return box_at(call.boxes.data, next.index); });

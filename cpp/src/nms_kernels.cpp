@@ -8,8 +8,8 @@ namespace {
 
 using semantics::Box;
 
-// One box against the kept ones, four vectors of them without a branch in between (of a list of one tile, the
-// tile): a guess of the machine that turns out wrong costs as much as comparing with two or three vectors.
+// One box against the kept ones, four vectors of them or a whole tile without a branch in between (of a list of
+// one tile, the tile): a branch misprediction costs as much as comparing with two or three vectors.
 template <typename T>
 class Comparison {
  public:
@@ -22,7 +22,7 @@ class Comparison {
 
   FRCNN_INLINE bool suppressed_by(const KeptTile<T>* tiles, const KeptList& list) const {
     constexpr int boxes = 4 * kLanes<T>, step = boxes < kTileBoxes ? 1 : boxes / kTileBoxes;
-    static_assert(kTileStep % step == 0);
+    static_assert(kTileStep % step == 0 && kTileBoxes % kLanes<T> == 0);
     const KeptTile<T>* const first = tiles + list.first;
     if (list.tiles < step) return list.count > 0 && suppressed_by<1>(first);
     for (int64_t tile = 0; tile * kTileBoxes < list.count; tile += step)
@@ -33,7 +33,8 @@ class Comparison {
  private:
   using V = Vector<T>;
 
-  // About 16 operations and 20 bytes a pair, all from the first caches: arithmetic is the floor.
+  // About 16 operations and 20 bytes a pair, all from the first caches: arithmetic is the floor. So the
+  // `inter > 0` of may_exceed is left out: it spares divisions only where the threshold is 0.
   template <int Tiles>
   FRCNN_INLINE bool suppressed_by(const KeptTile<T>* tiles) const {
     Holds<T> maybe{};
@@ -62,7 +63,7 @@ class Comparison {
   }
 
   Box<V> box_;
-  V area_, threshold_, side_, none_ = in_register(V{});
+  V area_, threshold_, side_, none_ = in_register(V{});  // none_: see intersection
 };
 
 template <typename T>

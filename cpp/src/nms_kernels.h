@@ -8,8 +8,8 @@
 
 namespace fastrcnn_engine::cpu {
 
-constexpr int kTileBoxes = 16;
-constexpr int kTileStep = 4;  // a list of more than one tile has a multiple of so many
+constexpr int kTileBoxes = 16;  // whole vectors of every set: the longest has 16 floats
+constexpr int kTileStep = 4;    // a list of more than one tile has a multiple of so many: the most of a step
 
 // Kept boxes side by side. Places not taken hold boxes that overlap nothing.
 template <typename T>
@@ -22,7 +22,7 @@ struct KeptList {
   int64_t first = 0, tiles = 0, count = 0;
 };
 
-// Several lists of tiles that lie together.
+// The lists of a class. Their tiles are among `tiles`.
 template <typename T>
 struct KeptLists {
   const KeptTile<T>* tiles;

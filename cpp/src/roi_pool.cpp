@@ -115,16 +115,16 @@ struct PooledRois {
 
 // From the first cell of any bin to the last.
 BinRange hull(const BinRange* ranges, int64_t count) {
-  BinRange hull{0, 0};
+  BinRange all{0, 0};
   for (int64_t p = 0; p < count; ++p) {
     if (ranges[p].end <= ranges[p].begin) continue;
-    if (hull.end == 0) hull = ranges[p];
-    hull = {std::min(hull.begin, ranges[p].begin), std::max(hull.end, ranges[p].end)};
+    if (all.end == 0) all = ranges[p];
+    all = {std::min(all.begin, ranges[p].begin), std::max(all.end, ranges[p].end)};
   }
-  return hull;
+  return all;
 }
 
-// What the bins along one side of a RoI read. Sums without branches, which would be guessed wrong.
+// What the bins along one side of a RoI read. Sums without branches, which would be mispredicted.
 struct Lengths {
   int64_t cells = 0;     // all
   int64_t in_quads = 0;  // of those of more than one cell, and the quads that cover these
@@ -173,7 +173,7 @@ PooledRois locate(const Call& call) {
 }
 
 // Making a cell's quad costs as much as reading so many cells of bins, most of it because cells and quads
-// together do not fit the L2 cache; if not even the last one, more.
+// together do not fit the L2 cache; if not even the last one, taken for 16 MiB, as much as 20. Measured.
 #ifndef FRCNN_QUAD_COST  // smaller in a test
 #define FRCNN_QUAD_COST 8
 #endif
@@ -186,8 +186,8 @@ int64_t quad_cost(int64_t packed_bytes) {
 // Packing costs by the cell. RoIs of an image share one window of whole rows, or have a window each,
 // whichever holds fewer cells: many RoIs must not pack the same cells again and again, and few small
 // ones must not pack a whole map. At most `most` RoIs share one. A packed cell has `cell_bytes`.
-std::vector<RoiGroup> group(const PooledRois& located, int64_t map_width, int64_t most,
-                            int64_t cell_bytes, bool may_have_quads) {
+std::vector<RoiGroup> grouped(const PooledRois& located, int64_t map_width, int64_t most,
+                              int64_t cell_bytes, bool may_have_quads) {
   std::vector<RoiGroup> groups;
   for (int64_t first = 0, last; first < located.size(); first = last) {
     const int64_t image = located.image_of[first];
@@ -247,8 +247,8 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   const int most_threads = worthwhile_threads(rois * blocks, microseconds, call.threads);
   const int64_t parts = most_threads > 1 ? ceil_div(2 * most_threads, blocks) : 1;
   const std::vector<RoiGroup> groups =
-      group(located, call.features.w, std::max(ceil_div(rois, parts), kFewest),
-            kernels.block * static_cast<int64_t>(sizeof(T)), call.argmax.data == nullptr);
+      grouped(located, call.features.w, std::max(ceil_div(rois, parts), kFewest),
+              kernels.block * static_cast<int64_t>(sizeof(T)), call.argmax.data == nullptr);
   int64_t largest = 0;
   bool with_quads = false;
   for (const RoiGroup& group : groups) {
@@ -273,9 +273,10 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
   const RoiPoolGradientKernels<T, Index> kernels =
       FRCNN_CHOSEN(roi_pool_gradient_kernels<T, Index>);
   const bool planes = call.grad_input.layout == Layout::nchw;
-  const double microseconds = call.grad_output.size() * 0.001;
+  const double microseconds = call.grad_output.size() * 0.001;  // on one core, roughly: a nanosecond each
   // NCHW: as many planes as make their runs of the gradient long enough to read ahead, fewer of large ones,
-  // which do not stay in the L2 cache. Channels-last: whole rows. Fewer of both where a thread would have none.
+  // of which 16 are more than 2 MiB and do not stay in the L2 cache (and took 1.15 times as long). Channels-last:
+  // whole rows, or parts of whole lines of floats. Fewer of both where a thread would have none.
   const int64_t together = call.grad_input.cells() * sizeof(Wide) <= 128 << 10 ? 16 : 8;
   const int64_t images = call.grad_input.n;
   const int64_t parts = ceil_div(

@@ -27,7 +27,7 @@ struct CellNumbers {
 
 // Adds one RoI's gradients of `Planes` channels, `Together` bins of each loaded at once. The planes take
 // turns: two bins of one plane often share a cell, and the second addition would wait for the first.
-// `ahead` elements on is the next RoI's run, too far away for the machine to guess.
+// `ahead` elements on is the next RoI's run, too far away for the hardware prefetcher.
 template <int Planes, int Together, typename T, typename Index, typename W>
 FRCNN_INLINE void scatter_bins(const T* grad, const Index* argmax, int64_t bins, int64_t cells,
                                int64_t ahead, W* sums) {
@@ -91,7 +91,7 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
   const int64_t width = last - channel, channels = call.grad_input.c;
   T* const result = call.grad_input.data + call.grad_input.offset(image, channel, 0);
   // Prefetched when a line of floats is added: bins that come about 512 elements later. What is added to lies
-  // so far apart that the machine has no time to guess these by itself.
+  // so far apart that the hardware prefetcher has no time for these.
   constexpr int64_t run = 16, later = 512;
   const int64_t ahead = (later + width - 1) / width * channels;
   const bool in_place = std::is_same_v<T, W> && width == channels;

@@ -65,7 +65,7 @@ bool pack_planes(const T* planes, int64_t plane, int64_t count, int64_t cells, L
     };
     for (int64_t next = 0; next < cells; next += square) {
       const int64_t cell = next + run <= cells ? next : cells - run;  // some of them again
-      if (next * sizeof(T) % kLine == 0)  // so many planes at once are too much for the machine to guess
+      if (next * sizeof(T) % kLine == 0)  // too many planes at once for the hardware prefetcher
         for (int lane = 0; lane < lanes; ++lane)
           __builtin_prefetch(place(lane) + cell + 3 * kLine / sizeof(T));
       Vector<L> rows[square];
@@ -87,7 +87,7 @@ bool pack_cells(const T* from, int64_t channels, int64_t count, int64_t cells, L
   T few[kBlock<L>] = {};
   Vector<IndexOf<L>> incomparable{};
   for (int64_t cell = 0; cell < cells; ++cell, from += channels, packed += kBlock<L>) {
-    for (int64_t c = 0; c < kBlock<L>; c += kLine / sizeof(T))  // the machine does not guess across channels
+    for (int64_t c = 0; c < kBlock<L>; c += kLine / sizeof(T))  // the hardware prefetcher does not skip channels
       __builtin_prefetch(from + 8 * channels + c);
     const T* whole = from;
     if (count < kBlock<L>) std::memcpy(few, from, count * sizeof(T)), whole = few;
@@ -244,7 +244,7 @@ void pool_bins(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t coun
 }
 
 // The same from quads: an odd row or column of a bin is in two of them. Bins of one row or column are read by
-// cells, in the same loop: which of two loops a bin takes would be guessed wrong too often.
+// cells, in the same loop: which of two loops a bin takes would be mispredicted too often.
 template <typename L>
 void pool_quads(const PooledRoi& roi, int64_t pw, int64_t first_bin, int64_t count,
                 const PackedMap<L>& map, const Pooled<L>& pooled) {

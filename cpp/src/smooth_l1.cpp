@@ -5,6 +5,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "checks.h"
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/smooth_l1.h"
 
@@ -14,8 +15,7 @@ template <typename T>
 void check(const SmoothL1<T>& call) {
   const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
   require(width > 0, "targets must be (R, D) with D > 0, got (", rows, ", ", width, ")");
-  require(call.deltas.shape[0] == rows, "deltas and targets must have the same number of rows, got ",
-          call.deltas.shape[0], " and ", rows);
+  require_rows(call.deltas, "deltas", rows, "targets");
   if (call.labels == nullptr && rows > 0)  // no rows, no memory: labels may then be null too
     require(call.deltas.shape[1] == width, "without labels deltas must be (R, ", width, "), got (",
             call.deltas.shape[0], ", ", call.deltas.shape[1], ")");
@@ -27,10 +27,21 @@ void check(const SmoothL1<T>& call) {
           call.beta);
   require(call.normalizer > 0 && std::isfinite(call.normalizer),
           "normalizer must be a positive number, got ", call.normalizer);
+  // The gradient is multiplied by it: infinite, it would make NaN of 0.
+  require(std::isfinite(1 / static_cast<T>(call.normalizer)),
+          "normalizer must have a finite inverse in the type of deltas, got ", call.normalizer);
+}
+
+template <typename T>
+void check(const SmoothL1<T>& call, const View<T, 2>& grad_deltas) {
+  check(call);
+  require_shape(grad_deltas, "grad_deltas", call.deltas.shape[0], call.deltas.shape[1]);
 }
 
 template void check(const SmoothL1<float>&);
 template void check(const SmoothL1<double>&);
+template void check(const SmoothL1<float>&, const View<float, 2>&);
+template void check(const SmoothL1<double>&, const View<double, 2>&);
 
 namespace cpu {
 namespace {
@@ -91,10 +102,7 @@ void smooth_l1_forward(const SmoothL1<T>& call, T* loss) {
 
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas) {
-  check(call);
-  require(grad_deltas.shape[0] == call.deltas.shape[0] &&
-              grad_deltas.shape[1] == call.deltas.shape[1],
-          "grad_deltas must have the shape of deltas");
+  check(call, grad_deltas);
   const T beta = static_cast<T>(call.beta);
   const T scale = *grad_loss / static_cast<T>(call.normalizer);
   std::fill_n(grad_deltas.data, grad_deltas.size(), T(0));

@@ -12,6 +12,8 @@ import pytest
 import fastrcnn_engine as fe
 from build.steps import ROOT, cmake, run
 
+MINOR_VERSION = ".".join(str(fe.build_info()["version"]).split(".")[:2])
+
 
 @pytest.fixture(scope="module")
 def prefix(built: Path) -> Path:
@@ -47,6 +49,21 @@ def test_example_links_and_runs_without_python(prefix: Path, tmp_path: Path) -> 
     assert lines[3] == "refused: boxes[1]: batch index must be in [0, 1), got 3"
 
 
+def test_a_program_may_ask_for_cuda_where_there_is_none(prefix: Path, tmp_path: Path) -> None:
+    source = tmp_path / "asks.cpp"
+    source.write_text("""
+        #include <fastrcnn_engine/build_info.h>
+        #include <iostream>
+        int main() { std::cout << fastrcnn_engine::cuda::why_unavailable(); }
+    """)
+    built = run(
+        "g++", "-std=c++20", f"-I{prefix / 'include'}", source, "-o", tmp_path / "asks",
+        next(prefix.glob("lib*/libfastrcnn_engine.a")),
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    assert run(tmp_path / "asks").stdout == "switched off (FRCNN_CUDA=OFF)"
+
+
 def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
     """A C compiler, the header and the shared library are all it takes."""
     library = next(prefix.glob("lib*/**/libfastrcnn_engine_c.so")).parent
@@ -65,10 +82,45 @@ def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
         "refused: boxes[1]: batch index must be in [0, 1), got 3",
         "refused: output must not be null",
     ]
+    needed = run("readelf", "-d", program).stdout
+    assert f"[libfastrcnn_engine_c.so.{MINOR_VERSION}]" in needed
     shown = run("nm", "-D", "--defined-only", library / "libfastrcnn_engine_c.so").stdout
     functions = {line.split()[2] for line in shown.splitlines() if line.split()[1] == "T"}
     names = {"last_error", "version", "roi_pool", "decode_boxes", "nms", "detections"}
     assert functions == {f"frcnn_{name}" for name in names}
+
+
+def test_a_project_can_hold_the_source(tmp_path: Path) -> None:
+    """By add_subdirectory: both targets have the names, and the headers, of the installed ones."""
+    (tmp_path / "CMakeLists.txt").write_text(f"""
+        cmake_minimum_required(VERSION 3.24)
+        project(whole LANGUAGES CXX)
+        set(FRCNN_CUDA OFF)
+        set(CMAKE_INSTALL_INCLUDEDIR headers/of/engines)
+        add_subdirectory({ROOT} engine)
+        foreach(name fastrcnn_engine fastrcnn_engine_c)
+          file(GENERATE OUTPUT ${{CMAKE_BINARY_DIR}}/${{name}} CONTENT
+            $<TARGET_PROPERTY:fastrcnn_engine::${{name}},INTERFACE_INCLUDE_DIRECTORIES>)
+        endforeach()
+    """)
+    result = run(cmake(), "-S", tmp_path, "-B", tmp_path / "build")
+    assert result.returncode == 0, result.stderr
+    for name in ("fastrcnn_engine", "fastrcnn_engine_c"):
+        folder = (tmp_path / "build" / name).read_text()
+        assert (Path(folder) / "fastrcnn_engine/c_api.h").exists(), name
+    exported = next((tmp_path / "build").rglob("fastrcnn_engine-targets.cmake")).read_text()
+    assert exported.count('DIRECTORIES "${_IMPORT_PREFIX}/headers/of/engines"') == 2
+    assert "headers/of/engines" in (tmp_path / "build/engine/cmake_install.cmake").read_text()
+
+
+def test_an_unknown_component_is_not_found(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text("""
+        cmake_minimum_required(VERSION 3.24)
+        project(asks LANGUAGES CXX)
+        find_package(fastrcnn_engine REQUIRED COMPONENTS training)
+    """)
+    asks = run(cmake(), "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
+    assert "fastrcnn_engine_FOUND to FALSE" in " ".join(asks.stderr.split())
 
 
 def test_every_call_in_c_equals_python(prefix: Path) -> None:

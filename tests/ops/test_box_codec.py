@@ -104,8 +104,9 @@ def test_clip_equals_the_reference(dtype, face, inclusive):
         [[-5, -5, -1, -1], [80, 60, 90, 70], [0, 0, 79, 59], [79.5, 59.5, 80, 60], [9, 9, 3, 3]],
         [[NAN, 0, INF, -INF], [-INF, -INF, INF, INF], [-0.0, 0.0, 1e30, -1e30]],
     ]).astype(dtype)  # fmt: skip
-    actual = fe.clip_boxes_to_image(give(boxes, face), (60, 80), inclusive=inclusive)
-    np.testing.assert_array_equal(take(actual), reference.clip(boxes, (60, 80), inclusive))
+    for size in ((60, 80), (1, 1)):
+        actual = fe.clip_boxes_to_image(give(boxes, face), size, inclusive=inclusive)
+        np.testing.assert_array_equal(take(actual), reference.clip(boxes, size, inclusive))
 
 
 def test_clip_holds_all_four_sides():
@@ -187,7 +188,10 @@ BOXES, DELTAS = random_boxes(4, 2), np.zeros((4, 8), np.float32)
         (lambda: fe.clip_boxes_to_image(BOXES[:, :3], (9, 9)), r"boxes must be .*4.*\(4, 3\)"),
         (lambda: fe.clip_boxes_to_image(BOXES, (0, 9)), "size.*positive.*0"),
         (lambda: fe.clip_boxes_to_image(BOXES, (9, -1)), "size.*positive.*-1"),
+        (lambda: fe.clip_boxes_to_image(BOXES, (12345678.5, -0.1)), r"\(12345678.5, -0.1\)$"),
         (lambda: fe.clip_boxes_to_image(BOXES, (9, NAN)), "size.*nan"),
+        (lambda: fe.clip_boxes_to_image(BOXES, (9, 0.5), inclusive=True),
+         r"size must be at least \(1, 1\) where boxes are inclusive, got \(9, 0.5\)"),
         (lambda: fe.clip_boxes_to_image(BOXES, 9), r"size must be \(height, width\), got 9"),
         (lambda: fe.clip_boxes_to_image(BOXES.astype(np.int64), (9, 9)), "boxes must be .*int64"),
     ],

@@ -244,6 +244,7 @@ B, S, D = random_boxes(4, 2), np.full((4, 3), 0.3, np.float32), np.zeros((4, 12)
          "scores must be float32, got float64"),
         (lambda: fe.detections(B.astype(int), S, D, SIZE), "boxes must be .*, got int64"),
         (lambda: fe.detections(B, S, D, (0, 5)), "image size.*positive.*0"),
+        (lambda: fe.detections(B, S, D, (0.5, 5), inclusive=True), r"size.*at least.*\(0.5, 5\)"),
         (lambda: fe.detections(B, S, D, (3, 5, 5)), r"image_size must be \(height, width\), got"),
         (lambda: fe.detections(B, S, D, SIZE, nms_threshold=2),
          r"nms_threshold must be in \[0, 1\], got 2"),

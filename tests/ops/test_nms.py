@@ -212,6 +212,7 @@ BOXES, SCORES = random_boxes(4, 2), np.float32([0.1, 0.2, 0.3, 0.4])
         (lambda: fe.nms(BOXES.astype(np.float16), SCORES, 0.5), "boxes must be .*, got float16"),
         (lambda: fe.nms(BOXES, SCORES, -0.1), r"iou_threshold must be in \[0, 1\], got -0.1"),
         (lambda: fe.nms(BOXES, SCORES, 1.5), r"iou_threshold must be in \[0, 1\], got 1.5"),
+        (lambda: fe.nms(BOXES, SCORES, 1.0000001), r"must be in \[0, 1\], got 1.0000001$"),
         (lambda: fe.nms(BOXES, SCORES, float("nan")), "iou_threshold.*nan"),
         (lambda: fe.batched_nms(BOXES, SCORES, np.zeros(3, np.int64), 0.5), "idxs.*4.*3"),
         (lambda: fe.batched_nms(BOXES, SCORES, SCORES, 0.5), "idxs must be integers, got float32"),

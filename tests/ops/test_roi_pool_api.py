@@ -269,6 +269,15 @@ def test_argmax_out_that_does_not_fit(argmax_out, says):
         fe.roi_pool_with_argmax(FEATURES, ROIS, SIZE, argmax_out=argmax_out)
 
 
+def test_of_two_layouts_the_array_that_came_second_is_named():
+    """A map of one cell is dense in both."""
+    out, argmax_out = np.empty((4, 3, 3, 4), np.float32), np.empty((4, 3, 3, 4), np.int32)
+    with pytest.raises(ValueError, match="argmax_out must have the memory layout of out "):
+        fe.roi_pool_with_argmax(
+            FEATURES[:, :, :1, :1].copy(), ROIS, SIZE, out=out, argmax_out=channels_last(argmax_out)
+        )
+
+
 def test_out_and_gradients_exclude_each_other():
     out = torch.empty(EXPECTED.shape)
     features = torch.from_numpy(FEATURES).requires_grad_()
@@ -396,6 +405,8 @@ def test_list_without_entries(face):
         (lambda: fe.roi_pool(FEATURES, ROIS, 7.5), r"output_size must be .*7.5"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, 0.0),
          "spatial_scale must be a positive number, got 0"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, 1e-60),
+         "spatial_scale must be a positive number in float32, got 1e-60"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, -1), "spatial_scale must be .*-1"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, NAN), "spatial_scale must be .*nan"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, INF), "spatial_scale must be .*inf"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastrcnn_engine as fe
+from fastrcnn_engine import _core
 from ops.checks import FACES, give, take
 from reference import smooth_l1 as reference
 
@@ -227,7 +228,7 @@ D, T, L = np.zeros((5, 12), np.float32), np.zeros((5, 4), np.float32), np.zeros(
     ("call", "says"),
     [
         (lambda: fe.smooth_l1(D, T), r"without labels deltas must be \(R, 4\), got \(5, 12\)"),
-        (lambda: fe.smooth_l1(D[:4], T, L), "deltas and targets.*4 and 5"),
+        (lambda: fe.smooth_l1(D[:4], T, L), r"deltas.*targets \(5\), got 4"),
         (lambda: fe.smooth_l1(D[:, :11], T, L),
          r"deltas must be \(R, 4 \* classes\), got \(5, 11\)"),
         (lambda: fe.smooth_l1(D, T, L[:3]), "labels must have 5 elements, got 3"),
@@ -242,6 +243,10 @@ D, T, L = np.zeros((5, 12), np.float32), np.zeros((5, 4), np.float32), np.zeros(
          "normalizer must be a positive number, got 0"),
         (lambda: fe.smooth_l1(D, T, L, normalizer=INF),
          "normalizer must be a positive number, got inf"),
+        (lambda: fe.smooth_l1(D, T, L, normalizer=1e-46), "normalizer .* inverse .*, got 1e-46"),
+        (lambda: fe.smooth_l1(D, T, L, normalizer=1e-39), "normalizer .* inverse .*, got 1e-39"),
+        (lambda: _core.smooth_l1_backward(D, T, L, None, 1, 1, np.float32(1), D[:4].copy(), 0),
+         r"grad_deltas must be \(5, 12\), got \(4, 12\)"),
         (lambda: fe.smooth_l1(D, T[:, 0], L), "targets must have 2 dimensions"),
         (lambda: fe.smooth_l1(D[0], T, L), "deltas must have 2 dimensions"),
         (lambda: fe.smooth_l1(D, T[:, :0], L), "targets must be .*D > 0"),

@@ -27,7 +27,7 @@ struct DecodeBoxes {
 template <typename T>
 struct ClipBoxes {
   View<const T, 2> boxes;  // (R, 4)
-  double height = 0, width = 0;
+  double height = 0, width = 0;  // > 0; inclusive: >= 1
   bool inclusive = false;  // corners are pixels: clip to [0, width - 1] instead of [0, width]
   View<T, 2> clipped;      // (R, 4), may be boxes itself
 };

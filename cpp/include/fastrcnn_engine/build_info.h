@@ -17,7 +17,7 @@ struct BuildInfo {
 BuildInfo build_info();
 
 namespace cuda {
-// Empty when a device can be used, else the driver's reason. Never throws.
+// Empty when a device can be used, else the driver's reason, or cuda_reason. Never throws.
 std::string why_unavailable();
 }  // namespace cuda
 

@@ -1,8 +1,8 @@
 /* The operators for languages that call C: host memory, float32, inference. Link fastrcnn_engine_c.
  *
  * A call is a struct, filled in by name, with what is not named left at 0. Memory, results too, is the
- * caller's, dense and row-major. What the operators do, and with bad values, is said by the C++ headers of
- * the same names. */
+ * caller's, dense and row-major. What the operators do, and with bad values, is said by roi_pool.h,
+ * box_codec.h, nms.h and detections.h. */
 #ifndef FASTRCNN_ENGINE_C_API_H
 #define FASTRCNN_ENGINE_C_API_H
 
@@ -22,7 +22,8 @@ extern "C" {
 enum { FRCNN_OK = 0, FRCNN_INVALID_ARGUMENT = 1, FRCNN_FAILED = 2 };
 
 /* Why the last call of this thread did not give FRCNN_OK: the argument, the row, what was expected and what
- * was got. Valid until the thread's next call. */
+ * was got. Some arguments have their names of Python there: input for features, boxes for rois and proposals,
+ * output for a result. Valid until the thread's next call. */
 FRCNN_API const char* frcnn_last_error(void);
 FRCNN_API const char* frcnn_version(void);
 

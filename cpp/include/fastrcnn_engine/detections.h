@@ -17,7 +17,7 @@ struct DetectBoxes {
   View<const T, 2> proposals;  // (R, 4) in image pixels
   View<const T, 2> scores;     // (R, K + 1) class probabilities
   View<const T, 2> deltas;     // (R, 4 * (K + 1)) un-normalised; null data: proposals as they are
-  double image_height = 0, image_width = 0;
+  double image_height = 0, image_width = 0;  // as in ClipBoxes
   double max_log_ratio = kMaxLogRatio;  // as in DecodeBoxes
   double score_threshold = 0;
   float nms_threshold = 0;

@@ -1,14 +1,18 @@
 // Two kinds of error: the caller's, and the device's.
 #pragma once
 
+#include <charconv>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace fastrcnn_engine {
 
 // The caller's fault. The message names the argument, and where it applies the row, what was
-// expected and what was got. Python sees a ValueError.
+// expected and what was got. Python sees a ValueError, so arguments have their names of there: input for
+// features, boxes for rois and, but for encode_boxes, for proposals, reference_boxes for the targets of
+// encode_boxes, output for a result.
 class InvalidArgument : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
@@ -20,11 +24,23 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// One part of a message. Numbers get all the digits that tell them from others of their type: cut short, what
+// is just above a limit would read as the limit.
+template <typename Part>
+void write_part(std::ostream& message, const Part& part) {
+  if constexpr (std::is_floating_point_v<Part>) {
+    char text[64];
+    message.write(text, std::to_chars(text, text + sizeof(text), part).ptr - text);
+  } else {
+    message << part;
+  }
+}
+
 // Throws InvalidArgument with the message made of `parts`.
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
-  (message << ... << parts);
+  (write_part(message, parts), ...);
   throw InvalidArgument(message.str());
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "fastrcnn_engine/semantics/half.h"
 #include "fastrcnn_engine/stream.h"
 #include "fastrcnn_engine/tensor.h"
 
@@ -17,7 +18,7 @@ namespace fastrcnn_engine {
 // number; if nothing in a bin is greater than -inf its first cell is taken. An empty bin gives 0 and
 // argmax -1.
 //
-// T is float, double, float16 or bfloat16 (semantics/half.h). Index is int32_t, or uint16_t for maps of
+// T is float, double, float16 or bfloat16. Index is int32_t, or uint16_t for maps of
 // fewer than 65536 cells, where 65535 stands for -1.
 template <typename T, typename Index = int32_t>
 struct RoiPoolForward {

@@ -20,11 +20,13 @@ struct SmoothL1 {
   const int64_t* labels = nullptr;  // (R,) or null
   const T* weights = nullptr;       // (R, D) or null: 1
   double beta = 1.0;                // >= 0; where the loss turns from square to line
-  double normalizer = 1.0;          // > 0; the paper divides by the number of RoIs
+  double normalizer = 1.0;          // > 0, 1 / T(it) finite; the paper divides by the number of RoIs
 };
 
 template <typename T>
 void check(const SmoothL1<T>& call);
+template <typename T>
+void check(const SmoothL1<T>& call, const View<T, 2>& grad_deltas);
 
 // `loss` and `grad_loss` are one number each, in the backend's memory; grad_deltas (R, D * classes)
 // is overwritten.

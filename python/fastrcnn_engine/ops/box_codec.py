@@ -113,7 +113,8 @@ def clip_boxes_to_image(
         (..., 4). NaN stays NaN.
 
     Raises:
-        ValueError: a last dimension other than 4, a size that is not positive.
+        ValueError: a last dimension other than 4, a size that is not positive or, where
+            boxes are inclusive, below 1.
     """
     boxes = widened(boxes)
     if is_traced(boxes):

@@ -8,12 +8,10 @@
 
 namespace fastrcnn_engine::semantics {
 
-// The score must be greater than the threshold (NaN is not), and the box must not hold a NaN.
+// The box of a candidate holds no NaN. (And its score is greater than the threshold, which a NaN is not.)
 template <typename T>
-FRCNN_HD bool is_candidate(T score, T score_threshold, const Box<T>& box) {
-  const bool box_is_whole =
-      box.x1 == box.x1 && box.y1 == box.y1 && box.x2 == box.x2 && box.y2 == box.y2;
-  return score > score_threshold && box_is_whole;
+FRCNN_HD bool is_whole(const Box<T>& box) {
+  return box.x1 == box.x1 && box.y1 == box.y1 && box.x2 == box.x2 && box.y2 == box.y2;
 }
 
 // The result at `place` of a DetectBoxes<T>.

@@ -11,8 +11,8 @@
 
 namespace fastrcnn_engine::semantics {
 
-// The formulas down to `suppresses` take numbers or, where the compiler has them, vectors of numbers
-// lane by lane: V{} is zero in both.
+// Formulas of V take numbers or, where the compiler has them, vectors of numbers lane by lane: V{} is zero in
+// both. Those of T take numbers.
 
 // `side` is 1 where both corners are pixels of the box (VOC: width x2 - x1 + 1), 0 otherwise.
 template <typename V>

@@ -27,12 +27,14 @@ void require_shape(const View<T, 2>& view, const char* name, int64_t rows, int64
           "), got (", view.shape[0], ", ", view.shape[1], ")");
 }
 
-inline void require_image(double height, double width) {
+inline void require_image(double height, double width, bool inclusive) {
   require(height > 0 && width > 0 && std::isfinite(height) && std::isfinite(width),
           "the image size must be (height, width), both positive, got (", height, ", ", width, ")");
+  require(!inclusive || (height >= 1 && width >= 1),
+          "the image size must be at least (1, 1) where boxes are inclusive, got (", height, ", ", width, ")");
 }
 
-inline void require_iou_threshold(double threshold, const char* name) {
+inline void require_iou_threshold(float threshold, const char* name) {
   require(threshold >= 0 && threshold <= 1, name, " must be in [0, 1], got ", threshold);
 }
 

@@ -1,0 +1,8 @@
+// What of cuda:: there is in a build without CUDA kernels: the question whether they can be used.
+#include "fastrcnn_engine/build_info.h"
+
+namespace fastrcnn_engine::cuda {
+
+std::string why_unavailable() { return build_info().cuda_reason; }
+
+}  // namespace fastrcnn_engine::cuda
