@@ -1,7 +1,9 @@
 // Two kinds of error: the caller's, and the device's.
 #pragma once
 
-#include <charconv>
+#include <cstdlib>
+#include <iomanip>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -24,13 +26,19 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// One part of a message. Numbers get all the digits that tell them from others of their type: cut short, what
-// is just above a limit would read as the limit.
+// One part of a message. A number has as many digits as it takes to tell it from others of its type: cut short,
+// what is just above a limit would read as the limit. (std::to_chars counts them too, but not before macOS 13.3.)
 template <typename Part>
 void write_part(std::ostream& message, const Part& part) {
   if constexpr (std::is_floating_point_v<Part>) {
-    char text[64];
-    message.write(text, std::to_chars(text, text + sizeof(text), part).ptr - text);
+    using Digits = std::numeric_limits<Part>;
+    std::ostringstream text;
+    for (int digits = Digits::digits10; digits <= Digits::max_digits10; ++digits) {
+      text.str("");
+      text << std::setprecision(digits) << part;
+      if (static_cast<Part>(std::strtod(text.str().c_str(), nullptr)) == part) break;
+    }
+    message << text.str();
   } else {
     message << part;
   }
