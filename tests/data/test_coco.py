@@ -83,6 +83,25 @@ def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path):
         load_dataset(tmp_path, "val", stated_sizes=True)
 
 
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"width": 80, "height": 60}, True),  # boxes of the photo before it was shrunk
+        ({"width": 30, "height": 40}, True),  # as it lies after EXIF's rotation
+        ({"width": 40.0, "height": 30.0}, False),
+        ({"width": "40", "height": "30"}, False),
+        ({"width": None, "height": 30}, False),
+    ],
+)
+def test_another_size_than_the_files_is_told(tmp_path, stated, told):
+    path = write(tmp_path, [annotation(1, 70, 9, [1, 2, 9, 9])], [{**IMAGES[0], **stated}])
+    dataset = load_coco(tmp_path, "val")
+    assert (dataset.records[0].width, dataset.records[0].height) == (40, 30)
+    size = f"{stated['width']}x{stated['height']}"
+    line = f"{path}, image id 70: states size {size}, the image has 40x30; the image's size is used"
+    assert dataset.problems == [line] * told
+
+
 def test_boxes_survive_the_way_to_pixels_and_back(tmp_path):
     random = np.random.default_rng(0)
     whole = random.integers(0, 12, (50, 4)) + [0, 0, 2, 2]

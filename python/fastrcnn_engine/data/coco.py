@@ -21,6 +21,7 @@ from fastrcnn_engine.data.records import (
     CocoSource,
     Dataset,
     ImageRecord,
+    Stated,
     checked_classes,
     collecting,
     image_size,
@@ -57,7 +58,7 @@ def load_coco(
     Told in `problems` and left out: an image without id or file name or whose file is missing, with
     its objects; an object without image, category or box, of an unknown image or category, with
     a box that has no area, is no number, or lies outside the image. A box partly outside is
-    clipped. The size of an image is that of its file.
+    clipped. The size of an image is that of its file; that the entry states another is told too.
 
     `classes` None: all categories by rising id, which may have gaps. Names choose some of them and
     the order of the labels; objects of other categories are not read.
@@ -105,8 +106,8 @@ def load_coco(
         with collecting(errors):
             records.append(
                 _read_record(
-                    f"{split}/{number}", image_path, objects[number], problems,
-                    stated[number] if stated_sizes else None,
+                    f"{split}/{number}", image_path, objects[number], stated[number],
+                    f"{path}, image id {number}", problems, stated_sizes,
                 )  # fmt: skip
             )
     source = CocoSource(path, tuple(category_of[name] for name in classes))
@@ -212,10 +213,12 @@ def _read_record(
     image_id: str,
     image_path: Path,
     objects: list[tuple[str, int, dict[str, Any]]],
+    stated: Stated,
+    place: str,
     problems: list[str],
-    stated: tuple[object, object] | None,
+    stated_sizes: bool,
 ) -> ImageRecord:
-    width, height = image_size(image_path, stated, problems)
+    width, height = image_size(image_path, stated, place, problems, stated_sizes=stated_sizes)
     boxes, labels, crowd = [], [], []
     for where, label, annotation in objects:
         x, y, w, h = bbox_of(annotation) or (math.nan,) * 4

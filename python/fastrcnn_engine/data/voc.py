@@ -202,7 +202,10 @@ def _read_record(
     errors: list[str] | None,
     stated_sizes: bool,
 ) -> ImageRecord:
-    width, height = _image_size(image_path, tree, path, problems, stated_sizes)
+    stated = tree.findtext("size/width"), tree.findtext("size/height")
+    width, height = image_size(
+        image_path, stated, str(path), problems, stated_sizes=stated_sizes
+    )
     boxes, labels, difficult = [], [], []
     for number, obj in enumerate(tree.findall("object"), start=1):
         with collecting(errors):
@@ -220,24 +223,6 @@ def _read_record(
                 labels.append(label_of[name])
                 difficult.append(is_difficult)
     return record_of(image_id, image_path, (width, height), boxes, labels, difficult)
-
-
-def _image_size(
-    image_path: Path,
-    tree: ElementTree.Element,
-    path: Path,
-    problems: list[str],
-    stated_sizes: bool,
-) -> tuple[int, int]:
-    found = tree.findtext("size/width"), tree.findtext("size/height")
-    width, height = image_size(image_path, found if stated_sizes else None, problems)
-    stated = [text.strip() for text in found if text is not None]
-    if len(stated) == 2 and stated != [str(width), str(height)]:
-        problems.append(
-            f"{path}: states size {stated[0]}x{stated[1]}, the image has {width}x{height}; the "
-            "image's size is used"
-        )
-    return width, height
 
 
 def _read_box(
