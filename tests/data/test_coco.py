@@ -173,6 +173,18 @@ def test_a_box_partly_outside_is_clipped_and_reported(tmp_path):
     assert "annotation id 1: clipped to the image of 40x30: bbox [-2, 20, 12, 11]" in problem
 
 
+def test_a_crowd_may_be_told_by_a_text_and_by_nothing_that_is_not_clear(tmp_path):
+    flags = [0, "0", 0.0, False, None, 1, "1", True]
+    write(tmp_path, [annotation(i, 70, 9, [1, 2, 9, 9], iscrowd=f) for i, f in enumerate(flags)])
+    assert load_coco(tmp_path, "val").records[0].crowd.tolist() == 5 * [False] + 3 * [True]
+    for key, flag in (("iscrowd", "false"), ("ignore", "0.0"), ("iscrowd", [0])):
+        write(tmp_path, [annotation(5, 70, 9, [1, 2, 9, 9], **{key: flag})])
+        errors = []
+        load_coco(tmp_path, "val", errors=errors)
+        assert len(errors) == 1
+        assert errors[0].endswith(f"annotation id 5: {key} must be 0 or 1, got {flag!r}")
+
+
 def test_images_that_cannot_be_used_are_dropped_and_reported(tmp_path):
     images = [
         *IMAGES, {"id": 4, "file_name": "gone.jpg"}, {"id": 5}, {"file_name": "a.jpg"},

@@ -65,9 +65,9 @@ def load_coco(
 
     Raises FileNotFoundError for a missing file or folder, or if none of the images is there, and
     ValueError for a file that cannot be understood (named, with the key), two images or categories
-    of one id, and a class that is no category. With a list of `errors` a fault of one image is put
-    there, and the image is left out. With `stated_sizes` an image that cannot be read has the size
-    the file states, which `problems` tell.
+    of one id, a flag that is neither 0 nor 1, and a class that is no category. With a list of
+    `errors` a fault of one image is put there, and the image is left out. With `stated_sizes` an
+    image that cannot be read has the size the file states, which `problems` tell.
     """
     root = Path(root)
     path, folder = instances_file(root, split), root / split
@@ -144,9 +144,15 @@ def read_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def is_crowd(annotation: dict[str, Any]) -> bool:
-    """Whether it is a region that neither training nor evaluation counts."""
-    return bool(annotation.get("iscrowd") or annotation.get("ignore"))
+def is_crowd(annotation: dict[str, Any], where: str) -> bool:
+    """Whether it is a region that neither training nor evaluation counts.
+
+    ValueError, with `where` it stands, for a flag that is neither 0 nor 1: any text would be true.
+    """
+    for key in ("iscrowd", "ignore"):
+        if annotation.get(key) not in (None, 0, 1, "0", "1"):
+            raise ValueError(f"{where}: {key} must be 0 or 1, got {annotation[key]!r}")
+    return any(annotation.get(key) in (1, "1") for key in ("iscrowd", "ignore"))
 
 
 def bbox_of(annotation: dict[str, Any]) -> tuple[float, float, float, float] | None:
@@ -230,7 +236,7 @@ def _read_record(
             continue
         boxes.append(box)
         labels.append(label)
-        crowd.append(is_crowd(annotation))
+        crowd.append(is_crowd(annotation, where))
     return record_of(
         image_id, image_path, (width, height), boxes, labels, difficult=crowd, crowd=crowd
     )
