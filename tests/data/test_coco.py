@@ -173,6 +173,14 @@ def test_a_box_partly_outside_is_clipped_and_reported(tmp_path):
     assert "annotation id 1: clipped to the image of 40x30: bbox [-2, 20, 12, 11]" in problem
 
 
+def test_a_file_that_has_two_ids_is_told(tmp_path):
+    write(tmp_path, [annotation(1, 70, 9, [1, 1, 5, 5])], [*IMAGES, {**IMAGES[0], "id": 71}])
+    dataset = load_coco(tmp_path, "val")
+    assert len(dataset.records) == 3
+    (problem,) = dataset.problems
+    assert "image id 71: its file, a.jpg, is that of image id 70 too" in problem
+
+
 def test_a_crowd_may_be_told_by_a_text_and_by_nothing_that_is_not_clear(tmp_path):
     flags = [0, "0", 0.0, False, None, 1, "1", True]
     write(tmp_path, [annotation(i, 70, 9, [1, 2, 9, 9], iscrowd=f) for i, f in enumerate(flags)])

@@ -148,6 +148,20 @@ def test_the_image_is_found_by_id_whatever_the_suffix_then_by_filename(root):
     assert names == ["c.PNG", "photo 7.png"]
 
 
+@pytest.mark.parametrize(
+    "filename, used", [("a.JPG", "a.JPG"), ("b.png", "a.png"), (None, "a.png")]
+)
+def test_of_several_images_of_an_id_one_is_used_and_told(tmp_path, filename, used):
+    write_image(tmp_path, "a", suffix=".JPG")
+    write_image(tmp_path, "a", suffix=".png")  # a mask, say
+    write_annotation(tmp_path, "a", [object_xml()], filename=filename)
+    write_split(tmp_path, "train", ["a"])
+    dataset = load_voc(tmp_path, "train")
+    assert dataset.records[0].image_path.name == used
+    (problem,) = dataset.problems
+    assert problem.endswith(f"a.png, a.JPG are of one id, 'a'; {used} is used")
+
+
 def test_blank_lines_in_a_split_are_nothing(root):
     (root / "ImageSets/Main/train.txt").write_text("a\n\n  \nb\n")
     assert len(load_voc(root, "train").records) == 2

@@ -58,7 +58,8 @@ def load_coco(
     Told in `problems` and left out: an image without id or file name or whose file is missing, with
     its objects; an object without image, category or box, of an unknown image or category, with
     a box that has no area, is no number, or lies outside the image. A box partly outside is
-    clipped. The size of an image is that of its file; that the entry states another is told too.
+    clipped. The size of an image is that of its file; that the entry states another is told too,
+    and so is a file that has two ids.
 
     `classes` None: all categories by rising id, which may have gaps. Names choose some of them and
     the order of the labels; objects of other categories are not read.
@@ -196,6 +197,7 @@ def _images(
     """The image files that are there, by id."""
     images: dict[int, Path] = {}
     seen: set[int] = set()
+    id_of: dict[str, int] = {}
     for number, entry in enumerate(entries):
         where = f"{path}, image {_shown_id(entry, number)}"
         image_id, name = entry.get("id"), entry.get("file_name")
@@ -207,6 +209,11 @@ def _images(
         seen.add(image_id)
         if (folder / name).is_file():
             images[image_id] = folder / name
+            if id_of.setdefault(name, image_id) != image_id:
+                problems.append(
+                    f"{where}: its file, {name}, is that of image id {id_of[name]} too; objects of "
+                    "one are background in the other"
+                )
         else:
             problems.append(f"{where}: dropped with its objects, no file {folder / name}")
     if not images:

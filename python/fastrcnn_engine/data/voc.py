@@ -41,9 +41,10 @@ def load_voc(
     Coordinates are 1-based in the files and 0-based here (original code,
     lib/datasets/pascal_voc.py). A box of no width or height, with a coordinate that is no number,
     or wholly outside the image is dropped; one that is partly outside is clipped; both are told in
-    `problems`. The image's own size rules where the annotation states another. An image without
-    objects is a record with G = 0. With `stated_sizes` an image that is missing or cannot be read
-    has the size its annotation states, which `problems` tell.
+    `problems`. The image's own size rules where the annotation states another, and of several files
+    of an id the one whose name it states; both are told. An image without objects is a record with
+    G = 0. With `stated_sizes` an image that is missing or cannot be read has the size its
+    annotation states, which `problems` tell.
 
     `classes` None: all names found in all annotation files of the folder, sorted, so that every
     split of a data set gets the same numbers. With `needs_annotations` False there may be no folder
@@ -93,7 +94,9 @@ def load_voc(
             tree = trees.get(image_id)
             if tree is None:
                 tree = _parse(path)
-            image_path = _find_image(image_dir, image_names, image_id, tree, stated_sizes)
+            image_path = _find_image(
+                image_dir, image_names, image_id, tree, stated_sizes, problems
+            )
             records.append(
                 _read_record(
                     image_id, image_path, tree, path, label_of, problems, errors, stated_sizes
@@ -166,23 +169,28 @@ def _parse(path: Path) -> ElementTree.Element:
 
 
 def _find_image(
-    folder: Path, names: set[str], image_id: str, tree: ElementTree.Element, may_be_missing: bool
+    folder: Path,
+    names: set[str],
+    image_id: str,
+    tree: ElementTree.Element,
+    may_be_missing: bool,
+    problems: list[str],
 ) -> Path:
     # The id comes first: annotation tools leave stale names in `filename`, VOC itself goes by the
     # id.
     candidates = [image_id + suffix for suffix in IMAGE_SUFFIXES]
     candidates += [image_id + suffix.upper() for suffix in IMAGE_SUFFIXES]
     stated = (tree.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
-    if stated:
-        candidates.append(stated)
-    for name in candidates:
-        if name in names:
-            return folder / name
-    if may_be_missing:
-        return folder / (stated or candidates[0])
-    raise FileNotFoundError(
-        f"{folder}: no image for id {image_id!r}; looked for {', '.join(candidates)}"
-    )
+    found = [name for name in candidates if name in names] or [stated] * (stated in names)
+    if not found:
+        if may_be_missing:
+            return folder / (stated or candidates[0])
+        looked = ", ".join(candidates + [stated] * bool(stated))
+        raise FileNotFoundError(f"{folder}: no image for id {image_id!r}; looked for {looked}")
+    name = stated if stated in found else found[0]
+    if len(found) > 1:
+        problems.append(f"{folder}: {', '.join(found)} are of one id, {image_id!r}; {name} is used")
+    return folder / name
 
 
 def _class_name(obj: ElementTree.Element, path: Path, number: int) -> str:
