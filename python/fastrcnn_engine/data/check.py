@@ -28,7 +28,8 @@ WARNINGS = ("dropped, clipped or wrong in size", "images that EXIF turns (it is 
             "objects that are there twice", "images without objects",
             "images with an empty list of proposals",
             "proposals outside their image (are they of other images?)",
-            "proposals with x2 < x1 or y2 < y1 (are they x y w h?)")  # fmt: skip
+            "proposals with x2 < x1 or y2 < y1 (are they x y w h?)",
+            "images that have changed since their proposals were made")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def check_dataset(
                     outside = np.any((boxes < 0) | (boxes > last), axis=1)
                     found[WARNINGS[5]] += _counted(record, boxes, outside)
                     found[WARNINGS[6]] += _counted(record, boxes, ~well_formed(boxes))
+                    if not store.is_of(record.image_id, record.image_path):
+                        found[WARNINGS[7]].append(record.image_id)
             bar.advance(task)
     if dataset.records and not any((~record.crowd).any() for record in dataset.records):
         found[ERRORS[4]].append(

@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,10 @@ class ProposalStore:
             )
         return boxes
 
+    def is_of(self, image_id: str, path: str | os.PathLike[str]) -> bool:
+        """Whether the boxes are of the image file as it is now; True if nothing tells of which."""
+        return self.fingerprints[image_id] in ("", fingerprint(path))
+
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._offsets
 
@@ -177,3 +182,11 @@ def _aligned_member(name: str, offset: int) -> zipfile.ZipInfo:
     padding = -(offset + 30 + len(name.encode()) + 4) % ALIGNMENT
     info.extra = struct.pack("<HH", 0xFFFF, padding) + bytes(padding)
     return info
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """The checksum by which a changed image file is known."""
+    try:
+        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image file") from None
