@@ -40,6 +40,24 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     assert "detections.json" in capsys.readouterr().out
 
 
+def test_an_image_that_cannot_be_read_costs_no_other_its_detections(
+    trained, drawn, tmp_path, capsys
+):
+    good = drawn / "JPEGImages" / "test_0000.jpg"
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(good.read_bytes()[:900])
+    with pytest.raises(SystemExit) as end:
+        run("detect", bad, good, "--checkpoint", trained, "--out", tmp_path / "out")
+    assert end.value.code == 1
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+    assert list(found) == [str(good)]
+    text = capsys.readouterr().out
+    assert "1 images that cannot be read" in text and f"{bad}: not readable as an image" in text
+    alone = failure(capsys, "detect", bad, "--checkpoint", trained, "--out", tmp_path / "none")
+    assert f"{bad}: not readable as an image" in alone
+    assert not (tmp_path / "none" / "detections.json").exists()
+
+
 def test_detect_writes_over_no_image_and_leaves_out_what_it_drew(trained, drawn, tmp_path):
     # A photo may have the name of a drawn picture; the second run finds the pictures of the first.
     photos = [tmp_path / "photo.jpg", tmp_path / "photo-detections.jpg"]
