@@ -128,6 +128,7 @@ def test_boxes_survive_the_way_to_pixels_and_back(tmp_path):
         ({"bbox": [5, 5, 9, "x"]}, "no number"),
         ({"bbox": [5, 5, float("nan"), 9]}, "no number"),
         ({"bbox": None}, "no number"),
+        ({"bbox": [5, 5, 10**400, 9]}, "no number"),
         ({"category_id": 4}, "category_id, 4, is no category"),
         ({"category_id": None}, "category_id, None, is no category"),
         ({"category_id": [2]}, "is no category"),
@@ -248,6 +249,12 @@ def test_a_file_that_is_not_understood_is_named_with_its_key(tmp_path, text, mes
     path.write_bytes(b"\xff\xfe{}")
     with pytest.raises(ValueError, match="instances_val.json: not readable as JSON"):
         load_coco(tmp_path, "val")
+
+
+def test_a_file_may_begin_as_windows_editors_begin_it(tmp_path):
+    path = write(tmp_path, [annotation(1, 70, 9, [1, 2, 9, 9])])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(load_coco(tmp_path, "val").records[0].boxes) == 1
 
 
 def test_outlines_are_not_kept(tmp_path):

@@ -126,7 +126,7 @@ def read_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
         return {key: value for key, value in pairs if key in KEYS}
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=kept)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=kept)
     except FileNotFoundError:
         splits = sorted(p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*"))
         found = ", ".join(splits) or "none"
@@ -160,7 +160,7 @@ def bbox_of(annotation: dict[str, Any]) -> tuple[float, float, float, float] | N
     """(x, y, w, h) as it stands in the file; None if there are not four finite numbers."""
     try:
         x, y, w, h = (float(value) for value in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return (x, y, w, h) if math.isfinite(x + y + w + h) else None
 
