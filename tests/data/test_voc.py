@@ -172,6 +172,7 @@ def test_blank_lines_in_a_split_are_nothing(root):
     [
         ("a\nb\na\n", r"train\.txt, line 3.*'a'.*line 1"),
         ("a  1\nb -1\n", r"train\.txt, line 1.*single classes"),
+        ("a\nphoto 1\n", r"line 2: .*got 'photo 1'; an id has no spaces: rename"),
         ("\n", "names no image"),
     ],
 )

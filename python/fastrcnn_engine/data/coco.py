@@ -80,7 +80,8 @@ def load_coco(
     unknown = [name for name in classes if name not in category_of]
     if unknown:
         raise ValueError(
-            f"{path}: class {unknown[0]!r} is not one of its categories, {', '.join(category_of)}"
+            f"{path}: class {unknown[0]!r} is not one of its categories, {', '.join(category_of)}; "
+            "name it there (a category may have no objects), or not among the classes"
         )
     problems: list[str] = []
     images = _images(content["images"], path, folder, problems)

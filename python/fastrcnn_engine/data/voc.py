@@ -141,8 +141,9 @@ def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
         with collecting(errors):
             if len(words) > 1:
                 raise ValueError(
-                    f"{path}, line {number}: expected one image id, got {line!r}; "
-                    "the files of single classes (id and 1 or -1) are no splits"
+                    f"{path}, line {number}: expected one image id, got {line!r}; an id has no "
+                    "spaces: rename picture and annotation (files of single classes, id and 1 or "
+                    "-1, are no splits)"
                 )
             if words[0] in line_of:
                 raise ValueError(
