@@ -59,7 +59,8 @@ def test_given_classes_choose_categories_and_the_order_of_the_labels(tmp_path):
     )
     dataset = load_coco(tmp_path, "val", ["dog", "zebra"])
     assert dataset.records[0].labels.tolist() == [2, 1]
-    assert dataset.coco.category_ids == (9, 2) and dataset.problems == []
+    assert dataset.coco.category_ids == (9, 2)
+    assert dataset.problems == [f"{path}: objects of other classes are not read: 1 of cat"]
     with pytest.raises(ValueError, match=f"{path.name}: class 'lion'.*zebra, cat, dog; name it"):
         load_coco(tmp_path, "val", ["dog", "lion"])
     for bad in ([], ["dog", "dog"], "dog"):

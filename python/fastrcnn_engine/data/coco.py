@@ -62,7 +62,7 @@ def load_coco(
     and so is a file that has two ids.
 
     `classes` None: all categories by rising id, which may have gaps. Names choose some of them and
-    the order of the labels; objects of other categories are not read.
+    the order of the labels; objects of other categories are not read, and `problems` tell how many.
 
     Raises FileNotFoundError for a missing file or folder, or if none of the images is there, and
     ValueError for a file that cannot be understood (named, with the key), two images or categories
@@ -93,7 +93,9 @@ def load_coco(
     # None: known, but not asked for
     label_of: dict[int, int | None] = dict.fromkeys(category_of.values())
     label_of.update((category_of[name], label) for label, name in enumerate(classes, start=1))
+    name_of = {category: name for name, category in category_of.items()}
     objects: dict[int, list[tuple[str, int, dict[str, Any]]]] = {i: [] for i in images}
+    unread = dict.fromkeys((name for name in category_of if name not in classes), 0)
     for number, entry in enumerate(content["annotations"]):
         where = f"{path}, annotation {_shown_id(entry, number)}"
         image_id, category = entry.get("image_id"), entry.get("category_id")
@@ -103,6 +105,11 @@ def load_coco(
             problems.append(f"{where}: dropped, its image_id, {image_id!r}, is no image")
         elif image_id in images and (label := label_of[category]) is not None:
             objects[image_id].append((where, label, entry))
+        elif image_id in images:
+            unread[name_of[category]] += 1
+    left_out = [f"{count} of {name}" for name, count in unread.items() if count]
+    if left_out:
+        problems.append(f"{path}: objects of other classes are not read: {', '.join(left_out)}")
     records = []
     for number, image_path in images.items():
         with collecting(errors):
