@@ -125,9 +125,9 @@ class CheckData:
 
     Errors would stop a training: files, images, no object at all and, with --proposals, images that
     have none or some that are no numbers. Warnings would not: boxes dropped or clipped, images that
-    EXIF turns, objects that are there twice, images without objects, proposals that do not fit
-    their image. Writes check.json with all of it, sizes.svg, a histogram of the objects, and
-    samples.jpg with their boxes drawn in. Exit code 1 if there are errors.
+    EXIF turns or that are nearly black, objects that are there twice, images without objects,
+    proposals that do not fit their image. Writes check.json with all of it, sizes.svg, a histogram
+    of the objects, and samples.jpg with their boxes drawn in. Exit code 1 if there are errors.
     """
 
     data: Path

@@ -40,7 +40,7 @@ def voc(tmp_path):
     path.write_bytes(path.read_bytes()[:700])
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "turned.jpg", exif=exif)
+    Image.new("RGB", (40, 30), "white").save(root / "JPEGImages" / "turned.jpg", exif=exif)
     write_annotation(root, "pictureless", [GOOD])
     write_annotation(root, "text", [GOOD])
     (root / "JPEGImages" / "text.jpg").write_text("hello")
@@ -71,7 +71,7 @@ def test_all_faults_of_a_voc_set_are_found(voc, tmp_path):
     assert about(undecodable, "truncated.jpg: not readable")
     assert sorted(unproposed) == ["nameless", "turned"]
     dropped, turned, twice, empty, none, *others = (check.warnings[kind] for kind in WARNINGS)
-    assert others == [[], [], []]
+    assert others == [[], [], [], []]
     assert about(dropped, "boxes.xml, object 1 (dog): dropped", "object 2 (dog): clipped",
                  "states size 41x30")  # fmt: skip
     assert about(turned, "turned.jpg: orientation 6")
@@ -132,6 +132,18 @@ def test_an_image_that_has_changed_since_its_search_is_told(voc, tmp_path):
     assert changed() == []
     write_image(voc, "twice", size=(30, 40))
     assert changed() == ["twice"]
+
+
+def test_images_that_are_nearly_black_are_told(tmp_path):
+    pixels = np.arange(1200, dtype=np.uint16).reshape(30, 40)
+    for name, brightest in (("twelve", 4095), ("sixteen", 65535)):
+        write_annotation(tmp_path, name, [GOOD])
+        (tmp_path / "JPEGImages").mkdir(exist_ok=True)
+        picture = Image.fromarray((pixels * (brightest // 1199)).astype(np.uint16))
+        picture.save(tmp_path / "JPEGImages" / f"{name}.png")
+    write_split(tmp_path, "train", ["twelve", "sixteen"])
+    check = check_dataset(tmp_path, "train", progress=False)
+    assert about(check.warnings[WARNINGS[8]], "twelve.png") and check.is_usable
 
 
 def test_a_split_without_any_object_cannot_be_trained_on(voc):
