@@ -25,11 +25,11 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     source = drawn / "JPEGImages" / "test_0000.jpg"
-    Image.open(source).save(folder / "test_0000.png")
+    Image.open(source).save(folder / "test_0000.tif")
     out = tmp_path / "out"
     run("detect", source, folder, "--checkpoint", trained, "--out", out, "--score", "0")
     found = json.loads((out / "detections.json").read_text())["images"]
-    assert set(found) == {str(source), str(folder / "test_0000.png")}
+    assert set(found) == {str(source), str(folder / "test_0000.tif")}
     # Two images of one name have a picture each, with boxes in it.
     pictures = sorted(path.name for path in out.glob("*.jpg"))
     assert pictures == ["test_0000-detections-2.jpg", "test_0000-detections.jpg"]

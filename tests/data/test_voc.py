@@ -148,6 +148,14 @@ def test_the_image_is_found_by_id_whatever_the_suffix_then_by_filename(root):
     assert names == ["c.PNG", "photo 7.png"]
 
 
+@pytest.mark.parametrize("suffix", [".TIF", ".tiff", ".webp", ".BMP"])
+def test_every_kind_of_picture_is_found_by_id(root, suffix):
+    write_image(root, "c", suffix=suffix)
+    write_annotation(root, "c", filename="another name.jpg")
+    write_split(root, "train", ["c"])
+    assert load_voc(root, "train").records[0].image_path.name == f"c{suffix}"
+
+
 @pytest.mark.parametrize(
     "filename, used", [("a.JPG", "a.JPG"), ("b.png", "a.png"), (None, "a.png")]
 )
