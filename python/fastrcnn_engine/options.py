@@ -125,9 +125,9 @@ class CheckData:
 
     Errors would stop a training: files, images, no object at all and, with --proposals, images that
     have none or some that are no numbers. Warnings would not: boxes dropped or clipped, images that
-    EXIF turns, objects that are there twice, images without objects, proposals that do not fit
-    their image. Writes check.json with all of it, sizes.svg, a histogram of the objects, and
-    samples.jpg with their boxes drawn in. Exit code 1 if there are errors.
+    EXIF turns or that are nearly black, objects that are there twice, images without objects,
+    proposals that do not fit their image. Writes check.json with all of it, sizes.svg, a histogram
+    of the objects, and samples.jpg with their boxes drawn in. Exit code 1 if there are errors.
     """
 
     data: Path
@@ -215,8 +215,9 @@ class Detect:
     """Detect objects on image files.
 
     Proposals are made on the fly, as they were for the training. Writes one picture for each image
-    with the boxes drawn in, and detections.json with class, score and box. --many is for very many
-    images: a line of detections.jsonl for each, at once, or a row in Parquet, without pictures.
+    with the boxes drawn in, and detections.json with class, score and box; images that cannot be
+    read are named at the end, and the exit code is 1. --many is for very many images: a line of
+    detections.jsonl for each, at once, or a row in Parquet, without pictures.
     Run it again after an interruption: images that have a line or row are passed over, and one
     that cannot be read has one that says why. What made them stands beside them; another
     checkpoint, score, size or search is refused there.

@@ -22,7 +22,7 @@ from fastrcnn_engine.data.proposals import (
     compute_proposals,
     proposal_recall,
 )
-from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.data.records import Dataset, collecting
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
 from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
@@ -331,6 +331,7 @@ def detect_files(
     *,
     search: Search,
     detection: Mapping[str, Any],
+    errors: list[str],
 ) -> list[tuple[Path, Path, Detections]]:
     """Detects on image files, with proposals made on the fly; an image goes by its name without
     folder and suffix there.
@@ -338,7 +339,7 @@ def detect_files(
     Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
     which may be the folder of the images: of pictures only earlier drawings that are not among the
     images are written over. Returns (image, drawn picture, detections) of each. A path that leads
-    nowhere stops it before the first search.
+    nowhere stops it before the first search; an image that cannot be read is told in `errors`.
     """
     if not images:
         raise ValueError("images: name at least one image file")
@@ -349,13 +350,19 @@ def detect_files(
     results = []
     taken = {path.resolve() for path in images}
     for path in track(images, "detection"):
-        image = load_image(path)
+        image = None
+        with collecting(errors):
+            image = load_image(path)
+        if image is None:
+            continue
         found = detect_image(model, image, search.boxes(image, path.stem), **detection)
         drawn = _free_name(out, path.stem, taken)
         taken.add(drawn.resolve())
         picture = draw_marks(image, detection_marks(found, model.classes))
         Image.fromarray(picture).save(drawn, quality=92, comment=DRAWN)
         results.append((path, drawn, found))
+    if not results:
+        raise ValueError(errors[0])
     content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
     write_json(out / "detections.json", content)
     return results

@@ -25,11 +25,11 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     source = drawn / "JPEGImages" / "test_0000.jpg"
-    Image.open(source).save(folder / "test_0000.png")
+    Image.open(source).save(folder / "test_0000.tif")
     out = tmp_path / "out"
     run("detect", source, folder, "--checkpoint", trained, "--out", out, "--score", "0")
     found = json.loads((out / "detections.json").read_text())["images"]
-    assert set(found) == {str(source), str(folder / "test_0000.png")}
+    assert set(found) == {str(source), str(folder / "test_0000.tif")}
     # Two images of one name have a picture each, with boxes in it.
     pictures = sorted(path.name for path in out.glob("*.jpg"))
     assert pictures == ["test_0000-detections-2.jpg", "test_0000-detections.jpg"]
@@ -38,6 +38,24 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     before, after = (np.asarray(Image.open(p)).astype(int) for p in (source, drawn_picture))
     assert before.shape == after.shape and np.abs(before - after).max() > 100
     assert "detections.json" in capsys.readouterr().out
+
+
+def test_an_image_that_cannot_be_read_costs_no_other_its_detections(
+    trained, drawn, tmp_path, capsys
+):
+    good = drawn / "JPEGImages" / "test_0000.jpg"
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(good.read_bytes()[:900])
+    with pytest.raises(SystemExit) as end:
+        run("detect", bad, good, "--checkpoint", trained, "--out", tmp_path / "out")
+    assert end.value.code == 1
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+    assert list(found) == [str(good)]
+    text = capsys.readouterr().out
+    assert "1 images that cannot be read" in text and f"{bad}: not readable as an image" in text
+    alone = failure(capsys, "detect", bad, "--checkpoint", trained, "--out", tmp_path / "none")
+    assert f"{bad}: not readable as an image" in alone
+    assert not (tmp_path / "none" / "detections.json").exists()
 
 
 def test_detect_writes_over_no_image_and_leaves_out_what_it_drew(trained, drawn, tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.coco_files import coco_copy
 from fastrcnn_engine import pipeline
@@ -138,6 +139,23 @@ def test_eval_on_another_data_set_does_not_use_the_proposals_of_the_first(traine
     first, second = ProposalStore(trained / "proposals.npz"), ProposalStore(out / "proposals.npz")
     assert first.settings == second.settings
     assert not np.array_equal(first["test_0000"], second["test_0000"])
+
+
+def test_an_image_that_has_changed_since_the_training_is_searched_again(trained, drawn, tmp_path):
+    picture = drawn / "JPEGImages" / "test_0000.jpg"
+    before = picture.read_bytes()
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    try:
+        with Image.open(picture) as image:
+            turned = image.rotate(90, expand=True)
+        turned.save(picture)
+        run("eval", "--run", copy, "--split", "test")
+    finally:
+        picture.write_bytes(before)
+    first, second = ProposalStore(trained / "proposals.npz"), ProposalStore(copy / "proposals.npz")
+    assert not np.array_equal(first["test_0000"], second["test_0000"])
+    assert (second["test_0000"][:, 2:] < turned.size).all()
+    assert np.array_equal(first["test_0001"], second["test_0001"])
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])

@@ -11,7 +11,7 @@ from PIL import Image
 from fastrcnn_engine import cli
 from fastrcnn_engine.data.check import ERRORS, WARNINGS, check_dataset
 from fastrcnn_engine.data.layouts import load_dataset
-from fastrcnn_engine.data.proposals import write_proposals
+from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 
 from .coco_files import annotation, write_instances, write_picture
 from .voc_files import object_xml, write_annotation, write_image, write_split
@@ -40,7 +40,7 @@ def voc(tmp_path):
     path.write_bytes(path.read_bytes()[:700])
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "turned.jpg", exif=exif)
+    Image.new("RGB", (40, 30), "white").save(root / "JPEGImages" / "turned.jpg", exif=exif)
     write_annotation(root, "pictureless", [GOOD])
     write_annotation(root, "text", [GOOD])
     (root / "JPEGImages" / "text.jpg").write_text("hello")
@@ -71,7 +71,7 @@ def test_all_faults_of_a_voc_set_are_found(voc, tmp_path):
     assert about(undecodable, "truncated.jpg: not readable")
     assert sorted(unproposed) == ["nameless", "turned"]
     dropped, turned, twice, empty, none, *others = (check.warnings[kind] for kind in WARNINGS)
-    assert others == [[], []]
+    assert others == [[], [], [], []]
     assert about(dropped, "boxes.xml, object 1 (dog): dropped", "object 2 (dog): clipped",
                  "states size 41x30")  # fmt: skip
     assert about(turned, "turned.jpg: orientation 6")
@@ -103,7 +103,7 @@ def test_proposals_that_do_not_fit_their_images_are_told(voc, tmp_path):
     wide, x_y_w_h = good + np.float32([0, 0, 1, 0]), np.float32([[30, 20, 10, 10], [3, 4, 5, 6]])
     check = checked(good=wide, twice=1000 * good, size=x_y_w_h)
     assert check.is_usable and check.recall is not None
-    outside, swapped = (check.warnings[kind] for kind in WARNINGS[5:])
+    outside, swapped = (check.warnings[kind] for kind in WARNINGS[5:7])
     assert about(outside, "good (40x30): 1 of 2, row 1 is [30.0, 20.0, 40.0, 29.0]",
                  "twice (40x30): 2 of 2, row 0")  # fmt: skip
     assert about(swapped, "size (40x30): 1 of 2, row 0 is [30.0, 20.0, 10.0, 10.0]")
@@ -117,6 +117,33 @@ def test_proposals_that_do_not_fit_their_images_are_told(voc, tmp_path):
         assert about(check.errors[ERRORS[3]], "p.npz: proposals of image 'twice', row 1: expected",
                      "image 'size', row 1: expected finite x1 y1 x2 y2, got")  # fmt: skip
         assert not check.is_usable and check.recall["images"] == 1
+
+
+def test_an_image_that_has_changed_since_its_search_is_told(voc, tmp_path):
+    write_split(voc, "some", ["good", "twice"])
+    images = [(name, voc / "JPEGImages" / f"{name}.jpg") for name in ("good", "twice")]
+    path = tmp_path / "p.npz"
+    compute_proposals(images, path, Search(method="grid"), progress=False)
+
+    def changed():
+        check = check_dataset(voc, "some", proposals=path, progress=False)
+        return check.warnings[WARNINGS[7]]
+
+    assert changed() == []
+    write_image(voc, "twice", size=(30, 40))
+    assert changed() == ["twice"]
+
+
+def test_images_that_are_nearly_black_are_told(tmp_path):
+    pixels = np.arange(1200, dtype=np.uint16).reshape(30, 40)
+    for name, brightest in (("twelve", 4095), ("sixteen", 65535)):
+        write_annotation(tmp_path, name, [GOOD])
+        (tmp_path / "JPEGImages").mkdir(exist_ok=True)
+        picture = Image.fromarray((pixels * (brightest // 1199)).astype(np.uint16))
+        picture.save(tmp_path / "JPEGImages" / f"{name}.png")
+    write_split(tmp_path, "train", ["twelve", "sixteen"])
+    check = check_dataset(tmp_path, "train", progress=False)
+    assert about(check.warnings[WARNINGS[8]], "twelve.png") and check.is_usable
 
 
 def test_a_split_without_any_object_cannot_be_trained_on(voc):

@@ -59,8 +59,9 @@ def test_given_classes_choose_categories_and_the_order_of_the_labels(tmp_path):
     )
     dataset = load_coco(tmp_path, "val", ["dog", "zebra"])
     assert dataset.records[0].labels.tolist() == [2, 1]
-    assert dataset.coco.category_ids == (9, 2) and dataset.problems == []
-    with pytest.raises(ValueError, match=f"{path.name}: class 'lion'.*zebra, cat, dog"):
+    assert dataset.coco.category_ids == (9, 2)
+    assert dataset.problems == [f"{path}: objects of other classes are not read: 1 of cat"]
+    with pytest.raises(ValueError, match=f"{path.name}: class 'lion'.*zebra, cat, dog; name it"):
         load_coco(tmp_path, "val", ["dog", "lion"])
     for bad in ([], ["dog", "dog"], "dog"):
         with pytest.raises(ValueError, match="classes"):
@@ -81,6 +82,25 @@ def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path):
     (tmp_path / "val" / "sub" / "b.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"b\.png: not readable as an image"):  # states no size
         load_dataset(tmp_path, "val", stated_sizes=True)
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"width": 80, "height": 60}, True),  # boxes of the photo before it was shrunk
+        ({"width": 30, "height": 40}, True),  # as it lies after EXIF's rotation
+        ({"width": 40.0, "height": 30.0}, False),
+        ({"width": "40", "height": "30"}, False),
+        ({"width": None, "height": 30}, False),
+    ],
+)
+def test_another_size_than_the_files_is_told(tmp_path, stated, told):
+    path = write(tmp_path, [annotation(1, 70, 9, [1, 2, 9, 9])], [{**IMAGES[0], **stated}])
+    dataset = load_coco(tmp_path, "val")
+    assert (dataset.records[0].width, dataset.records[0].height) == (40, 30)
+    size = f"{stated['width']}x{stated['height']}"
+    line = f"{path}, image id 70: states size {size}, the image has 40x30; the image's size is used"
+    assert dataset.problems == [line] * told
 
 
 def test_boxes_survive_the_way_to_pixels_and_back(tmp_path):
@@ -109,6 +129,7 @@ def test_boxes_survive_the_way_to_pixels_and_back(tmp_path):
         ({"bbox": [5, 5, 9, "x"]}, "no number"),
         ({"bbox": [5, 5, float("nan"), 9]}, "no number"),
         ({"bbox": None}, "no number"),
+        ({"bbox": [5, 5, 10**400, 9]}, "no number"),
         ({"category_id": 4}, "category_id, 4, is no category"),
         ({"category_id": None}, "category_id, None, is no category"),
         ({"category_id": [2]}, "is no category"),
@@ -152,6 +173,26 @@ def test_a_box_partly_outside_is_clipped_and_reported(tmp_path):
     assert boxes[0].tolist() == [0, 20, 9, 29] and boxes[1, 2] == 39  # the last pixel is inside
     (problem,) = dataset.problems
     assert "annotation id 1: clipped to the image of 40x30: bbox [-2, 20, 12, 11]" in problem
+
+
+def test_a_file_that_has_two_ids_is_told(tmp_path):
+    write(tmp_path, [annotation(1, 70, 9, [1, 1, 5, 5])], [*IMAGES, {**IMAGES[0], "id": 71}])
+    dataset = load_coco(tmp_path, "val")
+    assert len(dataset.records) == 3
+    (problem,) = dataset.problems
+    assert "image id 71: its file, a.jpg, is that of image id 70 too" in problem
+
+
+def test_a_crowd_may_be_told_by_a_text_and_by_nothing_that_is_not_clear(tmp_path):
+    flags = [0, "0", 0.0, False, None, 1, "1", True]
+    write(tmp_path, [annotation(i, 70, 9, [1, 2, 9, 9], iscrowd=f) for i, f in enumerate(flags)])
+    assert load_coco(tmp_path, "val").records[0].crowd.tolist() == 5 * [False] + 3 * [True]
+    for key, flag in (("iscrowd", "false"), ("ignore", "0.0"), ("iscrowd", [0])):
+        write(tmp_path, [annotation(5, 70, 9, [1, 2, 9, 9], **{key: flag})])
+        errors = []
+        load_coco(tmp_path, "val", errors=errors)
+        assert len(errors) == 1
+        assert errors[0].endswith(f"annotation id 5: {key} must be 0 or 1, got {flag!r}")
 
 
 def test_images_that_cannot_be_used_are_dropped_and_reported(tmp_path):
@@ -209,6 +250,12 @@ def test_a_file_that_is_not_understood_is_named_with_its_key(tmp_path, text, mes
     path.write_bytes(b"\xff\xfe{}")
     with pytest.raises(ValueError, match="instances_val.json: not readable as JSON"):
         load_coco(tmp_path, "val")
+
+
+def test_a_file_may_begin_as_windows_editors_begin_it(tmp_path):
+    path = write(tmp_path, [annotation(1, 70, 9, [1, 2, 9, 9])])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(load_coco(tmp_path, "val").records[0].boxes) == 1
 
 
 def test_outlines_are_not_kept(tmp_path):

@@ -148,6 +148,28 @@ def test_the_image_is_found_by_id_whatever_the_suffix_then_by_filename(root):
     assert names == ["c.PNG", "photo 7.png"]
 
 
+@pytest.mark.parametrize("suffix", [".TIF", ".tiff", ".webp", ".BMP"])
+def test_every_kind_of_picture_is_found_by_id(root, suffix):
+    write_image(root, "c", suffix=suffix)
+    write_annotation(root, "c", filename="another name.jpg")
+    write_split(root, "train", ["c"])
+    assert load_voc(root, "train").records[0].image_path.name == f"c{suffix}"
+
+
+@pytest.mark.parametrize(
+    "filename, used", [("a.JPG", "a.JPG"), ("b.png", "a.png"), (None, "a.png")]
+)
+def test_of_several_images_of_an_id_one_is_used_and_told(tmp_path, filename, used):
+    write_image(tmp_path, "a", suffix=".JPG")
+    write_image(tmp_path, "a", suffix=".png")  # a mask, say
+    write_annotation(tmp_path, "a", [object_xml()], filename=filename)
+    write_split(tmp_path, "train", ["a"])
+    dataset = load_voc(tmp_path, "train")
+    assert dataset.records[0].image_path.name == used
+    (problem,) = dataset.problems
+    assert problem.endswith(f"a.png, a.JPG are of one id, 'a'; {used} is used")
+
+
 def test_blank_lines_in_a_split_are_nothing(root):
     (root / "ImageSets/Main/train.txt").write_text("a\n\n  \nb\n")
     assert len(load_voc(root, "train").records) == 2
@@ -158,6 +180,7 @@ def test_blank_lines_in_a_split_are_nothing(root):
     [
         ("a\nb\na\n", r"train\.txt, line 3.*'a'.*line 1"),
         ("a  1\nb -1\n", r"train\.txt, line 1.*single classes"),
+        ("a\nphoto 1\n", r"line 2: .*got 'photo 1'; an id has no spaces: rename"),
         ("\n", "names no image"),
     ],
 )

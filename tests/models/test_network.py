@@ -70,6 +70,29 @@ def test_frozen_modules_need_no_gradient_and_keep_their_batch_statistics():
     assert model.backbone[1].num_batches_tracked == 0
 
 
+@pytest.mark.parametrize("stride", [4, 7, 16])
+def test_a_stride_that_is_not_the_backbones_is_refused(stride):
+    model = own(stride=stride).eval()
+    with pytest.raises(ValueError, match=f"stride is {stride}, but the backbone makes"):
+        model.check_stride()
+    assert not model.training
+
+
+@pytest.mark.parametrize("padding", [0, 4, 20])  # moves the map; its cells are as wide as before
+def test_the_stride_of_a_backbone_does_not_depend_on_its_padding(padding):
+    model = own()
+    model.backbone[0].padding = (padding, padding)
+    before = model.backbone[1].running_mean.clone()
+    model.check_stride()
+    assert model.training and torch.equal(model.backbone[1].running_mean, before)
+
+
+@pytest.mark.parametrize("name", ["tiny", "caffenet", "vgg_cnn_m_1024", "vgg16"])
+def test_the_strides_of_the_networks_are_those_of_their_backbones(name):
+    with torch.device("meta"):  # shapes, no numbers
+        build_network(name, ["a"]).check_stride()
+
+
 def test_misspelt_frozen_module_and_missing_classes_are_refused():
     with pytest.raises(ValueError, match="'backbone.conv9'"):
         own(frozen=["backbone.conv9"])

@@ -255,6 +255,8 @@ def test_a_set_without_objects_can_be_reported(scene):
     gallery = make_gallery(records, CLASSES, drawn)
     text = render_report(Report("empty", result, drawn, gallery))
     assert "n/a" in Page(text).text
+    # Precision has another reason to be missing than average precision.
+    assert "as precision: there is no such detection" in Page(text).text
 
 
 def test_write_report_makes_the_folder(report, tmp_path):

@@ -171,7 +171,7 @@ def test_a_network_of_your_own_is_named(tmp_path, saved):
     _, model = saved
     model.name = "mine"
     save_checkpoint(tmp_path / "mine.pt", model)
-    with pytest.raises(ValueError, match="'mine' is not known"):
+    with pytest.raises(ValueError, match="your own, 'mine'; build it as for training and give"):
         load_network(tmp_path / "mine.pt")
 
 

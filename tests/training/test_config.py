@@ -35,6 +35,12 @@ def test_own_values_win_over_the_recipe():
     assert config.resolved() == config
 
 
+def test_paths_may_be_texts():
+    names = ("data", "proposals", "output", "weights", "init")
+    config = TrainConfig(**{name: f"some/{name}" for name in names})
+    assert [getattr(config, name) for name in names] == [Path("some", name) for name in names]
+
+
 def test_warmup_rises_linearly():
     config = replace(BASE, learning_rate=1.0, warmup=3).resolved()
     rates = [config.learning_rate_at(i) for i in range(5)]

@@ -189,6 +189,14 @@ def test_weights_and_a_model_of_ones_own_do_not_go_together(voc, tmp_path):
         run(replace(voc, network="vgg16", freeze_to="conv1"))
 
 
+def test_a_model_whose_stride_is_not_its_backbones_does_not_learn(voc):
+    model = own_network()
+    model.stride = 8
+    with pytest.raises(ValueError, match="stride is 8, but the backbone makes a map of 64 x 64"):
+        train(voc, model=model, progress=False)
+    assert not (voc.output / "checkpoint.pt").exists()
+
+
 def test_tiny_names_the_image_of_a_batch_of_one_roi(voc):
     voc = replace(voc, rois_per_batch=1, images_per_batch=1, foreground_fraction=1.0)
     with pytest.raises(ValueError, match=r"iteration 1: the batch of \w+ has 1 RoI; tiny"):

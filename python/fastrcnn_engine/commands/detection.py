@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from fastrcnn_engine.bulk import JsonLines, ParquetParts, check_made_by, detect_many
 from fastrcnn_engine.commands import plain_console
-from fastrcnn_engine.commands.common import resize, search_of_training
+from fastrcnn_engine.commands.common import print_notes, resize, search_of_training
 from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
 from fastrcnn_engine.models import FastRCNN
@@ -51,7 +52,10 @@ def detect(options: Detect) -> None:
         checksum = f"{zlib.crc32(checkpoint.read_bytes()):08x}"
         _detect_many(options, model, images, search, detection, checksum, console)
         return
-    results = detect_files(model, images, options.out, search=search, detection=detection)
+    unreadable: list[str] = []
+    results = detect_files(
+        model, images, options.out, search=search, detection=detection, errors=unreadable
+    )
     table = Table("image", "detections", "drawn")
     for path, drawn, found in results:
         names = [model.classes[label - 1] for label in found.labels.tolist()]
@@ -59,6 +63,9 @@ def detect(options: Detect) -> None:
         table.add_row(str(path), counts or "none", str(drawn))
     console.print(table)
     console.print(f"boxes: {options.out / 'detections.json'}", soft_wrap=True)
+    print_notes(console, "images that cannot be read, left out", unreadable, len(unreadable))
+    if unreadable:
+        sys.exit(1)
 
 
 def _detect_many(

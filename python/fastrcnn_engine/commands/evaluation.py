@@ -80,7 +80,9 @@ def evaluate(options: Eval, command: str) -> None:
             if options.proposals is not None:
                 store = ProposalStore(options.proposals)
                 check_proposals([dataset], store)
-            elif used is not None and all(r.image_id in used for r in dataset.records):
+            elif used is not None and all(
+                r.image_id in used and used.is_of(r.image_id, r.image_path) for r in dataset.records
+            ):
                 store = used
             else:
                 cache = (options.out or home / name if foreign else home) / CACHE

@@ -19,6 +19,7 @@ from fastrcnn_engine.data.proposals.boxes import well_formed
 from fastrcnn_engine.data.records import Dataset, ImageRecord, collecting
 
 EXIF_ORIENTATION = 0x0112
+NEARLY_BLACK = 16  # of 0..255: what 12 bits are that are kept in 16
 QUANTILES = (0.05, 0.5, 0.95)
 
 # In the order of their being told. Errors stop a training or an evaluation, warnings do not.
@@ -28,7 +29,9 @@ WARNINGS = ("dropped, clipped or wrong in size", "images that EXIF turns (it is 
             "objects that are there twice", "images without objects",
             "images with an empty list of proposals",
             "proposals outside their image (are they of other images?)",
-            "proposals with x2 < x1 or y2 < y1 (are they x y w h?)")  # fmt: skip
+            "proposals with x2 < x1 or y2 < y1 (are they x y w h?)",
+            "images that have changed since their proposals were made",
+            "images that are nearly black (12 bits in 16? the upper 8 are read)")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,15 @@ def check_dataset(
     known = []  # images with proposals that can be used
     with progress_bar(progress) as bar, ThreadPoolExecutor(usable_cores()) as pool:
         task = bar.add_task("checking", total=len(dataset.records))
-        for record, (unreadable, turned) in zip(
+        for record, (unreadable, turned, dark) in zip(
             dataset.records, pool.map(_look_at, dataset.records), strict=True
         ):
             if unreadable:
                 found[ERRORS[1]].append(unreadable)
             if turned != 1:
                 found[WARNINGS[1]].append(f"{record.image_path}: orientation {turned}")
+            if dark:
+                found[WARNINGS[8]].append(str(record.image_path))
             found[WARNINGS[2]] += _twice(record, dataset.classes)
             if not len(record.boxes):
                 found[WARNINGS[3]].append(record.image_id)
@@ -126,6 +131,8 @@ def check_dataset(
                     outside = np.any((boxes < 0) | (boxes > last), axis=1)
                     found[WARNINGS[5]] += _counted(record, boxes, outside)
                     found[WARNINGS[6]] += _counted(record, boxes, ~well_formed(boxes))
+                    if not store.is_of(record.image_id, record.image_path):
+                        found[WARNINGS[7]].append(record.image_id)
             bar.advance(task)
     if dataset.records and not any((~record.crowd).any() for record in dataset.records):
         found[ERRORS[4]].append(
@@ -140,14 +147,15 @@ def check_dataset(
     )
 
 
-def _look_at(record: ImageRecord) -> tuple[str, int]:
-    """Why the image cannot be decoded, "" if it can, and its orientation by EXIF, 1 if none."""
+def _look_at(record: ImageRecord) -> tuple[str, int, bool]:
+    """Why the image cannot be decoded, "" if it can; its orientation by EXIF, 1 if none; whether
+    its brightest pixel is dark."""
     try:
-        load_image(record.image_path)
+        dark = bool(load_image(record.image_path).max() < NEARLY_BLACK)
         with Image.open(record.image_path) as image:
-            return "", int(image.getexif().get(EXIF_ORIENTATION, 1))
+            return "", int(image.getexif().get(EXIF_ORIENTATION, 1)), dark
     except (OSError, ValueError) as error:
-        return str(error), 1
+        return str(error), 1, False
 
 
 def _counted(record: ImageRecord, boxes: np.ndarray, bad: np.ndarray) -> list[str]:

@@ -21,6 +21,7 @@ from fastrcnn_engine.data.records import (
     CocoSource,
     Dataset,
     ImageRecord,
+    Stated,
     checked_classes,
     collecting,
     image_size,
@@ -57,16 +58,17 @@ def load_coco(
     Told in `problems` and left out: an image without id or file name or whose file is missing, with
     its objects; an object without image, category or box, of an unknown image or category, with
     a box that has no area, is no number, or lies outside the image. A box partly outside is
-    clipped. The size of an image is that of its file.
+    clipped. The size of an image is that of its file; that the entry states another is told too,
+    and so is a file that has two ids.
 
     `classes` None: all categories by rising id, which may have gaps. Names choose some of them and
-    the order of the labels; objects of other categories are not read.
+    the order of the labels; objects of other categories are not read, and `problems` tell how many.
 
     Raises FileNotFoundError for a missing file or folder, or if none of the images is there, and
     ValueError for a file that cannot be understood (named, with the key), two images or categories
-    of one id, and a class that is no category. With a list of `errors` a fault of one image is put
-    there, and the image is left out. With `stated_sizes` an image that cannot be read has the size
-    the file states, which `problems` tell.
+    of one id, a flag that is neither 0 nor 1, and a class that is no category. With a list of
+    `errors` a fault of one image is put there, and the image is left out. With `stated_sizes` an
+    image that cannot be read has the size the file states, which `problems` tell.
     """
     root = Path(root)
     path, folder = instances_file(root, split), root / split
@@ -78,7 +80,8 @@ def load_coco(
     unknown = [name for name in classes if name not in category_of]
     if unknown:
         raise ValueError(
-            f"{path}: class {unknown[0]!r} is not one of its categories, {', '.join(category_of)}"
+            f"{path}: class {unknown[0]!r} is not one of its categories, {', '.join(category_of)}; "
+            "name it there (a category may have no objects), or not among the classes"
         )
     problems: list[str] = []
     images = _images(content["images"], path, folder, problems)
@@ -90,7 +93,9 @@ def load_coco(
     # None: known, but not asked for
     label_of: dict[int, int | None] = dict.fromkeys(category_of.values())
     label_of.update((category_of[name], label) for label, name in enumerate(classes, start=1))
+    name_of = {category: name for name, category in category_of.items()}
     objects: dict[int, list[tuple[str, int, dict[str, Any]]]] = {i: [] for i in images}
+    unread = dict.fromkeys((name for name in category_of if name not in classes), 0)
     for number, entry in enumerate(content["annotations"]):
         where = f"{path}, annotation {_shown_id(entry, number)}"
         image_id, category = entry.get("image_id"), entry.get("category_id")
@@ -100,13 +105,18 @@ def load_coco(
             problems.append(f"{where}: dropped, its image_id, {image_id!r}, is no image")
         elif image_id in images and (label := label_of[category]) is not None:
             objects[image_id].append((where, label, entry))
+        elif image_id in images:
+            unread[name_of[category]] += 1
+    left_out = [f"{count} of {name}" for name, count in unread.items() if count]
+    if left_out:
+        problems.append(f"{path}: objects of other classes are not read: {', '.join(left_out)}")
     records = []
     for number, image_path in images.items():
         with collecting(errors):
             records.append(
                 _read_record(
-                    f"{split}/{number}", image_path, objects[number], problems,
-                    stated[number] if stated_sizes else None,
+                    f"{split}/{number}", image_path, objects[number], stated[number],
+                    f"{path}, image id {number}", problems, stated_sizes,
                 )  # fmt: skip
             )
     source = CocoSource(path, tuple(category_of[name] for name in classes))
@@ -124,7 +134,7 @@ def read_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
         return {key: value for key, value in pairs if key in KEYS}
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=kept)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=kept)
     except FileNotFoundError:
         splits = sorted(p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*"))
         found = ", ".join(splits) or "none"
@@ -143,16 +153,22 @@ def read_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def is_crowd(annotation: dict[str, Any]) -> bool:
-    """Whether it is a region that neither training nor evaluation counts."""
-    return bool(annotation.get("iscrowd") or annotation.get("ignore"))
+def is_crowd(annotation: dict[str, Any], where: str) -> bool:
+    """Whether it is a region that neither training nor evaluation counts.
+
+    ValueError, with `where` it stands, for a flag that is neither 0 nor 1: any text would be true.
+    """
+    for key in ("iscrowd", "ignore"):
+        if annotation.get(key) not in (None, 0, 1, "0", "1"):
+            raise ValueError(f"{where}: {key} must be 0 or 1, got {annotation[key]!r}")
+    return any(annotation.get(key) in (1, "1") for key in ("iscrowd", "ignore"))
 
 
 def bbox_of(annotation: dict[str, Any]) -> tuple[float, float, float, float] | None:
     """(x, y, w, h) as it stands in the file; None if there are not four finite numbers."""
     try:
         x, y, w, h = (float(value) for value in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return (x, y, w, h) if math.isfinite(x + y + w + h) else None
 
@@ -189,6 +205,7 @@ def _images(
     """The image files that are there, by id."""
     images: dict[int, Path] = {}
     seen: set[int] = set()
+    id_of: dict[str, int] = {}
     for number, entry in enumerate(entries):
         where = f"{path}, image {_shown_id(entry, number)}"
         image_id, name = entry.get("id"), entry.get("file_name")
@@ -200,6 +217,11 @@ def _images(
         seen.add(image_id)
         if (folder / name).is_file():
             images[image_id] = folder / name
+            if id_of.setdefault(name, image_id) != image_id:
+                problems.append(
+                    f"{where}: its file, {name}, is that of image id {id_of[name]} too; objects of "
+                    "one are background in the other"
+                )
         else:
             problems.append(f"{where}: dropped with its objects, no file {folder / name}")
     if not images:
@@ -212,10 +234,12 @@ def _read_record(
     image_id: str,
     image_path: Path,
     objects: list[tuple[str, int, dict[str, Any]]],
+    stated: Stated,
+    place: str,
     problems: list[str],
-    stated: tuple[object, object] | None,
+    stated_sizes: bool,
 ) -> ImageRecord:
-    width, height = image_size(image_path, stated, problems)
+    width, height = image_size(image_path, stated, place, problems, stated_sizes=stated_sizes)
     boxes, labels, crowd = [], [], []
     for where, label, annotation in objects:
         x, y, w, h = bbox_of(annotation) or (math.nan,) * 4
@@ -227,7 +251,7 @@ def _read_record(
             continue
         boxes.append(box)
         labels.append(label)
-        crowd.append(is_crowd(annotation))
+        crowd.append(is_crowd(annotation, where))
     return record_of(
         image_id, image_path, (width, height), boxes, labels, difficult=crowd, crowd=crowd
     )

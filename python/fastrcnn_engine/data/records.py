@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]
+Stated = tuple[object, object]  # width and height as an annotation has them
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,27 +117,36 @@ def collecting(errors: list[str] | None) -> Iterator[None]:
 
 
 def image_size(
-    path: Path, stated: tuple[object, object] | None, problems: list[str]
+    path: Path, stated: Stated, where: str, problems: list[str], *, stated_sizes: bool
 ) -> tuple[int, int]:
     """(width, height) of an image file, from its header.
 
-    stated: the size to take for a file that is no image, numbers or texts; `problems` are told.
+    stated: what the annotation says, numbers or texts, None what it does not; `where` it stands.
+        Another size than the file's is told in `problems`: the boxes may be those of another image.
+    stated_sizes: take it for a file that is no image, which `problems` tell.
 
-    Raises ValueError if it is no image, and nothing or no size above 0 is stated.
+    Raises ValueError if it is no image, and no size above 0 is stated or it is not to be taken.
     """
     try:
         with Image.open(path) as image:
-            return image.size
+            size = image.size
     except (OSError, Image.DecompressionBombError) as error:
         text = f"{path}: not readable as an image: {error}"
-    try:
-        width, height = (int(str(value)) for value in stated or ())
-    except ValueError:  # another number of them, too
-        raise ValueError(text) from None
-    if min(width, height) < 1:
-        raise ValueError(text)
-    problems.append(f"{text}; the stated size, {width}x{height}, is used")
-    return width, height
+        try:
+            width, height = (int(str(value)) for value in (stated if stated_sizes else ()))
+        except ValueError:  # another number of them, too
+            raise ValueError(text) from None
+        if min(width, height) < 1:
+            raise ValueError(text) from None
+        problems.append(f"{text}; the stated size, {width}x{height}, is used")
+        return width, height
+    shown = [str(value).strip() for value in stated if value is not None]
+    if len(shown) == 2 and [text.removesuffix(".0") for text in shown] != [str(n) for n in size]:
+        problems.append(
+            f"{where}: states size {'x'.join(shown)}, the image has {size[0]}x{size[1]}; the "
+            "image's size is used"
+        )
+    return size
 
 
 def usable_box(

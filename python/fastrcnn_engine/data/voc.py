@@ -24,7 +24,7 @@ from fastrcnn_engine.data.records import (
     usable_box,
 )
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def load_voc(
@@ -41,9 +41,10 @@ def load_voc(
     Coordinates are 1-based in the files and 0-based here (original code,
     lib/datasets/pascal_voc.py). A box of no width or height, with a coordinate that is no number,
     or wholly outside the image is dropped; one that is partly outside is clipped; both are told in
-    `problems`. The image's own size rules where the annotation states another. An image without
-    objects is a record with G = 0. With `stated_sizes` an image that is missing or cannot be read
-    has the size its annotation states, which `problems` tell.
+    `problems`. The image's own size rules where the annotation states another, and of several files
+    of an id the one whose name it states; both are told. An image without objects is a record with
+    G = 0. With `stated_sizes` an image that is missing or cannot be read has the size its
+    annotation states, which `problems` tell.
 
     `classes` None: all names found in all annotation files of the folder, sorted, so that every
     split of a data set gets the same numbers. With `needs_annotations` False there may be no folder
@@ -93,7 +94,9 @@ def load_voc(
             tree = trees.get(image_id)
             if tree is None:
                 tree = _parse(path)
-            image_path = _find_image(image_dir, image_names, image_id, tree, stated_sizes)
+            image_path = _find_image(
+                image_dir, image_names, image_id, tree, stated_sizes, problems
+            )
             records.append(
                 _read_record(
                     image_id, image_path, tree, path, label_of, problems, errors, stated_sizes
@@ -138,8 +141,9 @@ def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
         with collecting(errors):
             if len(words) > 1:
                 raise ValueError(
-                    f"{path}, line {number}: expected one image id, got {line!r}; "
-                    "the files of single classes (id and 1 or -1) are no splits"
+                    f"{path}, line {number}: expected one image id, got {line!r}; an id has no "
+                    "spaces: rename picture and annotation (files of single classes, id and 1 or "
+                    "-1, are no splits)"
                 )
             if words[0] in line_of:
                 raise ValueError(
@@ -166,23 +170,28 @@ def _parse(path: Path) -> ElementTree.Element:
 
 
 def _find_image(
-    folder: Path, names: set[str], image_id: str, tree: ElementTree.Element, may_be_missing: bool
+    folder: Path,
+    names: set[str],
+    image_id: str,
+    tree: ElementTree.Element,
+    may_be_missing: bool,
+    problems: list[str],
 ) -> Path:
     # The id comes first: annotation tools leave stale names in `filename`, VOC itself goes by the
     # id.
     candidates = [image_id + suffix for suffix in IMAGE_SUFFIXES]
     candidates += [image_id + suffix.upper() for suffix in IMAGE_SUFFIXES]
     stated = (tree.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
-    if stated:
-        candidates.append(stated)
-    for name in candidates:
-        if name in names:
-            return folder / name
-    if may_be_missing:
-        return folder / (stated or candidates[0])
-    raise FileNotFoundError(
-        f"{folder}: no image for id {image_id!r}; looked for {', '.join(candidates)}"
-    )
+    found = [name for name in candidates if name in names] or [stated] * (stated in names)
+    if not found:
+        if may_be_missing:
+            return folder / (stated or candidates[0])
+        looked = ", ".join(candidates + [stated] * bool(stated))
+        raise FileNotFoundError(f"{folder}: no image for id {image_id!r}; looked for {looked}")
+    name = stated if stated in found else found[0]
+    if len(found) > 1:
+        problems.append(f"{folder}: {', '.join(found)} are of one id, {image_id!r}; {name} is used")
+    return folder / name
 
 
 def _class_name(obj: ElementTree.Element, path: Path, number: int) -> str:
@@ -202,7 +211,10 @@ def _read_record(
     errors: list[str] | None,
     stated_sizes: bool,
 ) -> ImageRecord:
-    width, height = _image_size(image_path, tree, path, problems, stated_sizes)
+    stated = tree.findtext("size/width"), tree.findtext("size/height")
+    width, height = image_size(
+        image_path, stated, str(path), problems, stated_sizes=stated_sizes
+    )
     boxes, labels, difficult = [], [], []
     for number, obj in enumerate(tree.findall("object"), start=1):
         with collecting(errors):
@@ -220,24 +232,6 @@ def _read_record(
                 labels.append(label_of[name])
                 difficult.append(is_difficult)
     return record_of(image_id, image_path, (width, height), boxes, labels, difficult)
-
-
-def _image_size(
-    image_path: Path,
-    tree: ElementTree.Element,
-    path: Path,
-    problems: list[str],
-    stated_sizes: bool,
-) -> tuple[int, int]:
-    found = tree.findtext("size/width"), tree.findtext("size/height")
-    width, height = image_size(image_path, found if stated_sizes else None, problems)
-    stated = [text.strip() for text in found if text is not None]
-    if len(stated) == 2 and stated != [str(width), str(height)]:
-        problems.append(
-            f"{path}: states size {stated[0]}x{stated[1]}, the image has {width}x{height}; the "
-            "image's size is used"
-        )
-    return width, height
 
 
 def _read_box(

@@ -168,7 +168,8 @@ def _ground_truth(dataset: Dataset) -> list[dict[str, Any]]:
                     area = one.get("area")
                     if not isinstance(area, (int, float)):
                         area = bbox[2] * bbox[3]
-                    stated.append((image_id, category, list(bbox), area, is_crowd(one)))
+                    crowd = is_crowd(one, str(dataset.coco.path))
+                    stated.append((image_id, category, list(bbox), area, crowd))
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
     return [
         {"id": number, **dict(zip(keys, values, strict=True))}

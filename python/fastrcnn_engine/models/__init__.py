@@ -69,6 +69,7 @@ __all__ = [
     "FreezeTo",
     "FullyConnectedHead",
     "LayerChange",
+    "NETWORKS",
     "RANKS",
     "build_caffenet",
     "build_network",

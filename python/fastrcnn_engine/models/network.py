@@ -134,6 +134,29 @@ class FastRCNN(nn.Module):
             self.get_submodule(name).eval()
         return self
 
+    @torch.no_grad()
+    def check_stride(self) -> None:
+        """Raise ValueError unless a cell of the backbone's map is ``stride`` pixels wide and high.
+
+        Two images are looked at, as the difference of their maps does not depend on padding. With
+        another stride everything runs, and RoI pooling looks beside the objects.
+        """
+        small, large = 16 * self.stride, 32 * self.stride
+        device, training = self.cls_score.weight.device, self.training
+        self.eval()
+        cells = [
+            self.backbone(torch.zeros(1, 3, side, side, device=device)).shape[2:]
+            for side in (small, large)
+        ]
+        self.train(training)
+        if any(abs(b - a - 16) > 1 for a, b in zip(*cells, strict=True)):
+            height, width = cells[1]
+            raise ValueError(
+                f"stride is {self.stride}, but the backbone makes a map of {height} x {width} "
+                f"cells of an image of {large} x {large} pixels; give FastRCNN the input pixels "
+                "per cell"
+            )
+
     def pool(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool each RoI's window: features (N, C, h, w), rois (R, 5) -> (R, C, P, P)."""
         return roi_pool(features, rois, self.pooled_size, 1.0 / self.stride)

@@ -195,9 +195,9 @@ def _class_table(result: VOCResult, drawn: Drawn, coco: COCOResult | None) -> st
 <tfoot><tr><td>mean</td><td class="bar"></td><td><b>{mean}</b></td>{foot}</tr>
 </tfoot></table></div>
 <p class="hint">Detections counts all of them, however low their score. Precision and recall are
-those at a score of {drawn.score:g} and above, the ones drawn in the pictures. “n/a”: no test
-image holds an object of the class, so it does not enter the mean. Difficult objects do not
-count.</p>
+those at a score of {drawn.score:g} and above, the ones drawn in the pictures. “n/a” as AP and
+recall: no test image holds an object of the class, so it does not enter the mean; as precision:
+there is no such detection. Difficult objects do not count.</p>
 </section>"""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastrcnn_engine.data.images import Preprocessing
-from fastrcnn_engine.models import FastRCNN, build_network, ranks_of, split_layers
+from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, split_layers
 from fastrcnn_engine.training.config import checked_device
 
 FORMAT = 1
@@ -186,6 +186,11 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
     target = checked_device(device)
     content = load_checkpoint(path)
     network = content["network"]
+    if network["name"] not in NETWORKS:
+        raise ValueError(
+            f"{path} holds a network of your own, {network['name']!r}; build it as for training "
+            "and give it the weights: model.load_state_dict(load_checkpoint(path)['model'])"
+        )
     model = build_network(
         network["name"],
         network["classes"],

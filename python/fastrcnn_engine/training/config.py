@@ -48,7 +48,8 @@ class TrainConfig:
     """Settings of one training run.
 
     "Paper" is Fast R-CNN, section 2.3 unless named; "code" is the author's released code where the
-    paper is silent. A field that is None takes the value of the network's recipe.
+    paper is silent. A field that is None takes the value of the network's recipe. Paths may be
+    given as text.
     """
 
     data: Path
@@ -156,6 +157,11 @@ class TrainConfig:
     tensorboard: bool = False
     """Write the numbers of log.jsonl for TensorBoard too, into the folder tensorboard beside it.
     Needs the package of that name."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "proposals", "output", "weights", "init"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
 
     def resolved(self) -> ResolvedConfig:
         """The same settings with every recipe value filled in, checked.

@@ -176,8 +176,9 @@ def train(
 
     Raises:
         ValueError: a bad setting, missing proposals (image named), a checkpoint that does not
-            belong to this run or is further, another run at work in the same folder, an image that
-            is none. Before the last a checkpoint is written.
+            belong to this run or is further, another run at work in the same folder, a model whose
+            stride is not its backbone's, an image that is none. Before the last a checkpoint is
+            written.
         OSError: a missing image, after a checkpoint; a log or checkpoint that cannot be written;
             ConnectionError: another process is lost.
         FloatingPointError: the loss is not finite; the iteration and its images are named.
@@ -239,6 +240,8 @@ def _train(
             advice = f"give {config.network} pre-trained weights, {advice}"
     elif model.classes != dataset.classes:
         raise ValueError(f"the model knows {model.classes}, the data set has {dataset.classes}")
+    else:
+        model.check_stride()
     if config.init is not None and not config.resume:
         start_from(config.init, model)
     model.box_regression = config.tasks != "classification"

@@ -52,10 +52,16 @@ FREE_ON_RESUME = {"output", "device", "resume", "iterations", "log_every", "chec
 def start_from(path: Path, model: FastRCNN) -> None:
     """Copy the weights of a checkpoint, and the preprocessing they are used to, into ``model``."""
     content = load_checkpoint(path)
-    if content["network"]["classes"] != list(model.classes):
+    known = content["network"]["classes"]
+    if known != list(model.classes):
+        same = sorted(known) == sorted(model.classes)
         raise ValueError(
-            f"init: {path} knows {content['network']['classes']}, the data set has "
-            f"{list(model.classes)}"
+            f"init: {path} knows {known}, the data set has {list(model.classes)}; "
+            + (
+                "give classes in the order of the checkpoint"
+                if same
+                else "other classes begin with its layers from Python: docs/training.md, section 4"
+            )
         )
     load_weights(model, content, path)
     model.preprocessing = Preprocessing.from_dict(content["network"]["preprocessing"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals.opencv import one_thread_each
 from fastrcnn_engine.data.proposals.search import Search, same_boxes
-from fastrcnn_engine.data.proposals.store import ProposalStore, write_proposals
+from fastrcnn_engine.data.proposals.store import ProposalStore, fingerprint, write_proposals
 from fastrcnn_engine.data.records import collecting
 
 SAVE_SECONDS = 120  # a killed run loses at most this much work
@@ -62,7 +61,7 @@ def compute_proposals(
     fingerprints: dict[str, str] = {}
     for image_id, path in paths.items():
         with collecting(errors):
-            fingerprints[image_id] = _fingerprint(path)
+            fingerprints[image_id] = fingerprint(path)
     kept: dict[str, np.ndarray] = {}
     written = 0  # how many of them are in the file itself
     for path in (out_path, *parts):
@@ -123,10 +122,3 @@ def compute_proposals(
 
 def _succeeded(future: Future[np.ndarray]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
-
-
-def _fingerprint(path: str | os.PathLike[str]) -> str:
-    try:
-        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file") from None

@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,10 @@ class ProposalStore:
     def __getitem__(self, image_id: str) -> np.ndarray:
         if image_id not in self._arrays:
             if image_id not in self._offsets:
+                known = next((f", such as {name!r}" for name in self), "")
                 raise ValueError(
-                    f"{self.path}: no proposals for image {image_id!r} among the "
-                    f"{len(self)} images in it; compute them with `fastrcnn-engine proposals`"
+                    f"{self.path}: no proposals for image {image_id!r} among the {len(self)} "
+                    f"images in it{known}; compute them with `fastrcnn-engine proposals`"
                 )
             self._arrays[image_id] = self._map(image_id)
         return self._arrays[image_id]
@@ -105,6 +107,10 @@ class ProposalStore:
                 "such rows"
             )
         return boxes
+
+    def is_of(self, image_id: str, path: str | os.PathLike[str]) -> bool:
+        """Whether the boxes are of the image file as it is now; True if nothing tells of which."""
+        return self.fingerprints[image_id] in ("", fingerprint(path))
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._offsets
@@ -185,3 +191,11 @@ def _aligned_member(name: str, offset: int) -> zipfile.ZipInfo:
     padding = -(offset + 30 + len(name.encode()) + 4) % ALIGNMENT
     info.extra = struct.pack("<HH", 0xFFFF, padding) + bytes(padding)
     return info
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """The checksum by which a changed image file is known."""
+    try:
+        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image file") from None
