@@ -5,11 +5,17 @@ The package installs without what the command line needs; asked for it, it says 
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 
 def main() -> None:
-    """Entry point; see cli.main. Exit code 2 when a package of the extra `train` is missing."""
+    """Entry point; see cli.main. Exit code 2 when a package of the extra `train` is missing, 1
+    where nobody reads the output any more, as after `| head`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name it has no letters for stops no training
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from fastrcnn_engine import cli
     except ModuleNotFoundError as error:
@@ -22,7 +28,15 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    cli.main()
+    try:
+        try:
+            cli.main()
+        finally:
+            if sys.stdout is not None:  # whoever started the program may have closed it
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more
+        sys.exit(1)
 
 
 if __name__ == "__main__":

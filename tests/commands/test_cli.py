@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -94,6 +95,30 @@ def test_module_runs_as_a_program():
         [sys.executable, "-m", "fastrcnn_engine", "--version"], capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.strip()[0].isdigit()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["demo", "--help"], ["nonsense"]])
+def test_a_reader_that_has_gone_is_no_failure_to_tell_of(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn_engine", *arguments], stdout=writer,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writer)
+    mistake = arguments == ["nonsense"]  # of which is told elsewhere
+    assert done.returncode == (2 if mistake else 1) and done.stderr.count("\n") == mistake
+
+
+def test_names_that_a_terminal_has_no_letters_for_stop_nothing(trained, tmp_path):
+    out = tmp_path / "gr\u00fcn\udcff"  # and one that is no UTF-8
+    command = ("report", trained, "--out", out / "page.html")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn_engine", *command], capture_output=True, text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert r"gr\xfcn\udcff/page.html" in done.stdout and (out / "page.html").is_file()
 
 
 def test_env_prints_what_a_bug_report_needs(capsys):
