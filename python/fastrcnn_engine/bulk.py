@@ -26,6 +26,7 @@ from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import detection_rows, read_json, write_json
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files
+from fastrcnn_engine.training.log import is_alone
 
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
 # A part of Parquet is written after so many images, or seconds: a kill costs no more than these.
@@ -36,15 +37,22 @@ PART_SECONDS = 600
 class JsonLines:
     """A file with a line of JSON for each row, on the disk at once. `known` are its images.
 
-    A last line that was cut off is taken away. Raises ValueError for a file of other content,
-    before anything is written to it, and OSError when it cannot be written.
+    A last line that was cut off is taken away. Raises ValueError for a file of other content, or
+    that another run is writing, before anything is written to it, and OSError when it cannot be
+    written.
     """
 
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.known = _whole_lines(path)
         self.file = open(path, "a", encoding="utf-8")
+        try:
+            if not is_alone(self.file.fileno()):
+                raise ValueError(f"{path}: another run works on the same part; wait for its end")
+            self.known = _whole_lines(path)
+        except BaseException:
+            self.file.close()
+            raise
 
     def add(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row, allow_nan=False) + "\n")

@@ -124,6 +124,17 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     assert path.read_text() == '{"other": 1}\n'
 
 
+def test_two_runs_do_not_write_the_same_lines(tmp_path):
+    path = tmp_path / "detections.jsonl"
+    with bulk.JsonLines(path) as rows:
+        rows.add({"image": "a"})
+        with pytest.raises(ValueError, match="detections.jsonl: another run works on the same"):
+            bulk.JsonLines(path)
+        rows.add({"image": "b"})
+    with bulk.JsonLines(path) as rows:
+        assert rows.known == {"a", "b"}
+
+
 def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):
     images, listed = sorted((drawn / "JPEGImages").glob("test*.jpg")), tmp_path / "list.txt"
     text = "".join(f"  {path}\t\r\n\r\n" for path in images)

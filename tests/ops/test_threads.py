@@ -110,7 +110,7 @@ def test_a_forked_process_computes(imported):
     assert done.returncode == 0, done.stderr
 
 
-# What daemon threads compute when the main thread ends: they ask for a lock that nobody gives any more.
+# Daemon threads compute when the main thread ends: they ask for a lock that nobody gives any more.
 DAEMONS = """
 import sys, threading, time, numpy as np
 if sys.argv[1] == "torch":

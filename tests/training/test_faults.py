@@ -122,6 +122,16 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
     assert lines_of(whole.log) == lines_of(resumed.log)
 
 
+def test_a_second_run_in_the_folder_of_one_at_work_is_refused(voc):
+    def again():
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=f"another run is at work in {voc.output}; wait"):
+                run(replace(voc, resume=resume), on_start=lambda: pytest.fail("began"))
+
+    whole = run(replace(voc, checkpoint_every=1), on_log=at(2, again))
+    assert [line["iteration"] for line in lines_of(whole.log)] == [2, 4, 6]
+
+
 def test_an_output_that_cannot_be_written_is_told_before_the_training(voc, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file/run"):

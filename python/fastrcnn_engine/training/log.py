@@ -6,9 +6,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def summary_writer() -> type:
@@ -20,6 +26,42 @@ def summary_writer() -> type:
             f"tensorboard: the package is missing or incomplete ({error}): pip install tensorboard"
         ) from error
     return SummaryWriter
+
+
+def is_alone(descriptor: int) -> bool:
+    """Whether no other process, and nobody else in this one, holds an open file or folder. It is
+    held by the caller then until it is closed, at the latest with the process; where a file system
+    has no locks, by everybody.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it for the block. ValueError where one is in it:
+    each would replace the log and the checkpoints of the other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        if not is_alone(held):
+            raise ValueError(
+                f"output: another run is at work in {folder}; wait for its end, or give another "
+                "output directory"
+            )
+        yield
+    finally:
+        os.close(held)
 
 
 class TrainLog:

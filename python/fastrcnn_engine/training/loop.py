@@ -34,7 +34,7 @@ from fastrcnn_engine.training.config import (
 )
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
 from fastrcnn_engine.training.interrupt import Interrupt, Stopped
-from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
+from fastrcnn_engine.training.log import Meter, TrainLog, alone_in, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
 from fastrcnn_engine.training.resume import checked_to_resume, data_fingerprint, resume, start_from
 from fastrcnn_engine.training.sampling import build_roidb
@@ -169,14 +169,15 @@ def train(
             all the same. Its image size is taken from ``config``, and what ``config.tasks`` does
             not learn is frozen.
         progress: show a live line with the losses, the speed and the time left.
-        on_start: called when all has been checked and nothing been written.
+        on_start: called when all has been checked and nothing been written but the folder.
         on_log: called with each line of the log, a dict: iteration, loss, loss_cls, loss_box,
             learning_rate, images_per_second, foreground, rois (the last two: mean per batch); after
             a test val_mAP, and bad_images, ids, where some were skipped.
 
     Raises:
         ValueError: a bad setting, missing proposals (image named), a checkpoint that does not
-            belong to this run or is further, an image that is none. A checkpoint is written before.
+            belong to this run or is further, another run at work in the same folder, an image that
+            is none. Before the last a checkpoint is written.
         OSError: a missing image, after a checkpoint; a log or checkpoint that cannot be written;
             ConnectionError: another process is lost.
         FloatingPointError: the loss is not finite; the iteration and its images are named.
@@ -269,8 +270,6 @@ def _train(
         meter.restore(content.get("meter", {}))  # older files have none
         if best is not None and best["split"] != config.val_split:
             best = None
-    if first and on_start is not None:
-        on_start()
     network = processes.parallel(model)
     cache = ImageCache(config.cache_megabytes * 2**20)
     watch = Stopwatch(device, enabled=config.profile)
@@ -284,6 +283,9 @@ def _train(
     with ExitStack() as stack:
         log_file = None
         if first:
+            stack.enter_context(alone_in(config.output))
+            if on_start is not None:
+                on_start()
             log_file = stack.enter_context(TrainLog(log, start, tensorboard=config.tensorboard))
             if start and config.keep:  # the run may have been killed between the two files
                 keep_checkpoints(checkpoint, start, config.keep)
