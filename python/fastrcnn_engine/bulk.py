@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.progress import progress_bar
+from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.models import FastRCNN
@@ -223,7 +223,7 @@ def detect_many(
         task = bar.add_task("detection", total=len(images), completed=len(images) - len(left))
         by_turns = next(model.parameters()).device.type == "cpu"
         for image, prepared in _ahead(
-            prepare, left, workers or os.cpu_count() or 1, by_turns=by_turns
+            prepare, left, workers or usable_cores(), by_turns=by_turns
         ):
             row: dict[str, Any] = {"image": _text(image)}
             try:

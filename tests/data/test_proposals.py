@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
+from unittest.mock import Mock
 from PIL import Image
 
 from fastrcnn_engine.data.images import load_image
@@ -19,6 +20,7 @@ from fastrcnn_engine.data.proposals import (
     compute_proposals,
     proposal_recall,
     search,
+    compute,
     selective_search,
     write_proposals,
 )
@@ -277,6 +279,15 @@ def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):
         np.testing.assert_array_equal(store[image_id], boxes)
     before = out.stat().st_mtime_ns
     compute_proposals(items[:4], out, progress=False)
+def test_as_many_are_searched_at_once_as_the_process_may_use_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    pool = Mock(wraps=ThreadPoolExecutor)
+    monkeypatch.setattr(compute, "ThreadPoolExecutor", pool)
+    compute_proposals(save_scenes(tmp_path, 1), tmp_path / "p.npz", Search("grid"), progress=False)
+    pool.assert_called_once_with(2)
+
+
     assert len(searched) == 1 and out.stat().st_mtime_ns == before
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
-from fastrcnn_engine.data.progress import progress_bar
+from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
 from fastrcnn_engine.data.proposals.boxes import well_formed
 from fastrcnn_engine.data.records import Dataset, ImageRecord, collecting
@@ -102,7 +102,7 @@ def check_dataset(
     store = None if proposals is None else ProposalStore(proposals)
     found[WARNINGS[0]] += dataset.problems
     known = []  # images with proposals that can be used
-    with progress_bar(progress) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with progress_bar(progress) as bar, ThreadPoolExecutor(usable_cores()) as pool:
         task = bar.add_task("checking", total=len(dataset.records))
         for record, (unreadable, turned) in zip(
             dataset.records, pool.map(_look_at, dataset.records), strict=True

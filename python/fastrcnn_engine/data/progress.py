@@ -1,6 +1,8 @@
-"""The live line of work on many images."""
+"""Work on many images: its live line, and how many are worked on at once."""
 
 from __future__ import annotations
+
+import os
 
 from rich.progress import (
     BarColumn,
@@ -27,6 +29,11 @@ def progress_bar(shown: bool) -> Progress:
         TimeRemainingColumn(),
         disable=not shown,
     )
+
+
+def usable_cores() -> int:
+    """A container or a batch system may lend fewer cores than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _RateColumn(ProgressColumn):

@@ -7,6 +7,8 @@ import os
 import platform
 from typing import Any
 
+from fastrcnn_engine.data.progress import usable_cores
+
 PACKAGES = (
     "numpy", "torch", "torchvision", "opencv-contrib-python-headless", "opencv-contrib-python",
     "opencv-python", "opencv-python-headless", "pillow", "scipy", "matplotlib", "rich", "tyro",
@@ -32,7 +34,7 @@ def environment() -> dict[str, dict[str, Any]]:
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
-            "cores": f"{_usable_cores()} usable of {os.cpu_count()}",
+            "cores": f"{usable_cores()} usable of {os.cpu_count()}",
         },
         "torch": _torch(),
         "opencv": _opencv(),
@@ -50,11 +52,6 @@ def _engine() -> dict[str, Any]:
     from fastrcnn_engine import build_info
 
     return build_info()
-
-
-def _usable_cores() -> int:
-    # A container or a batch system may lend fewer cores than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.progress import progress_bar
+from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals.opencv import one_thread_each
 from fastrcnn_engine.data.proposals.search import Search, same_boxes
 from fastrcnn_engine.data.proposals.store import ProposalStore, write_proposals
@@ -99,7 +99,7 @@ def compute_proposals(
 
     # One search, one core: the pool is the only one. A grid is not searched for.
     alone = nullcontext() if search.method == "grid" else one_thread_each()
-    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    pool = ThreadPoolExecutor(workers or usable_cores())
     futures: dict[str, Future[np.ndarray]] = {}
     saved = time.monotonic()
     with alone:
