@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import errno
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -171,6 +174,13 @@ def test_arrays_are_aligned_read_only_views_of_the_mapped_file(tmp_path):
         assert np.shares_memory(array, buffer)
         assert not array.flags.writeable and array.flags.aligned
         assert (array.ctypes.data - buffer.ctypes.data) % 64 == 0
+
+
+def test_a_copy_in_another_process_maps_the_file_too(tmp_path):
+    write_proposals(tmp_path / "proposals.npz", [("a", some_boxes(4))])
+    store = ProposalStore(tmp_path / "proposals.npz")
+    for other in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
+        np.testing.assert_array_equal(other["a"], store["a"])
 
 
 def test_files_of_numpy_are_read_too(tmp_path):

@@ -115,6 +115,10 @@ class ProposalStore:
     def __len__(self) -> int:
         return len(self._offsets)
 
+    def __reduce__(self) -> tuple[type[ProposalStore], tuple[Path]]:
+        """Another process, or a copy, maps the file for itself."""
+        return ProposalStore, (self.path,)
+
     def keys(self) -> Iterable[str]:
         return self._offsets.keys()
 
