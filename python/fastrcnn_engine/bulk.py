@@ -26,7 +26,7 @@ from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import detection_rows, read_json, write_json
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files
-from fastrcnn_engine.training.log import is_alone
+from fastrcnn_engine.training.log import is_alone, write_row
 
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
 # A part of Parquet is written after so many images, or seconds: a kill costs no more than these.
@@ -45,7 +45,8 @@ class JsonLines:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a", encoding="utf-8")
+        # Without a buffer: what cannot be written now is not tried again while the file is closed.
+        self.file = open(path, "ab", buffering=0)
         try:
             if not is_alone(self.file.fileno()):
                 raise ValueError(f"{path}: another run works on the same part; wait for its end")
@@ -55,8 +56,7 @@ class JsonLines:
             raise
 
     def add(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.file.flush()
+        write_row(self.file, row, str(self.path))
 
     def __enter__(self) -> JsonLines:
         return self
@@ -125,11 +125,15 @@ class ParquetParts:
         part = self._part(f"{self.next:05}")
         # Readers of a folder pass over a dot. The process: another run may work on the same part.
         unfinished = part.with_name(f".{part.name}.{os.getpid()}.tmp")
-        with open(unfinished, "wb") as file:
-            table = self.arrow.Table.from_batches(self.rows).combine_chunks()
-            self.arrow.parquet.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
+        table = self.arrow.Table.from_batches(self.rows).combine_chunks()
+        try:
+            with open(unfinished, "wb") as file:
+                self.arrow.parquet.write_table(table, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise OSError(f"cannot write {part}: {error.strerror or error}") from error
         if part.exists():
             unfinished.unlink()
             raise FileExistsError(f"{part} is there already: another run works on the same part")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from fastrcnn_engine.report.cuts import cut_missed, cut_wrong
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import Drawn, drawn_at, make_gallery
-from fastrcnn_engine.report.html import Report, write_report
+from fastrcnn_engine.report.html import Report, write_report, write_whole
 from fastrcnn_engine.report.pooled import Looked, look, to_look_into
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files, shard_of
 from fastrcnn_engine.training.distributed import Processes
@@ -310,7 +309,6 @@ def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detect
     A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits. A
     slash in a name is written as _, with more of these where that is the name of another class.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     taken = set(dataset.classes)
     for label, name in enumerate(dataset.classes, start=1):
         shown = name.replace("/", "_")
@@ -318,11 +316,12 @@ def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detect
             shown += "_"
         taken.add(shown)
         path = folder / f"comp4_det_{dataset.split.replace('/', '_')}_{shown}.txt"
-        with open(path, "w", encoding="utf-8") as file:
-            for image_id, one in found.items():
-                own = one.labels == label
-                for score, box in zip(one.scores[own], one.boxes[own] + 1, strict=True):
-                    file.write(f"{image_id} {score:.9g} {' '.join(f'{x:.9g}' for x in box)}\n")
+        lines = []
+        for image_id, one in found.items():
+            own = one.labels == label
+            for score, box in zip(one.scores[own], one.boxes[own] + 1, strict=True):
+                lines.append(f"{image_id} {score:.9g} {' '.join(f'{x:.9g}' for x in box)}\n")
+        write_whole(path, "".join(lines))
 
 
 def detect_files(
@@ -444,13 +443,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    """Writes JSON whole or not at all. Raises ValueError for a number that JSON has not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process: parts of a job that begin together write the same file.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    text = json.dumps(content, indent=indent, default=str, allow_nan=False)
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    """As `write_whole`. Raises ValueError for a number that JSON has not."""
+    write_whole(path, json.dumps(content, indent=indent, default=str, allow_nan=False) + "\n")
 
 
 def _is_drawn(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import json
 import math
@@ -22,6 +23,7 @@ from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
+from fastrcnn_engine.report.html import write_whole
 from fastrcnn_engine.training.log import TrainLog
 
 from .steps import failure, nothing_is_begun, run
@@ -189,6 +191,21 @@ def test_detection_settings_out_of_range_are_refused_before_anything_is_done(
             line = failure(capsys, *command, "--score", value)
             assert "score_threshold must be a finite number" in line and f"got {value}" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "page.html"
+    write_whole(path, "old \udcff")
+    assert path.read_text() == r"old \udcff"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    for write in (write_whole, pipeline.write_json):
+        with pytest.raises(OSError, match=r"cannot write .*page\.html: No space left on device"):
+            write(path, "new")
+    assert [one.read_text() for one in path.parent.iterdir()] == [r"old \udcff"]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

@@ -124,6 +124,13 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     assert path.read_text() == '{"other": 1}\n'
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_told_with_the_file():
+    with bulk.JsonLines(Path("/dev/full")) as rows, pytest.raises(OSError) as error:
+        rows.add({"image": "a"})
+    assert str(error.value) == "cannot write /dev/full: No space left on device"
+
+
 def test_two_runs_do_not_write_the_same_lines(tmp_path):
     path = tmp_path / "detections.jsonl"
     with bulk.JsonLines(path) as rows:

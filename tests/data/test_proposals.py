@@ -10,20 +10,20 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor, wait
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from unittest.mock import Mock
 from PIL import Image
 
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     Search,
+    compute,
     compute_proposals,
     proposal_recall,
     search,
-    compute,
     selective_search,
     write_proposals,
 )
@@ -256,6 +256,16 @@ def test_bad_items_leave_the_old_file_alone(tmp_path, items, message):
 # -------------------------------------------------------------------------------------- many images
 
 
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*p\.npz: No space left on device"):
+        write_proposals(tmp_path / "p.npz", [("a", some_boxes(4))])
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_images_are_searched_and_the_number_of_workers_does_not_matter(tmp_path):
     items = save_scenes(tmp_path)
     for workers in (1, 3):
@@ -267,6 +277,15 @@ def test_all_images_are_searched_and_the_number_of_workers_does_not_matter(tmp_p
     for image_id, path in items:
         np.testing.assert_array_equal(store[image_id], selective_search(load_image(path)))
     assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "3.npz").read_bytes()
+
+
+def test_as_many_are_searched_at_once_as_the_process_may_use_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    pool = Mock(wraps=ThreadPoolExecutor)
+    monkeypatch.setattr(compute, "ThreadPoolExecutor", pool)
+    compute_proposals(save_scenes(tmp_path, 1), tmp_path / "p.npz", Search("grid"), progress=False)
+    pool.assert_called_once_with(2)
 
 
 def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):
@@ -289,15 +308,6 @@ def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):
         np.testing.assert_array_equal(store[image_id], boxes)
     before = out.stat().st_mtime_ns
     compute_proposals(items[:4], out, progress=False)
-def test_as_many_are_searched_at_once_as_the_process_may_use_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
-    pool = Mock(wraps=ThreadPoolExecutor)
-    monkeypatch.setattr(compute, "ThreadPoolExecutor", pool)
-    compute_proposals(save_scenes(tmp_path, 1), tmp_path / "p.npz", Search("grid"), progress=False)
-    pool.assert_called_once_with(2)
-
-
     assert len(searched) == 1 and out.stat().st_mtime_ns == before
 
 

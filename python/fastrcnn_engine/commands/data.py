@@ -26,7 +26,7 @@ from fastrcnn_engine.options import CheckData, Proposals, Search
 from fastrcnn_engine.pipeline import RECALL_THRESHOLDS, search_datasets, write_json
 from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.gallery import sample_pictures
-from fastrcnn_engine.report.html import number
+from fastrcnn_engine.report.html import number, write_whole
 from fastrcnn_engine.report.plots import sizes_svg
 from fastrcnn_engine.shards import WHOLE
 
@@ -43,11 +43,10 @@ def check_data(options: CheckData) -> None:
         print_notes(console, f"warnings, {kind}", lines, 20)
     content = check.to_dict()
     console.print(_class_facts(content["classes"]))
-    options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "check.json", content)
     names = check.dataset.classes
     sizes = {label: check.sizes(label) for label in range(1, len(names) + 1)}
-    (options.out / "sizes.svg").write_text(sizes_svg(sizes, names), encoding="utf-8")
+    write_whole(options.out / "sizes.svg", sizes_svg(sizes, names))
     samples = sample_pictures(check.dataset)
     if samples:
         Image.fromarray(picture_grid(samples)).save(options.out / "samples.jpg", quality=88)

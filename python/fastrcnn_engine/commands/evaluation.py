@@ -31,6 +31,7 @@ from fastrcnn_engine.pipeline import (
     search_datasets,
 )
 from fastrcnn_engine.report.compare import render_comparison
+from fastrcnn_engine.report.html import write_whole
 from fastrcnn_engine.training import load_checkpoint, load_network
 from fastrcnn_engine.training.checkpoint import checkpoint_file, path_of_training
 from fastrcnn_engine.training.distributed import join
@@ -116,6 +117,5 @@ def report(options: ReportRuns) -> None:
     """See options.ReportRuns."""
     console = plain_console()
     text = render_comparison([run_files(folder) for folder in options.runs])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text, encoding="utf-8")
+    write_whole(options.out, text)
     console.print(f"report: {options.out}", soft_wrap=True)

@@ -66,11 +66,26 @@ class Report:
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> Path:
-    """Writes the report to `path` (its folder is made) and returns the path."""
+    """Writes the report to `path`, as `write_whole` does, and returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_report(report), encoding="utf-8")
+    write_whole(path, render_report(report))
     return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text in UTF-8 whole or not at all; makes the folder. Of a file name in it that is
+    not UTF-8 the bytes are spelt out. Raises OSError that names the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process: parts of a job that begin together write the same file.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def render_report(report: Report) -> str:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,7 @@ class TrainLog:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line. Raises OSError that names the file, on a full disk for example."""
-        line = (json.dumps(entry, allow_nan=False) + "\n").encode()
-        try:
-            while line:
-                line = line[self.file.write(line) :]
-        except OSError as error:
-            raise OSError(f"cannot write the log {self.path}: {error.strerror}") from error
+        write_row(self.file, entry, f"the log {self.path}")
         if self.events is not None:
             _show(self.events, entry)
             self.events.flush()  # to be looked at now, not in two minutes
@@ -112,6 +108,16 @@ class TrainLog:
     def sync(self) -> None:
         """Have everything on the disk: a checkpoint must not know more than the log."""
         os.fsync(self.file.fileno())
+
+
+def write_row(file: FileIO, row: dict[str, Any], name: str) -> None:
+    """Add a line of JSON. Raises OSError that names the file."""
+    line = (json.dumps(row, allow_nan=False) + "\n").encode()
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except OSError as error:
+        raise OSError(f"cannot write {name}: {error.strerror}") from error
 
 
 def _show(events: Any, entry: dict[str, Any]) -> None:

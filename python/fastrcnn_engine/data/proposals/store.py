@@ -160,6 +160,10 @@ def write_proposals(
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.strerror is None or error.filename is not None:
+            raise  # it says already what it is about
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
