@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 
 
@@ -16,6 +17,8 @@ def main() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name it has no letters for stops no training
         sys.stdout.reconfigure(errors="backslashreplace")
+    if shutil.get_terminal_size().columns < 40:
+        os.environ["COLUMNS"] = "40"  # in a few columns tyro breaks lines for ever, into all memory
     try:
         from fastrcnn_engine import cli
     except ModuleNotFoundError as error:
