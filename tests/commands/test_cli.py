@@ -113,6 +113,19 @@ def test_a_reader_that_has_gone_is_no_failure_to_tell_of(arguments):
     assert done.returncode == (2 if mistake else 1) and done.stderr.count("\n") == mistake
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize(("unbuffered", "code"), [("", 1), ("1", 2)])  # at the end, and by print
+def test_output_on_a_full_disk_is_one_line(unbuffered, code):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastrcnn_engine", "--version"], stdout=full,
+            stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.returncode == code and done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+
+
 def test_help_ends_on_the_narrowest_terminal():
     limit = 4 << 30  # or a failure takes all memory with it
     done = subprocess.run(
