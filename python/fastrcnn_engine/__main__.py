@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
     """Entry point; see cli.main. Exit code 2 when a package of the extra `train` is missing, 1
-    where nobody reads the output any more, as after `| head`.
+    where the output cannot be written, or nobody reads it any more, as after `| head`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name it has no letters for stops no training
         sys.stdout.reconfigure(errors="backslashreplace")
+    if shutil.get_terminal_size().columns < 40:
+        os.environ["COLUMNS"] = "40"  # in a few columns tyro breaks lines for ever, into all memory
     try:
         from fastrcnn_engine import cli
     except ModuleNotFoundError as error:
@@ -29,14 +33,23 @@ def main() -> None:
         )
         sys.exit(2)
     try:
+        cli.main()
+    except BrokenPipeError as error:
+        _give_up(error)
+    finally:
         try:
-            cli.main()
-        finally:
             if sys.stdout is not None:  # whoever started the program may have closed it
                 sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
-        sys.exit(1)
+        except OSError as error:
+            _give_up(error)
+
+
+def _give_up(error: OSError) -> NoReturn:
+    """Ends the program, whose output cannot be written. A reader that has gone is no error."""
+    if not isinstance(error, BrokenPipeError):
+        print(f"fastrcnn-engine: cannot write the output: {error.strerror}", file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more
+    sys.exit(1)
 
 
 if __name__ == "__main__":

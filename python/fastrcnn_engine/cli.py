@@ -60,12 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print_help()
         sys.exit(0 if arguments else 2)
     name, *rest = arguments
-    if name == "--version":
-        from fastrcnn_engine import __version__
-
-        print(__version__)
-        return
     try:
+        if name == "--version":
+            from fastrcnn_engine import __version__
+
+            print(__version__)
+            return
         if name not in COMMANDS:
             raise ValueError(f"{name!r} is not a command; there are {', '.join(COMMANDS)}")
         chosen = tyro.cli(

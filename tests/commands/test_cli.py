@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,29 @@ def test_a_reader_that_has_gone_is_no_failure_to_tell_of(arguments):
     os.close(writer)
     mistake = arguments == ["nonsense"]  # of which is told elsewhere
     assert done.returncode == (2 if mistake else 1) and done.stderr.count("\n") == mistake
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize(("unbuffered", "code"), [("", 1), ("1", 2)])  # at the end, and by print
+def test_output_on_a_full_disk_is_one_line(unbuffered, code):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastrcnn_engine", "--version"], stdout=full,
+            stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.returncode == code and done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+
+
+def test_help_ends_on_the_narrowest_terminal():
+    limit = 4 << 30  # or a failure takes all memory with it
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn_engine", "demo", "--help"], capture_output=True,
+        text=True, timeout=60, env={**os.environ, "COLUMNS": "3"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 0 and "--seed" in done.stdout
 
 
 def test_names_that_a_terminal_has_no_letters_for_stop_nothing(trained, tmp_path):
