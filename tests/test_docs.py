@@ -38,6 +38,11 @@ def text_of(page: str) -> str:
     return PAGES[page].read_text(encoding="utf-8")
 
 
+@every_page
+def test_a_page_ends_with_its_last_line(page: str) -> None:
+    assert text_of(page).endswith("\n"), "cut off?"
+
+
 def blocks(page: str, language: str) -> list[str]:
     """The fenced blocks of a language, each after as many empty lines as stand before it."""
     text = text_of(page)
