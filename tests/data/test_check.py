@@ -11,7 +11,12 @@ from PIL import Image
 from fastrcnn_engine import cli
 from fastrcnn_engine.data.check import ERRORS, WARNINGS, check_dataset
 from fastrcnn_engine.data.layouts import load_dataset
-from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
+from fastrcnn_engine.data.proposals import (
+    ProposalStore,
+    Search,
+    compute_proposals,
+    write_proposals,
+)
 
 from .coco_files import annotation, write_instances, write_picture
 from .voc_files import object_xml, write_annotation, write_image, write_split
@@ -132,6 +137,13 @@ def test_an_image_that_has_changed_since_its_search_is_told(voc, tmp_path):
     assert changed() == []
     write_image(voc, "twice", size=(30, 40))
     assert changed() == ["twice"]
+    # Where nothing tells of which image they are, nobody reads it; nor one that cannot be read.
+    write_proposals(path, [(name, np.zeros((0, 4))) for name, _ in images])
+    assert ProposalStore(path).is_of("good", tmp_path / "nowhere.jpg") and changed() == []
+    images[1][1].write_bytes(images[1][1].read_bytes()[:300])
+    path.unlink()
+    compute_proposals(images, path, Search(method="grid"), progress=False, errors=[])
+    assert changed() == []
 
 
 def test_images_that_are_nearly_black_are_told(tmp_path):

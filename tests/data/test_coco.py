@@ -192,7 +192,11 @@ def test_a_crowd_may_be_told_by_a_text_and_by_nothing_that_is_not_clear(tmp_path
         errors = []
         load_coco(tmp_path, "val", errors=errors)
         assert len(errors) == 1
-        assert errors[0].endswith(f"annotation id 5: {key} must be 0 or 1, got {flag!r}")
+        assert f"annotation id 5: {key} must be 0 or 1, got {flag!r}; write" in errors[0]
+    # Of a box that is not used, too: the evaluation counts what the file states.
+    write(tmp_path, [annotation(5, 70, 9, [999, 2, 9, 9], iscrowd="false")])
+    with pytest.raises(ValueError, match="annotation id 5: iscrowd"):
+        load_coco(tmp_path, "val")
 
 
 def test_images_that_cannot_be_used_are_dropped_and_reported(tmp_path):

@@ -131,7 +131,7 @@ def check_dataset(
                     outside = np.any((boxes < 0) | (boxes > last), axis=1)
                     found[WARNINGS[5]] += _counted(record, boxes, outside)
                     found[WARNINGS[6]] += _counted(record, boxes, ~well_formed(boxes))
-                    if not store.is_of(record.image_id, record.image_path):
+                    if not unreadable and not store.is_of(record.image_id, record.image_path):
                         found[WARNINGS[7]].append(record.image_id)
             bar.advance(task)
     if dataset.records and not any((~record.crowd).any() for record in dataset.records):

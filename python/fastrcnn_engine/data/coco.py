@@ -160,7 +160,7 @@ def is_crowd(annotation: dict[str, Any], where: str) -> bool:
     """
     for key in ("iscrowd", "ignore"):
         if annotation.get(key) not in (None, 0, 1, "0", "1"):
-            raise ValueError(f"{where}: {key} must be 0 or 1, got {annotation[key]!r}")
+            raise ValueError(f"{where}: {key} must be 0 or 1, got {annotation[key]!r}; write one")
     return any(annotation.get(key) in (1, "1") for key in ("iscrowd", "ignore"))
 
 
@@ -242,6 +242,7 @@ def _read_record(
     width, height = image_size(image_path, stated, place, problems, stated_sizes=stated_sizes)
     boxes, labels, crowd = [], [], []
     for where, label, annotation in objects:
+        region = is_crowd(annotation, where)
         x, y, w, h = bbox_of(annotation) or (math.nan,) * 4
         # In float32, what records hold: 0.1 + 639.9 is not outside of 640 pixels.
         inclusive = tuple(np.array([x, y, x + w - 1, y + h - 1], dtype=np.float32).tolist())
@@ -251,7 +252,7 @@ def _read_record(
             continue
         boxes.append(box)
         labels.append(label)
-        crowd.append(is_crowd(annotation, where))
+        crowd.append(region)
     return record_of(
         image_id, image_path, (width, height), boxes, labels, difficult=crowd, crowd=crowd
     )

@@ -110,7 +110,8 @@ class ProposalStore:
 
     def is_of(self, image_id: str, path: str | os.PathLike[str]) -> bool:
         """Whether the boxes are of the image file as it is now; True if nothing tells of which."""
-        return self.fingerprints[image_id] in ("", fingerprint(path))
+        known = self.fingerprints[image_id]
+        return not known or known == fingerprint(path)
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._offsets
