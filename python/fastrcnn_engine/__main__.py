@@ -13,8 +13,8 @@ from typing import NoReturn
 
 
 def main() -> None:
-    """Entry point; see cli.main. Exit code 2 when a package of the extra `train` is missing, 1
-    where the output cannot be written, or nobody reads it any more, as after `| head`.
+    """Entry point; see cli.main. Exit code 2 when a package of the extra `train` is missing; 1
+    where nobody reads the output any more, as after `| head`, or its end cannot be written.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name it has no letters for stops no training
         sys.stdout.reconfigure(errors="backslashreplace")

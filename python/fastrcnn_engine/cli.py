@@ -49,9 +49,9 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a failure that is not the user's, 2 a user's mistake; of
-    what was stopped 130 by Ctrl-C, 143 by SIGTERM. Raises BrokenPipeError where nobody reads the
-    output any more.
+    """Entry point. Exit codes: 0 done; 1 a failure that is not the user's, or images or data with
+    faults, which are named; 2 a user's mistake; of what was stopped 130 by Ctrl-C, 143 by SIGTERM.
+    Raises BrokenPipeError where nobody reads the output any more.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("FRCNN_DEBUG", "0") not in ("", "0")

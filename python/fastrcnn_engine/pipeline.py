@@ -361,8 +361,6 @@ def detect_files(
         picture = draw_marks(image, detection_marks(found, model.classes))
         Image.fromarray(picture).save(drawn, quality=92, comment=DRAWN)
         results.append((path, drawn, found))
-    if not results:
-        raise ValueError(errors[0])
     content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
     write_json(out / "detections.json", content)
     return results

@@ -53,9 +53,13 @@ def test_an_image_that_cannot_be_read_costs_no_other_its_detections(
     assert list(found) == [str(good)]
     text = capsys.readouterr().out
     assert "1 images that cannot be read" in text and f"{bad}: not readable as an image" in text
-    alone = failure(capsys, "detect", bad, "--checkpoint", trained, "--out", tmp_path / "none")
-    assert f"{bad}: not readable as an image" in alone
-    assert not (tmp_path / "none" / "detections.json").exists()
+    worse = tmp_path / "worse.jpg"
+    worse.write_bytes(b"")
+    with pytest.raises(SystemExit) as end:
+        run("detect", bad, worse, "--checkpoint", trained, "--out", tmp_path / "none")
+    text = capsys.readouterr().out
+    assert end.value.code == 1 and f"{bad}: not" in text and f"{worse}: not" in text
+    assert json.loads((tmp_path / "none" / "detections.json").read_text())["images"] == {}
 
 
 def test_detect_writes_over_no_image_and_leaves_out_what_it_drew(trained, drawn, tmp_path):
