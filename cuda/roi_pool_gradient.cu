@@ -19,13 +19,13 @@
 namespace fastrcnn_engine::cuda {
 namespace {
 
-// So many rows of rois are looked at at once, for those of the image.
+// So many rows of rois are looked at at once, for those of the image: a list of 4 KB beside the sums.
 constexpr int kRowsListed = 512;
 
 // In shared memory: where the gradients of each RoI begin.
 struct RowList {
   int64_t begin[kRowsListed];
-  alignas(16) int count;  // of 16 bytes, as what comes after it begins with such pieces
+  int count;
 };
 constexpr int64_t kListBytes = sizeof(RowList);
 
@@ -61,7 +61,8 @@ __device__ int thread_of_team() {
 }
 
 // A batch: the bins that a warp takes together, one a lane and step, as they were loaded. Whatever looked at
-// them would wait for them. Fewer where numbers take two registers each.
+// them would wait for them. As many as are added while the next ones are on their way, and fewer where
+// numbers take two registers each.
 template <typename T>
 constexpr int kSteps = sizeof(T) > 4 ? 4 : 8;
 
@@ -72,7 +73,8 @@ struct Steps {
 };
 
 struct Distance {
-  int rois, bins;
+  int rois;
+  unsigned bins;
 };
 
 // Walks through the bins of the listed RoIs, one RoI right after the other. A team walks together: its
@@ -81,23 +83,26 @@ template <typename T, typename Index, int Channels>
 struct StepWalk {
   static constexpr int kBatch = kSteps<T> * kWarp;
   const RowList& list;
-  const int last, bins, bin_size;  // last: RoI of the list
-  const T* const gradient;         // of this thread's channel in the first row of all
+  const int last;  // RoI of the list
+  const unsigned bins;
+  const int bin_size;
+  const T* const gradient;  // of this thread's channel in the first row of all
   const Index* const argmax;
   const Distance step, batch;  // what each goes on
-  int place, bin;              // this thread's next bin: its RoI's place in the list, and which of that RoI's
+  int place;                   // of this thread's next bin: its RoI's in the list,
+  unsigned bin;                // and its own in the RoI
 
   __device__ StepWalk(const RoiPoolBackward<T, Index>& call, int64_t channel, const RowList& list)
       : list(list),
         last(list.count - 1),
-        bins(static_cast<int>(call.grad_output.cells())),
+        bins(static_cast<unsigned>(call.grad_output.cells())),
         bin_size(static_cast<int>(call.grad_output.cell_stride())),
         gradient(call.grad_output.data + call.grad_output.offset(0, channel, 0)),
         argmax(call.argmax.data + call.grad_output.offset(0, channel, 0)),
-        step{kWarp / bins, kWarp % bins},
-        batch{kBatch / bins, kBatch % bins} {
-    const int first = team_of<Channels>() * kBatch + thread_of_team<Channels>() / Channels;
-    place = first / bins, bin = first % bins;
+        step{static_cast<int>(kWarp / bins), kWarp % bins},
+        batch{static_cast<int>(kBatch / bins), kBatch % bins} {
+    const unsigned first = team_of<Channels>() * kBatch + thread_of_team<Channels>() / Channels;
+    place = static_cast<int>(first / bins), bin = first % bins;
   }
   __device__ void go_on(const Distance& by) {
     place += by.rois, bin += by.bins;
@@ -214,15 +219,15 @@ struct Additions {
 };
 
 // Sums are in shared memory (known when this is compiled, or loads would have to ask), or, where it is too
-// small, in `spare`, of the size of grad_input.
+// small, in `spare`, of the size of grad_input. Two blocks of many warps shall have registers.
 template <typename T, typename Index, int Channels, bool InShared>
-__global__ __launch_bounds__(kTeams * Channels * kWarp, 1) void scatter_kernel(
+__global__ __launch_bounds__(kTeams * Channels * kWarp, Channels > 1 ? 2 : 1) void scatter_kernel(
     RoiPoolBackward<T, Index> call, Wide<T>* spare) {
   using W = Wide<T>;
   using Walk = StepWalk<T, Index, Channels>;
   const MapView<T>& result = call.grad_input;
   const int64_t cells = result.cells(), groups = ceil_div(result.c, Channels);
-  const auto numbered = static_cast<unsigned>(cells < 0x7fffffff ? cells : 0x7fffffff);  // by int32, at most
+  const auto numbered = static_cast<unsigned>(cells);  // each has a number, says check()
   const int team = team_of<Channels>();
   // Of the group's channels the one that this warp adds to, and the one that this thread loads and writes.
   const int added = thread_of_team<Channels>() / kWarp;
@@ -302,8 +307,8 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stre
   check(call);
   const MapView<const T>& grad = call.grad_output;
   require(grad.c * grad.cells() <= std::numeric_limits<int32_t>::max(),
-          "grad_output must have less than 2^31 numbers a RoI on a GPU, got (R, ", grad.c, ", ", grad.h, ", ",
-          grad.w, ")");
+          "grad_output must have fewer than 2^31 numbers a RoI on a GPU, got (", grad.n, ", ", grad.c, ", ",
+          grad.h, ", ", grad.w, ")");
   if (call.grad_input.size() == 0) return;
   const DeviceGuard guard(stream);
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);

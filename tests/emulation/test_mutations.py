@@ -231,6 +231,32 @@ BUGS = [
         "roi_pool_backward",
     ),
     Bug(
+        "a list is walked through before it is there", "roi_pool_gradient.cu",
+        "list_rows(call, image, row, list);\n      __syncthreads();\n",
+        "list_rows(call, image, row, list);\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a RoI beyond the list is read", "roi_pool_gradient.cu",
+        "list.begin[place < last ? place : last]", "list.begin[place]",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a channel beyond the last is read", "roi_pool_gradient.cu",
+        "first + moved < result.c ? first + moved : result.c - 1, list", "first + moved, list",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a channel beyond the last is written", "roi_pool_gradient.cu",
+        "    if (first + moved < result.c)\n", "    if (true)\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a long RoI is walked through as a short one", "roi_pool_gradient.cu",
+        "kBatch % bins} {", "kWarp % bins} {",
+        "roi_pool_backward",
+    ),
+    Bug(
         "sums are written before all are there", "roi_pool_gradient.cu",
         "    __syncthreads();\n    T* const out", "    T* const out",
         "roi_pool_backward",

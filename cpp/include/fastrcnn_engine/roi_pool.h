@@ -58,7 +58,7 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call);
 
 namespace cuda {
 // The batch index cannot be checked without waiting for the device: a RoI whose image does not exist
-// gives 0 and argmax -1.
+// gives 0 and argmax -1. InvalidArgument for a gradient of 2^31 numbers a RoI, C * PH * PW, or more.
 template <typename T, typename Index>
 void roi_pool_forward(const RoiPoolForward<T, Index>& call, const Stream& stream);
 template <typename T, typename Index>
