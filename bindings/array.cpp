@@ -89,7 +89,7 @@ std::string dtype_name(DLDataType dtype) {
 
 Array::Array(py::handle object, const char* name, Access access, uintptr_t stream) : name_(name) {
   const ArrayType& type = array_type(Py_TYPE(object.ptr()));
-  // Of an array on a GPU CuPy has a buffer that it does not give, or of memory that the GPU works on.
+  // CuPy's arrays on a GPU have a buffer; asked for, it is refused or, of managed memory, in the GPU's hands.
   if (type.has_buffer && !(type.may_be_on_gpu && py::hasattr(object, kOnGpu))) {
     adopt_buffer(object, access);
   } else {

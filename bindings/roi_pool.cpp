@@ -1,5 +1,6 @@
 #include "fastrcnn_engine/roi_pool.h"
 
+#include <cmath>
 #include <optional>
 
 #include "dispatch.h"
@@ -50,7 +51,7 @@ void forward(py::handle input, py::handle boxes, double spatial_scale, py::handl
     call.features = features.map<const T>(layout);
     call.rois = rois.view<const float, 2>();
     call.spatial_scale = static_cast<float>(spatial_scale);
-    require(call.spatial_scale > 0 || !(spatial_scale > 0),
+    require(call.spatial_scale > 0 && std::isfinite(call.spatial_scale),
             "spatial_scale must be a positive number in float32, got ", spatial_scale);
     call.output = output.map<T>(layout);
     if (argmax) call.argmax = argmax->map<Index>(layout);

@@ -8,8 +8,8 @@ namespace {
 
 using semantics::Box;
 
-// One box against the kept ones, four vectors of them or a whole tile without a branch in between (of a list of
-// one tile, the tile): a branch misprediction costs as much as comparing with two or three vectors.
+// One box against the kept ones, four vectors of them, at least a tile, without a branch in between (of a list
+// of one tile, that tile): a branch misprediction costs as much as comparing with two or three vectors.
 template <typename T>
 class Comparison {
  public:

@@ -27,7 +27,7 @@ void check(const SmoothL1<T>& call) {
           call.beta);
   require(call.normalizer > 0 && std::isfinite(call.normalizer),
           "normalizer must be a positive number, got ", call.normalizer);
-  // The gradient is multiplied by it: infinite, it would make NaN of 0.
+  // grad_loss is divided by it: an infinite quotient would make NaN of 0.
   require(std::isfinite(1 / static_cast<T>(call.normalizer)),
           "normalizer must have a finite inverse in the type of deltas, got ", call.normalizer);
 }

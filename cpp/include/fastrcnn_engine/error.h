@@ -1,9 +1,9 @@
 // Two kinds of error: the caller's, and the device's.
 #pragma once
 
-#include <cstdlib>
 #include <iomanip>
 #include <limits>
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -32,11 +32,13 @@ template <typename Part>
 void write_part(std::ostream& message, const Part& part) {
   if constexpr (std::is_floating_point_v<Part>) {
     using Digits = std::numeric_limits<Part>;
-    std::ostringstream text;
+    std::stringstream text;
+    text.imbue(std::locale::classic());  // a point, whatever the program's language
     for (int digits = Digits::digits10; digits <= Digits::max_digits10; ++digits) {
       text.str("");
+      text.clear();
       text << std::setprecision(digits) << part;
-      if (static_cast<Part>(std::strtod(text.str().c_str(), nullptr)) == part) break;
+      if (Part read; text >> read && read == part) break;
     }
     message << text.str();
   } else {
@@ -48,6 +50,7 @@ void write_part(std::ostream& message, const Part& part) {
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
+  message.imbue(std::locale::classic());
   (write_part(message, parts), ...);
   throw InvalidArgument(message.str());
 }
