@@ -15,7 +15,13 @@ import torch.nn.functional as F
 
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.models import FastRCNN, LayerChange, build_network, transform_pretrained
+from fastrcnn_engine.models import (
+    NETWORKS,
+    FastRCNN,
+    LayerChange,
+    build_network,
+    transform_pretrained,
+)
 from fastrcnn_engine.ops import smooth_l1
 from fastrcnn_engine.training.amp import Amp
 from fastrcnn_engine.training.batches import Batch, ImageCache, Loader, make_batch
@@ -240,7 +246,7 @@ def _train(
             advice = f"give {config.network} pre-trained weights, {advice}"
     elif model.classes != dataset.classes:
         raise ValueError(f"the model knows {model.classes}, the data set has {dataset.classes}")
-    else:
+    elif model.name not in NETWORKS:  # which have the stride they name
         model.check_stride()
     if config.init is not None and not config.resume:
         start_from(config.init, model)
