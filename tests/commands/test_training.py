@@ -14,13 +14,15 @@ import torch
 
 from data.coco_files import coco_copy
 from fastrcnn_engine.commands import training
+from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
-from fastrcnn_engine.pipeline import read_log
+from fastrcnn_engine.pipeline import read_log, search_datasets
 from fastrcnn_engine.training import loop, resume
 from fastrcnn_engine.training.interrupt import Stopped
+from fastrcnn_engine.training.log import alone_in
 
-from .steps import failure, metrics_of, run
+from .steps import failure, metrics_of, nothing_is_begun, run
 
 
 def test_a_missing_proposal_is_an_error_that_names_the_image(capsys, drawn, tmp_path):
@@ -87,6 +89,37 @@ def test_demo_deletes_nothing_but_a_demo(capsys, trained, tmp_path):
         (tmp_path / name / name).write_text("mine")
         assert name in failure(capsys, "demo", "--out", tmp_path / name)
         assert (tmp_path / name / name).read_text() == "mine"
+
+
+def test_a_run_at_work_is_left_alone(capsys, drawn, tmp_path, monkeypatch):
+    out = tmp_path / "demo"
+    train = ("train", "--data", drawn, "--network", "tiny", "--split", "train", "--out", out)
+    training.check_idle(out)
+    assert not out.exists()
+    write_demo_set(out / "drawn", seed=1, train=1, test=1)
+    (out / "log.jsonl").write_text("{}")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    nothing_is_begun(monkeypatch)
+    with alone_in(out):
+        for command in (("demo", "--out", out, "--seed", 2), train):
+            assert f"another run is at work in {out}; wait" in failure(capsys, *command)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_ended_during_the_search_is_not_overwritten(
+    capsys, drawn, tmp_path, monkeypatch
+):
+    def search(*arguments, **options):
+        (tmp_path / "checkpoint.pt").write_text("mine")
+        return search_datasets(*arguments, **options)
+
+    monkeypatch.setattr(training, "search_datasets", search)
+    line = failure(
+        capsys, "train", "--data", drawn, "--network", "tiny", "--split", "train",
+        "--out", tmp_path, "--search.short-side", 80,
+    )  # fmt: skip
+    assert "holds the checkpoint of a run already" in line
+    assert (tmp_path / "checkpoint.pt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "not JSON", '{"training": {"data": 1}}'])

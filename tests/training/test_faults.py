@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fastrcnn_engine.training import load_checkpoint, load_network, train
-from fastrcnn_engine.training.log import TrainLog
+from fastrcnn_engine.training import load_checkpoint, load_network, loop, train
+from fastrcnn_engine.training.log import TrainLog, alone_in
 
 from .small import assert_same_checkpoint, lines_of, own_network
 
@@ -130,6 +130,20 @@ def test_a_second_run_in_the_folder_of_one_at_work_is_refused(voc):
 
     whole = run(replace(voc, checkpoint_every=1), on_log=at(2, again))
     assert [line["iteration"] for line in lines_of(whole.log)] == [2, 4, 6]
+
+
+def test_a_checkpoint_is_read_when_the_folder_is_the_run_s(voc, monkeypatch):
+    run(replace(voc, iterations=2))
+    read = loop.checked_to_resume
+
+    def first_asked(*arguments):
+        with pytest.raises(ValueError, match="another run is at work"), alone_in(voc.output):
+            pytest.fail("another run might write a checkpoint after this one was read")
+        return read(*arguments)
+
+    monkeypatch.setattr(loop, "checked_to_resume", first_asked)
+    whole = run(replace(voc, resume=True))
+    assert load_checkpoint(whole.checkpoint)["iteration"] == voc.iterations
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_training(voc, tmp_path):

@@ -43,6 +43,7 @@ from fastrcnn_engine.report.html import number
 from fastrcnn_engine.training import TrainConfig, TrainResult, settled
 from fastrcnn_engine.training import train as run_training
 from fastrcnn_engine.training.distributed import environment, join
+from fastrcnn_engine.training.log import check_idle
 
 # What a demo takes away before it starts again in the folder of an earlier one.
 DEMO_FILES = (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html")
@@ -94,6 +95,7 @@ def demo(options: Demo, command: str) -> None:
         raise ValueError("the demo is one process's work; run it without torchrun")
     out, data = options.out, options.out / "drawn"
     _check_demo_folder(out, data)
+    check_idle(out)  # the training asks again and holds the folder
     for name in DEMO_FILES:
         (out / name).unlink(missing_ok=True)  # ids are the same for every seed, images are not
     run = Run("Fast R-CNN on drawn images", out, command, options.seed)
@@ -132,6 +134,8 @@ def train(options: Train, command: str) -> None:
     if config.proposals is None:
         check_alone()
     _check_folder(config)
+    if environment()[0] == 0:
+        check_idle(config.output)  # the training asks again and holds the folder
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
     skips = config.on_bad_image == "skip"
     datasets = [load_dataset(config.data, config.split, config.classes, stated_sizes=skips)]
@@ -190,6 +194,7 @@ def _train_and_test(
     }  # fmt: skip
 
     def write_config() -> None:  # of the run as it is, not of one that is refused
+        _check_folder(config)  # another may have begun and ended since
         write_json(run.out / "config.json", content)
 
     with run.timed("training"):

@@ -57,12 +57,18 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         if not is_alone(held):
             raise ValueError(
-                f"output: another run is at work in {folder}; wait for its end, or give another "
-                "output directory"
+                f"another run is at work in {folder}; wait for its end, or give another folder"
             )
         yield
     finally:
         os.close(held)
+
+
+def check_idle(folder: Path) -> None:
+    """ValueError where a run is at work in the folder. Makes nothing and keeps nobody out."""
+    if folder.is_dir():
+        with alone_in(folder):
+            pass
 
 
 class TrainLog:

@@ -272,27 +272,30 @@ def _train(
     start, meter, best = 0, Meter(), None
     if not first:  # dropout of its own
         torch.manual_seed(config.seed * 1_000_003 + processes.rank)
-    if config.resume:
-        content = checked_to_resume(checkpoint, config, dataset, store, learned_from)
-        resume(checkpoint, content, model, optimiser, amp, config, processes)
-        start, best = content["iteration"], content.get("best")
-        meter.restore(content.get("meter", {}))  # older files have none
-        if best is not None and best["split"] != config.val_split:
-            best = None
-    network = processes.parallel(model)
-    cache = ImageCache(config.cache_megabytes * 2**20)
-    watch = Stopwatch(device, enabled=config.profile)
-
-    def prepare(iteration: int) -> Batch:
-        return make_batch(
-            iteration, entries, cache, model, config,
-            process=processes.rank, processes=processes.count,
-        )  # fmt: skip
-
     with ExitStack() as stack:
-        log_file = None
         if first:
             stack.enter_context(alone_in(config.output))
+        if config.resume:
+            # Read once the folder is this run's: another may write its last checkpoint until then.
+            processes.gathered(None)
+            content = checked_to_resume(checkpoint, config, dataset, store, learned_from)
+            resume(checkpoint, content, model, optimiser, amp, config, processes)
+            start, best = content["iteration"], content.get("best")
+            meter.restore(content.get("meter", {}))  # older files have none
+            if best is not None and best["split"] != config.val_split:
+                best = None
+        network = processes.parallel(model)
+        cache = ImageCache(config.cache_megabytes * 2**20)
+        watch = Stopwatch(device, enabled=config.profile)
+
+        def prepare(iteration: int) -> Batch:
+            return make_batch(
+                iteration, entries, cache, model, config,
+                process=processes.rank, processes=processes.count,
+            )  # fmt: skip
+
+        log_file = None
+        if first:
             if on_start is not None:
                 on_start()
             log_file = stack.enter_context(TrainLog(log, start, tensorboard=config.tensorboard))
