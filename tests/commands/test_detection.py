@@ -147,7 +147,8 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_told_with_the_file():
+def test_a_full_disk_is_told_with_the_file(monkeypatch):
+    monkeypatch.setattr(bulk, "is_alone", lambda _: True)  # it is the whole machine's file
     with bulk.JsonLines(Path("/dev/full")) as rows, pytest.raises(OSError) as error:
         rows.add({"image": "a"})
     assert str(error.value) == "cannot write /dev/full: No space left on device"
@@ -162,6 +163,17 @@ def test_two_runs_do_not_write_the_same_lines(tmp_path):
         rows.add({"image": "b"})
     with bulk.JsonLines(path) as rows:
         assert rows.known == {"a", "b"}
+
+
+def test_a_refused_run_does_not_say_what_made_the_rows_of_another(
+    drawn, trained, tmp_path, capsys
+):
+    image = drawn / "JPEGImages" / "test_0000.jpg"
+    command = ("detect", image, "--many", "--checkpoint", trained, "--out", tmp_path)
+    with bulk.JsonLines(tmp_path / "detections.jsonl"):  # it has no row yet
+        bulk.check_made_by(tmp_path / "detections.jsonl", {"by": "the first"})
+        assert "another run works on the same" in failure(capsys, *command)
+    assert "the first" in (tmp_path / "detections.jsonl.made-by.json").read_text()
 
 
 def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):

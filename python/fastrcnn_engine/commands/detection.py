@@ -88,18 +88,18 @@ def _detect_many(
     }
     parquet = options.format == "parquet"
     path = options.out / ("detections" if parquet else "detections.jsonl")
-    known = check_made_by(path, made_by)
     if parquet:
         rows = ParquetParts(path, options.shard)
     else:
         rows = JsonLines(shard_file(path, options.shard))
-    if not known:
-        console.print(
-            f"rows: {path} has some of an older version, which does not say what made them; "
-            "they stay as they are",
-            soft_wrap=True,
-        )
-    many = detect_many(model, images, rows, search=search, detection=detection)
+    with rows:  # they are ours before anything is said of them
+        if not check_made_by(path, made_by):
+            console.print(
+                f"rows: {path} has some of an older version, which does not say what made them; "
+                "they stay as they are",
+                soft_wrap=True,
+            )
+        many = detect_many(model, images, rows, search=search, detection=detection)
     speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
     console.print(
         f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "

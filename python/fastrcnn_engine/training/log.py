@@ -46,8 +46,8 @@ def is_alone(descriptor: int) -> bool:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps other runs out of it for the block. ValueError where one is in it:
-    each would replace the log and the checkpoints of the other.
+    """Makes the folder and keeps other runs on this machine out of it for the block. ValueError
+    where one is in it: each would replace the log and the checkpoints of the other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
