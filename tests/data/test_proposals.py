@@ -253,9 +253,6 @@ def test_bad_items_leave_the_old_file_alone(tmp_path, items, message):
     assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
 
 
-# -------------------------------------------------------------------------------------- many images
-
-
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -264,6 +261,9 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write .*p\.npz: No space left on device"):
         write_proposals(tmp_path / "p.npz", [("a", some_boxes(4))])
     assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------- many images
 
 
 def test_all_images_are_searched_and_the_number_of_workers_does_not_matter(tmp_path):

@@ -76,6 +76,7 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a text in UTF-8 whole or not at all; makes the folder. Of a file name in it that is
     not UTF-8 the bytes are spelt out. Raises OSError that names the file.
     """
+    path = Path(os.path.realpath(path))  # what a link leads to, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process: parts of a job that begin together write the same file.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -83,7 +84,7 @@ def write_whole(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(unfinished, path)
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
