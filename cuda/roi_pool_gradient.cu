@@ -162,8 +162,8 @@ struct Sums {
 };
 
 // What a warp adds of a batch. Of the lanes that share a cell, the first adds for all, in their order. What
-// the next three have it fetches before any sum is needed, so that a step waits for nothing but its sums; in
-// two steps of three no cell has more than four bins.
+// the next three have it fetches before any sum is needed, so that a step waits for nothing but its sums;
+// mostly no cell has more than four bins.
 template <typename W>
 struct Additions {
   static constexpr int kFetched = 3;
