@@ -17,6 +17,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group there is at their import for a default and keep it: imported by
+# DistributedDataParallel, later than here, they had gloo's threads outlive the group, and now and
+# then one of them aborted the process while the interpreter ended.
+import torch.distributed.nn.functional  # noqa: F401
 from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
