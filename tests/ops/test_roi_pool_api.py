@@ -246,6 +246,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
         (np.empty((5, 3, 3, 4), np.float32), r"out must have shape .*got \(5, 3, 3, 4\)"),
         (np.empty((4, 3, 3, 4), np.float64), "out must be float32, got float64"),
         (np.empty((4, 3, 3, 4), np.int32), "out must be float32, got int32"),
+        (np.empty((4, 3, 3, 4), "V0"), "out must be dense"),  # elements of no bytes
         (channels_last(np.empty((4, 3, 3, 4), np.float32)), "out must have the memory layout"),
         (np.empty((4, 3, 3, 8), np.float32)[..., ::2], "out must be dense"),
         (read_only(np.empty((4, 3, 3, 4), np.float32)), "out must be a writable array"),
