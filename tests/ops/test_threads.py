@@ -168,17 +168,38 @@ assert np.array_equal(*found)
 """
 
 
+# A machine that gives no more threads.
+NO_THREADS = """
+#include <errno.h>
+#include <stdio.h>
+int pthread_create(void* thread, void* attributes, void* run, void* data) {
+  (void)thread, (void)attributes, (void)run, (void)data;
+  puts("refused");
+  fflush(stdout);
+  return EAGAIN;
+}
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only looked for on Linux")
-@pytest.mark.parametrize("members", [1, 3])
-def test_the_threads_of_a_visible_openmp_are_borrowed(tmp_path, members):
-    (tmp_path / "runtime.c").write_text(RUNTIME)
-    library = tmp_path / "libruntime.so"
+@pytest.mark.parametrize(
+    ("library", "flags", "says"),
+    [
+        (RUNTIME, ["-DMEMBERS=1"], "borrowed"),
+        (RUNTIME, ["-DMEMBERS=3"], "borrowed"),
+        (NO_THREADS, [], "refused"),
+    ],
+    ids=["one-borrowed", "three-borrowed", "none-to-be-had"],
+)
+def test_the_threads_of_a_visible_openmp_are_borrowed_or_new_ones(tmp_path, library, flags, says):
+    (tmp_path / "library.c").write_text(library)
+    made = tmp_path / "library.so"
     compiler = os.environ.get("CC", "gcc")
-    flags = "-shared", "-fPIC", f"-DMEMBERS={members}"
-    subprocess.run([compiler, *flags, tmp_path / "runtime.c", "-o", library], check=True)
+    command = [compiler, "-shared", "-fPIC", *flags, tmp_path / "library.c", "-o", made]
+    subprocess.run(command, check=True)
     done = subprocess.run(
         [sys.executable, "-c", CALL], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "LD_PRELOAD": str(library)},
+        env={**os.environ, "LD_PRELOAD": str(made), "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "borrowed\n"
+    assert done.stdout == f"{says}\n"
