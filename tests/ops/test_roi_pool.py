@@ -217,18 +217,31 @@ def test_denormals_that_count_as_zeros(layout):
 
 
 @every_layout
+@pytest.mark.parametrize("size", [(255, 257), (256, 256), (260, 270)], ids=str)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_half_maps_of_more_cells_than_16_bits_can_number(layout, dtype):
-    features = half(np.random.default_rng(3).standard_normal((1, 3, 260, 270)), dtype)
+def test_half_maps_of_more_cells_than_16_bits_can_number(layout, dtype, size):
+    """And of just as many, where the last number but one is that of a cell, the last of none."""
+    features = half(np.random.default_rng(3).standard_normal((1, 3, *size)), dtype)
+    features[..., -1, -1] = 9
     if layout == "channels_last":
         features = features.contiguous(memory_format=torch.channels_last)
-    rois = np.array([[0, 0, 0, 269, 259], [0, 200, 250, 269, 259]], np.float32)
+    height, width = size
+    ends = width - 1, height - 1
+    rois = np.array([[0, 0, 0, *ends], [0, 200, 250, *ends], [0, *ends, *ends]], np.float32)
     expected, where = reference.roi_pool(features.float().numpy(), rois, (5, 4), 1.0)
     values, argmax = fe.roi_pool_with_argmax(features, torch.from_numpy(rois), (5, 4))
     assert_same_bits(values.float().numpy(), expected)
     assert_same_bits(take(argmax), where)
     alone = fe.roi_pool(features, torch.from_numpy(rois), (5, 4))
     assert_same_bits(alone.float().numpy(), expected)
+    if height * width < 2**16:
+        narrow = torch.empty_like(argmax, dtype=torch.uint16)
+        fe.roi_pool_with_argmax(features, torch.from_numpy(rois), (5, 4), argmax_out=narrow)
+        np.testing.assert_array_equal(narrow.numpy(), where.astype(np.uint16))
+        upstream = half(gradient_like(expected), dtype)
+        wide = fe.roi_pool_backward(upstream, argmax, torch.from_numpy(rois), features.shape)
+        same = fe.roi_pool_backward(upstream, narrow, torch.from_numpy(rois), features.shape)
+        assert torch.equal(same, wide)
 
 
 @every_layout
