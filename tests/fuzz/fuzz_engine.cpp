@@ -236,11 +236,43 @@ void roi_pool(Dice& dice) {
     wrong = forward;
     wrong.rois.shape[1] = 4;
     CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
+    for (const float scale : {0.0f, -1.0f, std::nanf(""), std::numeric_limits<float>::infinity()}) {
+      wrong = forward;
+      wrong.spatial_scale = scale;
+      CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
+    }
+    wrong = forward;
+    (dice.one_in(2) ? wrong.output.h : wrong.output.w) = dice.between(-1, 0);
+    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
+    wrong = forward;
+    wrong.argmax = {argmax.data(), r, c, ph, pw + 1, layout};
+    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
     auto wrong_back = backward;
     wrong_back.argmax.w = pw + 1;
     CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
     wrong_back = backward;
     wrong_back.grad_input.c = c + 1;
+    CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
+    wrong_back = backward;
+    wrong_back.rois.shape[0] = r + 1;
+    CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
+    wrong_back = backward;
+    wrong_back.rois.shape[1] = 4;
+    CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
+    const Layout other = layout == Layout::nchw ? Layout::nhwc : Layout::nchw;
+    if (output.size() > 0) {
+      wrong = forward;
+      wrong.features.layout = other;
+      CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
+      wrong_back = backward;
+      wrong_back.grad_input.layout = other;
+      CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
+    }
+    wrong = forward;
+    wrong.argmax = {argmax.data(), r, c, ph, pw, other};
+    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
+    wrong_back = backward;
+    wrong_back.argmax.layout = other;
     CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
   }
 }
@@ -340,6 +372,9 @@ void nms(Dice& dice) {
     }
     CHECK(suppressed != (seen.count(i) == 1));
   }
+  call.scores.shape[0] = b + 1;
+  CHECK(!accepted([&] { cpu::nms(call); }));
+  call.scores.shape[0] = b;
   call.iou_threshold = dice.one_in(2) ? -0.1f : std::nanf("");
   CHECK(!accepted([&] { cpu::nms(call); }));
 
@@ -352,6 +387,8 @@ void nms(Dice& dice) {
   overlap.inclusive = call.inclusive;
   overlap.iou = {iou.data(), {a, b}};
   CHECK(accepted([&] { cpu::box_iou(overlap); }));
+  ++overlap.iou.shape[dice.below(2)];
+  CHECK(!accepted([&] { cpu::box_iou(overlap); }));
 }
 
 template <typename T>
@@ -393,6 +430,11 @@ void box_codec(Dice& dice) {
     CHECK(!accepted([&] { cpu::decode_boxes(decode); }));
     encode.targets.shape[0] = r - 1;
     CHECK(!accepted([&] { cpu::encode_boxes(encode); }));
+    encode.targets.shape[0] = r;
+    encode.deltas.shape[dice.below(2)] -= 1;
+    CHECK(!accepted([&] { cpu::encode_boxes(encode); }));
+    clip.clipped.shape[dice.below(2)] -= 1;
+    CHECK(!accepted([&] { cpu::clip_boxes(clip); }));
   }
 }
 
@@ -461,6 +503,10 @@ void detections(Dice& dice) {
     if (m > 0) CHECK(box_scores[m - 1] >= box_scores[m]);
     for (int64_t k = 0; k < 4; ++k) CHECK(boxes[4 * m + k] >= 0 && boxes[4 * m + k] <= 20);
   }
+  int64_t* const capacities[] = {&call.boxes.shape[0], &call.box_scores.shape[0],
+                                 &call.labels.shape[0], &call.proposal_rows.shape[0]};
+  ++*capacities[dice.below(4)];  // of one result alone
+  CHECK(!accepted([&] { cpu::detect_boxes(call); }));
 }
 
 }  // namespace
