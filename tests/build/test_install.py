@@ -182,7 +182,7 @@ def test_suppression_in_c_equals_python(in_c: InC, idxs, inclusive: bool) -> Non
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"inclusive": True}, {"max_log_ratio": 0.1}, {"score_threshold": 0.4},
+    [{}, {"inclusive": True}, {"max_log_ratio": 0.1}, {"score_threshold": 0.6},
      {"nms_threshold": 0.6}],
     ids=str,
 )  # fmt: skip
@@ -268,6 +268,8 @@ def test_what_c_cannot_have_is_no_exception(in_c: InC) -> None:
     """No memory for so many: an exception that crossed into C would end the program."""
     assert in_c.call("nms", ctypes.byref(COUNT), **{**_NMS, "b": 2**61}) == 2
     assert in_c.last_error() != ""
+    assert in_c.call("decode_boxes", **_DECODE) == 0
+    assert in_c.last_error() == ""
 
 
 def arguments_of(header: str, name: str) -> type[ctypes.Structure]:
