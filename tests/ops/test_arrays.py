@@ -187,6 +187,20 @@ def test_what_a_capsule_may_not_say(said, says):
         overlaps_of(Said(BOXES, **said))
 
 
+@pytest.mark.parametrize("table", [(2, 0, 1, 1, 1, 1, 1), (1, 0, 1, 1, 1, 0, 1)])
+def test_a_table_of_functions_that_is_not_known_is_not_used(table):
+    """Of version 2, and of version 1 without the one that is called. The others lead nowhere."""
+
+    class Later(Producer):
+        words, name = (ctypes.c_uint64 * len(table))(*table), b"dlpack_exchange_api"
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype = ctypes.py_object
+        new.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
+        __dlpack_c_exchange_api__ = new(ctypes.addressof(words), name, None)
+
+    assert_same_bits(overlaps_of(Later(BOXES)), fe.box_iou(BOXES, OTHERS))
+
+
 def test_what_is_no_type_of_ours_is_none_of_a_second_array_either():
     for said in ({"lanes": 2}, {"bits": 64}, {"code": 0}):
         with pytest.raises(ValueError, match="^boxes2 must be float32"):

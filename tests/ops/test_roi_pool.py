@@ -266,6 +266,26 @@ def test_a_large_result_is_what_its_parts_are(layout, channels, dtype):
     assert torch.equal(fe.roi_pool(features, rois, (7, 7), 1 / 16), values)
 
 
+@every_layout
+@pytest.mark.parametrize("off", ["out", "argmax_out"])
+def test_a_large_result_may_begin_where_no_vector_may(layout, off):
+    """One of two: the other is aligned, and what is written past the caches must be."""
+    rng = np.random.default_rng(7)
+    rois = np.hstack([np.zeros((150, 1)), np.sort(rng.uniform(0, 300, (150, 4)))])
+    rois = torch.from_numpy(rois.astype(np.float32))
+    features = torch.from_numpy(rng.standard_normal((1, 192, 20, 20)).astype(np.float32))
+    if layout == "channels_last":
+        features = features.contiguous(memory_format=torch.channels_last)
+    values, argmax = fe.roi_pool_with_argmax(features, rois, (7, 7), 1 / 16)
+    assert values.nbytes + argmax.nbytes > 8 << 20
+    given = {"out": torch.empty_like(values), "argmax_out": torch.empty_like(argmax)}
+    aligned = given[off]
+    memory = aligned.new_empty(aligned.numel() + 1)
+    given[off] = memory.as_strided(aligned.shape, aligned.stride(), 1)
+    fe.roi_pool_with_argmax(features, rois, (7, 7), 1 / 16, **given)
+    assert torch.equal(given["out"], values) and torch.equal(given["argmax_out"], argmax)
+
+
 SMOOTH = [case for case in ROI_POOL_CASES if case.smooth and case.features.size and case.rois.size]
 
 

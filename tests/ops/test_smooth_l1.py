@@ -247,6 +247,8 @@ D, T, L = np.zeros((5, 12), np.float32), np.zeros((5, 4), np.float32), np.zeros(
         (lambda: fe.smooth_l1(D, T, L, normalizer=1e-39), "normalizer .* inverse .*, got 1e-39"),
         (lambda: _core.smooth_l1_backward(D, T, L, None, 1, 1, np.float32(1), D[:4].copy(), 0),
          r"grad_deltas must be \(5, 12\), got \(4, 12\)"),
+        (lambda: fe.smooth_l1_backward(T[0, :2], D, T, L),
+         r"grad_loss must be one number, got shape \(2,\)"),
         (lambda: fe.smooth_l1(D, T[:, 0], L), "targets must have 2 dimensions"),
         (lambda: fe.smooth_l1(D[0], T, L), "deltas must have 2 dimensions"),
         (lambda: fe.smooth_l1(D, T[:, :0], L), "targets must be .*D > 0"),
