@@ -128,6 +128,17 @@ def test_gradient_is_the_finite_difference(name):
     )
 
 
+@every_face
+def test_float32_is_summed_in_float64(face):
+    """Ones that a sum in float32 loses: in one row, in rows of one lane, in several lanes."""
+    for places in ([0, 1, 2], [0, 4 * 256, 4 * 512], [0, 4, 8]):
+        deltas = np.zeros((513, 4), np.float32)
+        deltas.reshape(-1)[places] = 2**24, 1, 1
+        targets = give(np.zeros_like(deltas), face)
+        loss = fe.smooth_l1(give(deltas, face), targets, beta=0.0, normalizer=1.0)
+        assert float(loss) == 2**24 + 2
+
+
 def test_agrees_with_torch():
     rng = np.random.default_rng(5)
     deltas, targets = (torch.from_numpy(rng.standard_normal((200, 4)) * 2) for _ in range(2))
