@@ -68,6 +68,11 @@ BUGS = [
         "roi_pool_forward", "roi_pool.cu",
     ),
     Bug(
+        "64 bytes of every cell are taken where 16 have room", "roi_pool.cu",
+        "    launch_slabs<1>(call, stream);\n", "    launch_slabs<4>(call, stream);\n",
+        "roi_pool_forward",
+    ),
+    Bug(
         "bins beyond the first rows are the row above's", "roi_pool.cu",
         "      if (bin_x >= pw) bin_x -= pw, ++bin_y;\n", "      if (bin_x >= pw) bin_x -= pw;\n",
         "roi_pool_forward",
