@@ -175,6 +175,7 @@ void nms_of() {
   for (const int64_t count : {0, 1, 31, 32, 33, 63, 64, 65}) check(count, 0, count % 2 ? 6 : 20);
   nms_of<T>(crowded_boxes<T>(512, random), random.many<T>(512, 0, 3), {}, 0.3f, random);
   for (const int64_t count : {0, 1, 33, 257}) check(count, 5, 20);
+  for (const int64_t id : {0, 3}) nms_of<T>(1, {id}, 6, 0.5f, random);  // either slot of a table of two
   check(300, 12, 30);
   check(40, 40, 6);
   nms_of<T>(crowded_boxes<T>(40, random), std::vector<T>(40, kNan), {}, 0.5f, random);
