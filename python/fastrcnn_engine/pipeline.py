@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     Search,
@@ -457,9 +457,9 @@ def _is_drawn(path: Path) -> bool:
     if not re.search(r"-detections(-\d+)?\.jpg$", path.name):
         return False
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             return image.info.get("comment") == DRAWN
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         return False  # whatever reads the images tells of it
 
 

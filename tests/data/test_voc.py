@@ -256,7 +256,7 @@ def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path, si
     write_split(tmp_path, "train", ["a", "b"])
     again = load_voc(tmp_path, "train", stated_sizes=True)
     assert again.records[0].boxes.tolist() == [[4, 4, 39, 19]]
-    assert "a.jpg: not readable" in again.problems[0] and len(again.problems) == 2
+    assert "a.jpg: no such image file; the" in again.problems[0] and len(again.problems) == 2
 
 
 def test_broken_files_are_named(root):

@@ -196,7 +196,6 @@ def _aligned_member(name: str, offset: int) -> zipfile.ZipInfo:
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """The checksum by which a changed image file is known."""
-    try:
-        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file") from None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such image file")
+    return f"{zlib.crc32(Path(path).read_bytes()):08x}"
