@@ -45,7 +45,7 @@ def test_results_classes_mistakes_and_differences_stand_side_by_side():
     for words in (
         "3 runs", "mAP 0.500 0.625", "metric area coco not tested", "images 7 7 not tested",
         "iterations 9 9 2", "images a second, in training 8 8 5", "seconds in all 61 61 not tested",
-        "best mAP of the validation 0.09 0.09", "fastrcnn-engine eval --run three & more",
+        "best mAP of the validation 0.09 0.09", "fastrcnn-engine eval --run 'three & more'",
         "dog 0.750 0.750", "The metrics differ: area, coco", "localisation 4 4", "missed 3 3",
         "seed 3 4", "data <x> y", "Learning rate",
     ):  # fmt: skip
