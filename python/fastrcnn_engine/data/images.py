@@ -72,13 +72,16 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`. Raises ValueError when a key is missing or unknown."""
+        """The inverse of `to_dict`. Raises ValueError when a key is missing or unknown, or a value
+        of another kind."""
         expected = set(cls.__dataclass_fields__)
-        if set(values) != expected:
-            raise ValueError(
-                f"preprocessing must have the keys {sorted(expected)}, got {sorted(values)}"
-            )
-        return cls(**values)
+        if not isinstance(values, dict) or set(values) != expected:
+            got = sorted(map(str, values)) if isinstance(values, dict) else repr(values)
+            raise ValueError(f"preprocessing must have the keys {sorted(expected)}, got {got}")
+        try:
+            return cls(**values)
+        except TypeError:
+            raise ValueError(f"preprocessing has a value of another kind: {values}") from None
 
     def scale(self, height: int, width: int) -> float:
         """The factor s from image pixels to input pixels for an image of that size.

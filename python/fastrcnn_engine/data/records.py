@@ -98,7 +98,8 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     if isinstance(classes, str):
         raise ValueError(f"classes must be a list of names, got the single text {classes!r}")
     classes = tuple(classes)
-    if not classes or len(set(classes)) != len(classes):
+    texts = all(isinstance(name, str) for name in classes)
+    if not classes or not texts or len(set(classes)) != len(classes):
         raise ValueError(
             f"classes must be a list of different names, at least one; got {list(classes)}"
         )
