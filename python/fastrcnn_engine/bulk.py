@@ -289,7 +289,7 @@ def _whole_lines(path: Path) -> set[str]:
                 break
             try:
                 known.add(json.loads(line)["image"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(
                     f"{path}, line {number}: not a line of detections; give another folder"
                 ) from None

@@ -234,6 +234,7 @@ def test_images_that_cannot_be_used_are_dropped_and_reported(tmp_path):
     "text, message",
     [
         ("{", "not readable as JSON.*line 1"),
+        ("[" * 10**5, "not readable as JSON.*recursion"),
         ("[]", "expected an object with images"),
         ("{}", "'images' must be a list of objects, it is missing"),
         ('{"images": []}', "'annotations' must be a list of objects, it is missing"),

@@ -263,8 +263,16 @@ def test_broken_files_are_named(root):
     (root / "JPEGImages/a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a\.jpg: not readable as an image"):
         load_voc(root, "train")
-    (root / "Annotations/b.xml").write_text("<annotation><object>")
-    with pytest.raises(ValueError, match=r"b\.xml: not readable as XML"):
+    for text in ("<annotation><object>", *(
+        f"<?xml version='1.0' encoding='{name}'?><annotation/>"
+        for name in ("unknown", "utf-7", "rot13", "undefined")
+    )):  # fmt: skip
+        (root / "Annotations/b.xml").write_text(text)
+        with pytest.raises(ValueError, match=r"b\.xml: not readable as XML"):
+            load_voc(root, "train")
+    # Else what a server says of a missing file is an image without objects.
+    (root / "Annotations/b.xml").write_text("<html><object><name>cat</name></object></html>")
+    with pytest.raises(ValueError, match=r"b\.xml: must hold an <annotation>.*, got <html>"):
         load_voc(root, "train")
 
 

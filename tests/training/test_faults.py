@@ -214,7 +214,9 @@ def scalars(folder):
     }
 
 
-@pytest.mark.parametrize("line", [b'{"iter', b"{}\n", b"[2]\n", b"7\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "line", [b'{"iter', b"{}\n", b"[2]\n", b"7\n", b"\xff\n", b"[" * 10**5 + b"\n"]
+)
 def test_a_log_goes_on_after_its_last_good_line(tmp_path, line):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"iteration": 1}\n' + line)
