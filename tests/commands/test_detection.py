@@ -259,8 +259,12 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
     (row,) = rows_of(tmp_path / "strange" / "detections")
     assert row["image"].endswith("/\\udcff.jpg")
 
-    (parts / "part-00002.parquet").write_text("other")
-    assert "part-00002.parquet: not a part of detections" in failure(capsys, *parquet)
+    part = parts / "part-00002.parquet"
+    whole = part.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    for other in (b"other", whole[: -8 - footer] + b"\xff" * footer + whole[-8:]):
+        part.write_bytes(other)
+        assert "part-00002.parquet: not a part of detections" in failure(capsys, *parquet)
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), parts / "part-00002.parquet")
     assert "(columns of another kind); give another" in failure(capsys, *parquet)
     assert "only --many writes it" in failure(capsys, "detect", bad, "--format", "parquet")

@@ -143,6 +143,9 @@ def test_unfit_files_are_refused(tmp_path, tensors):
     (tmp_path / "noise.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="noise.pt is not a .* no file of torch.save"):
         load_checkpoint(tmp_path / "noise.pt", tensors=tensors)
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(ValueError, match="empty.pt is not a .* it ends too early"):
+        load_checkpoint(tmp_path / "empty.pt", tensors=tensors)
 
 
 @pytest.mark.parametrize("tensors", [True, False])

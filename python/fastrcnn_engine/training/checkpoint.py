@@ -145,7 +145,8 @@ def load_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
             "tensors and plain values"
         ) from error
     except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+        reason = str(error) or "it ends too early"
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a checkpoint of this package (format {FORMAT} expected); "
