@@ -21,7 +21,7 @@ from fastrcnn_engine.evaluation.voc import evaluate_voc
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.models.paper import PAPER_NETWORKS
 from fastrcnn_engine.ops import decode_boxes
-from fastrcnn_engine.training import loop, train
+from fastrcnn_engine.training import batches, loop, train
 from fastrcnn_engine.training.batches import ImageCache, make_batch
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network
 from fastrcnn_engine.training.interrupt import Interrupt
@@ -425,7 +425,18 @@ def test_batches_do_not_depend_on_the_cache(voc):
     assert_same_losses(run(voc), run(small))
 
 
-def batches(config, count):
+def test_images_are_decoded_once_as_long_as_there_is_room(voc, monkeypatch):
+    first, second, *_ = load_voc(voc.data, "train").records
+    size, decoded = load_image(first.image_path).nbytes, []  # all are of one size
+    monkeypatch.setattr(batches, "load_image", lambda p: decoded.append(p.stem) or load_image(p))
+    for room, expected in ((2, 2), (1, 4), (0, 6)):
+        cache, decoded[:] = ImageCache(room * size), []
+        for record in 3 * [first, second]:
+            assert np.array_equal(cache[record], load_image(record.image_path))
+        assert len(decoded) == expected, room
+
+
+def first_batches(config, count, **process):
     """The first batches of a run, their entries, and the network they were made for."""
     config = config.resolved()
     model = own_network()
@@ -435,13 +446,33 @@ def batches(config, count):
     records = load_voc(config.data, "train").records
     entries, _ = loop.build_roidb(records, ProposalStore(config.proposals), config)
     cache = ImageCache(2**20)
-    made = [make_batch(i, entries, cache, model, config) for i in range(count)]
+    made = [make_batch(i, entries, cache, model, config, **process) for i in range(count)]
     return made, entries, model.preprocessing
 
 
+def test_each_process_prepares_its_part_of_the_batch(voc):
+    """The levels of a pyramid and what takes the place of a bad image are those of one process."""
+    path = voc.data / "JPEGImages" / "third.png"
+    path.write_bytes(path.read_bytes()[:5000])
+    voc = replace(voc, short_side=(72, 96), max_side=150, on_bad_image="skip")
+    whole, *_ = first_batches(voc, 10)
+    shares = [first_batches(voc, 10, process=p, processes=2)[0] for p in (0, 1)]
+    instead = set()
+    for batch, *own in zip(whole, *shares, strict=True):
+        for part, share in zip(batch.parts(2), own, strict=True):
+            assert share.image_ids == part.image_ids
+            for name in ("rois", "labels", "targets"):
+                assert torch.equal(getattr(share, name), getattr(part, name))
+            assert torch.equal(share.padded(*batch.images.shape[2:]).images, part.images)
+            instead |= set(share.image_ids) if share.skipped else set()
+        assert batch.skipped == own[0].skipped + own[1].skipped
+    assert len(instead) > 1, "another image each time"
+
+
 def test_one_scale_makes_the_plain_batch(voc):
-    # Put together without anything that knows of several sizes.
-    made, entries, preprocessing = batches(voc, 4)
+    # Put together without anything that knows of several sizes. 10/9 is no number of float32.
+    voc = replace(voc, short_side=80, max_side=120)
+    made, entries, preprocessing = first_batches(voc, 4)
     for iteration, batch in enumerate(made):
         rois = []
         for n, (entry, flipped, rows) in enumerate(sample_batch(iteration, entries, voc)):
@@ -455,8 +486,8 @@ def test_one_scale_makes_the_plain_batch(voc):
 
 def test_several_scales_change_the_size_of_the_images_and_nothing_else(voc):
     scales = {72: 1.0, 108: 1.5, 144: 2.0}  # the images are 96 x 72
-    plain, _, _ = batches(voc, 12)
-    made, _, _ = batches(replace(voc, short_side=tuple(scales), max_side=200), 12)
+    plain, _, _ = first_batches(voc, 12)
+    made, _, _ = first_batches(replace(voc, short_side=tuple(scales), max_side=200), 12)
     drawn = []
     for one, many in zip(plain, made, strict=True):
         assert one.image_ids == many.image_ids
