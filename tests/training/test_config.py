@@ -23,6 +23,9 @@ def test_vgg16_takes_the_numbers_of_the_paper():
     )  # fmt: skip
     assert (config.short_side, config.max_side, config.background_low) == (600, 1000, 0.1)
     assert (config.images_per_batch, config.rois_per_batch) == (2, 128)
+    assert (config.foreground_fraction, config.foreground_iou) == (0.25, 0.5)
+    assert (config.momentum, config.weight_decay, config.warmup) == (0.9, 0.0005, 0)
+    assert config.flip and config.difficult and (config.tasks, config.seed) == ("both", 3)
     assert [config.learning_rate_at(i) for i in (0, 29_999, 30_000)] == pytest.approx(
         [1e-3, 1e-3, 1e-4]
     )
@@ -33,6 +36,12 @@ def test_own_values_win_over_the_recipe():
     assert (config.iterations, config.background_low) == (100, 0.1)
     assert config.learning_rate_steps == (75,)
     assert config.resolved() == config
+
+
+def test_tiny_takes_the_numbers_that_its_results_were_made_with():
+    config = replace(BASE, network="tiny").resolved()
+    assert (config.iterations, config.learning_rate, config.warmup) == (3000, 0.02, 100)
+    assert (config.short_side, config.max_side, config.background_low) == (480, 800, 0.0)
 
 
 def test_paths_may_be_texts():
