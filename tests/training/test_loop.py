@@ -97,6 +97,17 @@ def test_resume_refuses_other_proposals_and_other_objects(voc, tmp_path):
         run(resumed)
 
 
+def test_what_is_learned_from_is_boxes_labels_and_crowds(voc):
+    records, store = load_voc(voc.data, "train", CLASSES).records, ProposalStore(voc.proposals)
+    first = records[0]
+    others = (
+        {"labels": 3 - first.labels}, {"boxes": first.boxes + 1}, {"image_id": "third"},
+        {"crowd": np.array([True, False])}, {"crowd": np.array([False, True])},
+    )  # fmt: skip
+    known = {data_fingerprint([replace(first, **other)], store) for other in ({}, *others)}
+    assert len(known) == 1 + len(others)
+
+
 def test_an_older_checkpoint_knows_the_number_of_proposals_alone(voc):
     checkpoint = run(replace(voc, iterations=2)).checkpoint
     records, store = load_voc(voc.data, "train", CLASSES).records, ProposalStore(voc.proposals)
@@ -209,8 +220,31 @@ def test_tiny_names_the_image_of_a_batch_of_one_roi(voc):
 
 def test_resume_refuses_other_settings_and_names_them(voc):
     run(voc)
-    with pytest.raises(ValueError, match=r"learning_rate was 0\.01, is 0\.02"):
-        run(replace(voc, resume=True, learning_rate=0.02))
+    for name, other, says in (
+        ("learning_rate", 0.02, r"0\.01, is 0\.02"),
+        ("learning_rate_steps", (2,), r"\[4\], is \[2\]"),
+        ("seed", 4, "3, is 4"),
+        ("flip", False, "True, is False"),
+        ("amp", "bf16", "None, is 'bf16'"),
+        ("accumulate", 2, "1, is 2"),
+        ("difficult", False, "True, is False"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot resume from .*: {name} was {says}"):
+            run(replace(voc, resume=True, **{name: other}))
+    # What decides nothing of the result may differ.
+    run(replace(voc, resume=True, iterations=7, learning_rate_steps=(4,), log_every=1, keep=1,
+                checkpoint_every=9, loader_threads=2, cache_megabytes=0, profile=True))  # fmt: skip
+
+
+def test_resume_refuses_classes_of_other_names(voc):
+    """Their boxes and labels are the same."""
+    run(replace(voc, iterations=2))
+    for path in (voc.data / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("leaf", "tree"))
+    model = own_network()
+    model.classes = ("brick", "tree")
+    with pytest.raises(ValueError, match=r"classes were \['brick', 'leaf'\], are .*'tree'\]"):
+        train(replace(voc, iterations=4, resume=True), model=model, progress=False)
 
 
 def test_resume_without_a_checkpoint_says_so(voc):
@@ -307,6 +341,20 @@ def test_parameter_groups_are_those_of_the_original(voc):
     assert groups == [{f"{x}.weight" for x in layers}, {f"{x}.bias" for x in layers}]
     assert [g["weight_decay"] for g in optimiser.param_groups] == [0.0005, 0.0]
     assert [g["rate_factor"] for g in optimiser.param_groups] == [1.0, 2.0]
+    assert optimiser.defaults["momentum"] == 0.9
+
+
+def test_gains_of_normalisation_do_not_decay(voc):
+    model = build_network("tiny", CLASSES)
+    optimiser = loop.build_optimiser(model, replace(voc, momentum=0.5).resolved())
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = [{names[id(p)] for p in g["params"]} for g in optimiser.param_groups]
+    assert all(name.endswith(".bias") for name in groups[1])
+    assert {"backbone.stage8.0.norm1.weight", "head.norm6.weight"} <= groups[2]
+    assert {"backbone.stage8.0.conv1.weight", "head.fc6.weight"} <= groups[0]
+    assert [g["weight_decay"] for g in optimiser.param_groups] == [0.0005, 0.0, 0.0]
+    assert [g["rate_factor"] for g in optimiser.param_groups] == [1.0, 2.0, 1.0]
+    assert optimiser.defaults["momentum"] == 0.5
 
 
 def test_schedule_reaches_the_optimiser(voc):
@@ -535,7 +583,7 @@ def test_a_checkpoint_older_than_a_setting_is_resumed(voc):
     assert content["config"]["short_side"] == 72  # one scale is a number, as ever
     for newer in ("tasks", "init"):
         del content["config"][newer]
-    del content["network"]["box_regression"]
+    del content["network"]["box_regression"], content["meter"]
     torch.save(content, first.checkpoint)
     resumed = run(replace(voc, iterations=6, learning_rate_steps=(5,), resume=True))
     assert resumed.model.box_regression
