@@ -104,6 +104,15 @@ def test_the_same_image_gives_the_same_array(mode):
         np.testing.assert_array_equal(selective_search(image, mode=mode), first)
 
 
+def test_opencv_gets_the_colours_in_its_own_order(monkeypatch):
+    module, seen = sys.modules[selective_search.__module__], []
+    fine = module._fine
+    monkeypatch.setattr(module, "_fine", lambda cv2, s, bgr: seen.append(bgr) or fine(cv2, s, bgr))
+    image, _ = scene()
+    selective_search(image, short_side=None)
+    np.testing.assert_array_equal(seen[0], image[:, :, ::-1])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (12, 12)])
 def test_tiny_and_flat_images_do_not_crash(size):
     for mode in MODES:
