@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
 from fastrcnn_engine.training import load_checkpoint, load_network, loop, train
-from fastrcnn_engine.training.log import TrainLog, alone_in
+from fastrcnn_engine.training.log import TrainLog, alone_in, write_row
 
 from .small import assert_same_checkpoint, lines_of, own_network
 
@@ -220,6 +221,17 @@ def test_a_log_goes_on_after_its_last_good_line(tmp_path, line):
     with TrainLog(path, start=5) as log:
         log.write({"iteration": 6})
     assert [row["iteration"] for row in lines_of(path)] == [1, 6]
+
+
+def test_a_line_that_is_taken_in_pieces_is_whole(tmp_path):
+    class Slow(FileIO):
+        def write(self, data):
+            return super().write(data[:3])
+
+    with Slow(tmp_path / "log.jsonl", "w") as file:
+        for iteration in (1, 2):
+            write_row(file, {"iteration": iteration}, "the log")
+    assert lines_of(tmp_path / "log.jsonl") == [{"iteration": 1}, {"iteration": 2}]
 
 
 def test_tensorboard_shows_the_log_also_after_a_kill(voc, tmp_path):
