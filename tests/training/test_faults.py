@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastrcnn_engine.training import load_checkpoint, load_network, loop, train
-from fastrcnn_engine.training.log import TrainLog, alone_in, write_row
+from fastrcnn_engine.training.log import Meter, TrainLog, alone_in, write_row
 
 from .small import assert_same_checkpoint, lines_of, own_network
 
@@ -232,6 +232,18 @@ def test_a_line_that_is_taken_in_pieces_is_whole(tmp_path):
         for iteration in (1, 2):
             write_row(file, {"iteration": iteration}, "the log")
     assert lines_of(tmp_path / "log.jsonl") == [{"iteration": 1}, {"iteration": 2}]
+
+
+def test_the_first_line_of_a_resumed_run_knows_what_came_before():
+    meter, resumed = Meter(), Meter()
+    meter.add(1.0, 0.5, images=1000, rois=64, foreground=16)
+    meter.add_bad_images(["a: why"])
+    resumed.restore(json.loads(json.dumps(meter.state())))
+    resumed.add(0.0, 0.5, images=0, rois=32, foreground=0)
+    line = resumed.read()
+    assert (line["loss"], line["loss_cls"], line["rois"], line["foreground"]) == (1.0, 0.5, 48, 8)
+    assert line["images_per_second"] == 0, "those of before took other seconds"
+    assert line["bad_images"] == ["a"]
 
 
 def test_tensorboard_shows_the_log_also_after_a_kill(voc, tmp_path):

@@ -172,6 +172,14 @@ def test_a_second_ctrl_c_interrupts_at_once(ctrl_c):
         pytest.fail("the second one was swallowed")
 
 
+def test_a_kill_on_top_of_ctrl_c_is_no_second_one(ctrl_c):
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(KeyboardInterrupt) as stopped, Interrupt():
+        ctrl_c()
+        os.kill(os.getpid(), signal.SIGTERM)  # as torchrun does
+    assert stopped.value.number == signal.SIGINT
+
+
 def test_ctrl_c_after_the_last_iteration_is_not_lost(ctrl_c):
     with pytest.raises(KeyboardInterrupt), Interrupt():
         ctrl_c()
