@@ -63,6 +63,7 @@ def test_energy_takes_the_smallest_rank_that_keeps_it():
         first, _, kept = truncated_svd(weight, energy=energy)
         assert len(first) == rank and kept >= energy - 1e-12, energy
     assert len(truncated_svd(torch.eye(2), energy=0.5)[0]) == 1  # exactly as much
+    assert truncated_svd(torch.zeros(3, 5), 1)[2] == 0  # not NaN, which JSON has not
 
 
 def test_bad_ranks_and_energies():
