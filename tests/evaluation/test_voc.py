@@ -102,7 +102,8 @@ def test_iou_counts_both_end_pixels_and_the_threshold_itself_matches():
     truth = [image("a", [(0, 0, 9, 9)], [1])]
     half = {"a": found((0.9, 0, 0, 4, 9))}
     assert one_class(truth, half).tp == 1
-    assert one_class(truth, half, iou_threshold=0.51).tp == 0
+    more = evaluate_voc(truth, ["thing"], half, iou_threshold=0.51)
+    assert more.per_class[0].tp == 0 and more.to_dict()["iou_threshold"] == 0.51
     seven_tenths = {"a": found((0.9, 0, 0, 6, 9))}  # 0.7 is not a float32 number
     for threshold in (0.7, np.float64(0.7)):
         assert one_class(truth, seven_tenths, iou_threshold=threshold).tp == 1
@@ -198,6 +199,7 @@ def test_the_metric_chooses_the_headline():
         (dict(detections={"a": found((0.5, *FAR), labels=[1, 1])}), ["(1, 4)", "(2,)"]),
         (dict(records=[image("a"), image("a")]), ["more than once"]),
         (dict(records=[image("a", [square(0)], [7])]), ["records", "7"]),
+        (dict(records=[image("a", [square(0)], [1], [False] * 2)]), ["'a'", "2 difficult flags"]),
     ],
 )
 def test_user_errors_name_the_culprit(change, words):
