@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -164,6 +165,43 @@ def test_two_runs_do_not_write_the_same_lines(tmp_path):
         rows.add({"image": "b"})
     with bulk.JsonLines(path) as rows:
         assert rows.known == {"a", "b"}
+
+
+def test_a_part_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    sizes, full = [], False
+
+    def fsync(descriptor):
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sizes.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with bulk.ParquetParts(tmp_path) as rows:
+        rows.add({"image": "a", "detections": []})
+    part = tmp_path / "part-00000.parquet"
+    assert sizes == [part.stat().st_size] and list(tmp_path.iterdir()) == [part]
+    # Of two at work on the same part one is told, and what the other wrote stays.
+    first, second = bulk.ParquetParts(tmp_path), bulk.ParquetParts(tmp_path)
+    with first:
+        first.add({"image": "b", "detections": []})
+    with pytest.raises(FileExistsError, match="00001.parquet is there already: another run"):
+        with second:
+            second.add({"image": "c", "detections": []})
+    assert {row["image"] for row in rows_of(tmp_path)} == {"a", "b"}
+    full = True
+    with pytest.raises(OSError, match="cannot write .*part-00002.parquet: No space"):
+        with bulk.ParquetParts(tmp_path) as rows:
+            rows.add({"image": "d", "detections": []})
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_setting_that_is_no_more_makes_other_rows_too(tmp_path):
+    path = tmp_path / "detections.jsonl"
+    assert bulk.check_made_by(path, {"score": 0.5, "sieve": 3})
+    path.write_text('{"image": "a"}\n')
+    with pytest.raises(ValueError, match="another way .*: sieve was 3, is None; give another"):
+        bulk.check_made_by(path, {"score": 0.5})
 
 
 def test_a_refused_run_does_not_say_what_made_the_rows_of_another(

@@ -207,6 +207,12 @@ def test_a_coco_set_is_checked_too(tmp_path):
     assert about(check.warnings[WARNINGS[0]], "id 3: dropped, its category_id, 6", "no file")
     assert check.warnings[WARNINGS[2]] == ["train/0: dog at 0 0 9 9"]
     assert check.warnings[WARNINGS[3]] == ["train/1"]
+    write_instances(
+        tmp_path, "train", [{"id": 0, "file_name": "a.png"}],
+        [annotation(1, 0, 5, [0, 0, 10, 10], iscrowd=1)], [{"id": 5, "name": "dog"}],
+    )  # fmt: skip
+    check = check_dataset(tmp_path, "train", progress=False)
+    assert about(check.errors[ERRORS[4]], "none of the 1 images of train has an object to train")
 
 
 def test_the_command_lists_everything_and_its_exit_code_says_whether_to_train(

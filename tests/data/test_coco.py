@@ -251,6 +251,11 @@ def test_images_that_cannot_be_used_are_dropped_and_reported(tmp_path):
             '[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
             r"categories\[1\].*comes twice",
         ),
+        (
+            '{"images": [], "annotations": [], "categories": '
+            '[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}',
+            r"categories\[1\].*comes twice",
+        ),
     ],
 )
 def test_a_file_that_is_not_understood_is_named_with_its_key(tmp_path, text, message):

@@ -263,9 +263,13 @@ def test_colours_arrive_as_rgb_and_alpha_is_left_out(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "image.png"), pixels[:, :, :3])
 
 
-def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path):
-    Image.fromarray(np.array([[0, 256, 65535]], np.uint16)).save(tmp_path / "image.png")
-    assert load_image(tmp_path / "image.png")[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path, kind):
+    path = tmp_path / "image.tif"  # of either byte order, as PNG is not
+    Image.fromarray(np.array([[0, 256, 65535]], kind)).save(path)
+    with Image.open(path) as image:
+        assert image.mode == ("I;16" if kind == "<u2" else "I;16B")
+    assert load_image(path)[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
 
 
 def test_exif_rotation_is_not_applied(tmp_path):
@@ -275,7 +279,7 @@ def test_exif_rotation_is_not_applied(tmp_path):
     assert load_image(tmp_path / "image.jpg").shape == (10, 20, 3)
 
 
-def test_files_that_are_no_images_are_named(tmp_path):
+def test_files_that_are_no_images_are_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"nothing\.jpg"):
         load_image(tmp_path / "nothing.jpg")
     (tmp_path / "text.jpg").write_text("hello")
@@ -285,9 +289,14 @@ def test_files_that_are_no_images_are_named(tmp_path):
     (tmp_path / "short.jpg").write_bytes((tmp_path / "short.jpg").read_bytes()[:800])
     with pytest.raises(ValueError, match=r"short\.jpg: not readable"):
         load_image(tmp_path / "short.jpg")
-    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ValueError, match=r"float\.tif.*range"):
-        load_image(tmp_path / "float.tif")
+    for kind in ("float32", "int32"):
+        Image.fromarray(np.ones((2, 2), kind)).save(tmp_path / f"{kind}.tif")
+        with pytest.raises(ValueError, match=rf"{kind}\.tif.*range"):
+            load_image(tmp_path / f"{kind}.tif")
+    Image.fromarray(random_image(64, 64)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice as many
+    with pytest.raises(ValueError, match=r"bomb\.png: not readable as an image: .*exceeds limit"):
+        load_image(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "eps"])

@@ -104,6 +104,15 @@ def test_the_same_image_gives_the_same_array(mode):
         np.testing.assert_array_equal(selective_search(image, mode=mode), first)
 
 
+def test_opencv_gets_the_colours_in_its_own_order(monkeypatch):
+    module, seen = sys.modules[selective_search.__module__], []
+    fine = module._fine
+    monkeypatch.setattr(module, "_fine", lambda cv2, s, bgr: seen.append(bgr) or fine(cv2, s, bgr))
+    image, _ = scene()
+    selective_search(image, short_side=None)
+    np.testing.assert_array_equal(seen[0], image[:, :, ::-1])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (12, 12)])
 def test_tiny_and_flat_images_do_not_crash(size):
     for mode in MODES:
@@ -151,9 +160,11 @@ def test_what_was_written_is_read(tmp_path):
     path = tmp_path / "new folder" / "proposals.npz"
     items = {"a": some_boxes(5), "with space/and slash": some_boxes(3, 1), "file": some_boxes(0)}
     items["Ünïcode"] = some_boxes(1, 2)
+    items["columns first"] = np.asfortranarray(some_boxes(6))
+    items["a pixel, a line"] = np.float32([[3, 3, 3, 3], [5, 4, 9, 4]])
     write_proposals(path, items.items(), settings={"mode": "fast", "short_side": None})
     store = ProposalStore(path)
-    assert len(store) == 4 and list(store) == list(store.keys()) == list(items)
+    assert len(store) == 6 and list(store) == list(store.keys()) == list(items)
     assert "a" in store and "b" not in store
     assert store.settings == {"mode": "fast", "short_side": None}
     with np.load(path) as plain:  # it is a common .npz file
@@ -310,6 +321,13 @@ def test_bad_items_leave_the_old_file_alone(tmp_path, items, message):
     assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
 
 
+def test_the_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    write_proposals(tmp_path / "p.npz", [("a", some_boxes(4))])
+    assert sizes == [(tmp_path / "p.npz").stat().st_size]
+
+
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -343,6 +361,41 @@ def test_as_many_are_searched_at_once_as_the_process_may_use_cores(tmp_path, mon
     monkeypatch.setattr(compute, "ThreadPoolExecutor", pool)
     compute_proposals(save_scenes(tmp_path, 1), tmp_path / "p.npz", Search("grid"), progress=False)
     pool.assert_called_once_with(2)
+
+
+def test_the_pool_is_the_only_one_while_opencv_searches(tmp_path, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    before, seen = cv2.getNumThreads(), []
+
+    def noted(image, **options):
+        seen.append(cv2.getNumThreads())
+        return selective_search(image, **options)
+
+    monkeypatch.setattr(search, "selective_search", noted)
+    cv2.setNumThreads(3)
+    try:
+        compute_proposals(save_scenes(tmp_path, 2), tmp_path / "p.npz", workers=1, progress=False)
+        assert seen == [1, 1] and cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_a_long_run_saves_as_it_goes(tmp_path, monkeypatch):
+    """A kill loses no more than SAVE_SECONDS of work."""
+    items, out = save_scenes(tmp_path, 3), tmp_path / "p.npz"
+
+    def waits(path):
+        end = time.monotonic() + 10
+        while path == items[-1][1] and not out.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        saved.append(out.exists())
+        return load_image(path)
+
+    saved = []
+    monkeypatch.setattr(compute, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(compute, "load_image", waits)
+    store = compute_proposals(items, out, Search("grid"), workers=1, progress=False)
+    assert saved[-1] and list(store) == [image_id for image_id, _ in items]
 
 
 def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):

@@ -182,6 +182,14 @@ def test_mmdetection_2_writes_a_list_in_the_order_of_the_split(tmp_path):
     assert file.boxes[1].shape == (0, 4)
     file = read_proposals(pickled(tmp_path / "rpn.pkl", [BOXES]))  # without scores
     assert not file.ranked and file.boxes[0][0].tolist() == [0, 0, 49, 39]
+    # All have to be ranked, in a dict by file name too.
+    for mixed in ([scored, BOXES], {"a": scored, "b": BOXES}):
+        assert not read_proposals(pickled(tmp_path / "rpn.pkl", mixed)).ranked
+    tied = np.zeros((60, 5), np.float32)
+    tied[:, 2:4], tied[:, 4] = np.arange(1, 61)[:, None], np.arange(60) % 2
+    (boxes,) = read_proposals(pickled(tmp_path / "rpn.pkl", [tied])).boxes
+    # Equal scores stay in their order.
+    assert boxes[:, 2].tolist() == [*range(1, 60, 2), *range(0, 60, 2)]
 
 
 @pytest.mark.parametrize("wrapped", ["array", "dict", "InstanceData"])

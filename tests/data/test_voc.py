@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastrcnn_engine.data.voc import load_voc
 
@@ -143,9 +144,12 @@ def test_the_image_is_found_by_id_whatever_the_suffix_then_by_filename(root):
     write_image(root, "photo 7", suffix=".png")
     write_annotation(root, "c", filename="a.jpg")  # stale name, as annotation tools leave it
     write_annotation(root, "d", filename="photo 7.png")
-    write_split(root, "train", ["c", "d"])
+    for folder, number in (("D:\\photos\\", 8), ("photos/", 9)):  # where they once were
+        write_image(root, f"photo {number}", suffix=".png")
+        write_annotation(root, f"e{number}", filename=f"{folder}photo {number}.png")
+    write_split(root, "train", ["c", "d", "e8", "e9"])
     names = [record.image_path.name for record in load_voc(root, "train").records]
-    assert names == ["c.PNG", "photo 7.png"]
+    assert names == ["c.PNG", "photo 7.png", "photo 8.png", "photo 9.png"]
 
 
 @pytest.mark.parametrize("suffix", [".TIF", ".tiff", ".webp", ".BMP"])
@@ -259,7 +263,18 @@ def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path, si
     assert "a.jpg: no such image file; the" in again.problems[0] and len(again.problems) == 2
 
 
-def test_broken_files_are_named(root):
+def test_names_of_classes_have_no_spaces_around_them(root):
+    write_annotation(root, "a", [object_xml("\n  dog "), object_xml("traffic light")])
+    dataset = load_voc(root, "train")
+    assert dataset.classes == ("dog", "traffic light")
+    assert dataset.records[1].labels.tolist() == [1, 2]
+
+
+def test_broken_files_are_named(root, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # a bomb, as Pillow calls it
+        with pytest.raises(ValueError, match=r"\.jpg: not readable as an image"):
+            load_voc(root, "train")
     (root / "JPEGImages/a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a\.jpg: not readable as an image"):
         load_voc(root, "train")

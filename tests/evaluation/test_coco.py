@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from data.coco_files import annotation, coco_copy, write_instances, write_picture
 from fastrcnn_engine.data.coco import load_coco
 from fastrcnn_engine.data.demo_set import write_demo_set
+from fastrcnn_engine.data.records import Dataset, record_of
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.coco import NUMBERS, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.voc import evaluate_voc
@@ -142,6 +144,42 @@ def test_nothing_detected_and_everything_detected(coco):
     assert crowds > 0
     objects = sum(len(record.boxes) for record in dataset.records)
     assert sum(c.npos for c in voc.per_class) == objects - crowds
+
+
+def test_an_object_is_found_once_also_by_the_first_detection_of_all(tmp_path):
+    """pycocotools takes a match with the id 0 for none."""
+    boxes = [(0, 0, 39, 39), (50, 0, 89, 39)]
+    record = record_of("a", tmp_path / "a.png", (100, 100), boxes, [1, 1], [False, False])
+    found = SimpleNamespace(
+        boxes=np.float32([boxes[0], boxes[0], boxes[1]]), scores=np.float32([0.9, 0.8, 0.7]),
+        labels=np.array([1, 1, 1]),
+    )  # fmt: skip
+    result = evaluate_coco(Dataset(("thing",), [record], [], tmp_path, "test"), {"a": found})
+    # At 51 of 101 points of recall the precision is 1, then 2 / 3.
+    assert result.numbers["AP50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+
+
+def test_annotations_that_are_not_whole_do_not_stop_the_evaluation(coco, tmp_path):
+    shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    first, second, *others = content["annotations"]
+    for one in content["annotations"]:
+        one["area"] = one["bbox"][2] * one["bbox"][3]
+    path.write_text(json.dumps(content))
+    dataset = load_coco(tmp_path, "val")
+    found = detected(dataset, 4)
+    whole = evaluate_coco(dataset, found)
+    del first["area"]
+    second["area"] = None
+    content["annotations"] += [  # the reader drops them
+        first | {"id": 990, "bbox": None}, first | {"id": 991, "image_id": [5]},
+        first | {"id": 992, "category_id": "3"}, {"id": 993},
+    ]  # fmt: skip
+    path.write_text(json.dumps(content))
+    dataset = load_coco(tmp_path, "val")
+    assert len(dataset.problems) == 2 + 4
+    assert evaluate_coco(dataset, found) == whole
 
 
 def test_voc_data_counts_like_its_copy_in_coco_with_difficult_as_crowds(tmp_path):

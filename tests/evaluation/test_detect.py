@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 
@@ -15,6 +16,7 @@ from fastrcnn_engine.evaluation import detect
 from fastrcnn_engine.evaluation.detect import (
     detect_image,
     nearest_levels,
+    pyramid_maps,
     same_window,
     score_proposals,
 )
@@ -110,6 +112,14 @@ def test_boxes_are_in_pixels_of_the_original_image_and_inside(model):
     assert (np.diff(found.scores) <= 0).all()
 
 
+def test_a_score_must_be_above_a_twentieth(model):
+    options = {"nms_threshold": 1.0, "max_detections": 10_000}
+    every = detect_image(model, IMAGE, proposals(), score_threshold=0.0, **options).scores
+    assert every.min() < 0.05 and ((every > 0.05) & (every < 0.06)).any()
+    found = detect_image(model, IMAGE, proposals(), **options)
+    np.testing.assert_array_equal(found.scores, every[every > np.float32(0.05)])
+
+
 def test_zero_deltas_return_the_proposals(model):
     nn.init.zeros_(model.bbox_pred.weight)
     model.delta_mean.zero_()
@@ -176,6 +186,17 @@ def test_one_scale_is_the_plain_network(model):
     model.preprocessing = replace(model.preprocessing, short_side=(180,))
     for one, two in zip(detect_image(model, IMAGE, boxes, deduplicate=False), plain, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_rois_are_scaled_in_float64_as_for_training(model):
+    model.preprocessing = replace(model.preprocessing, short_side=170)
+    boxes, scale = proposals(), 170 / 90
+    with torch.inference_mode():
+        (level,) = pyramid_maps(model, IMAGE, boxes)
+    assert level.scale == scale and not level.rois[:, 0].any()
+    exact = (boxes.astype(np.float64) * scale).astype(np.float32)
+    np.testing.assert_array_equal(level.rois[:, 1:], exact)
+    assert (exact != boxes * np.float32(scale)).any()
 
 
 @pytest.fixture
@@ -251,8 +272,9 @@ def test_no_proposals_no_detections(model):
 
 
 def test_refusals(model):
-    with pytest.raises(ValueError, match=r"\(P, 4\), got \(3, 5\)"):
-        detect_image(model, IMAGE, np.zeros((3, 5)))
+    for shape in ((3, 5), (4,)):
+        with pytest.raises(ValueError, match=re.escape(f"(P, 4), got {shape}")):
+            detect_image(model, IMAGE, np.zeros(shape))
     bad = proposals(5)
     bad[3, 2] = np.nan
     with pytest.raises(ValueError, match="proposal 3 is not finite"):

@@ -69,6 +69,31 @@ def test_each_kind_by_hand():
     assert lost == [("a", 1, 3, 1.0), ("b", 0, None, 0.0)]
 
 
+def test_an_overlap_of_exactly_a_half_or_a_tenth_is_one():
+    records = [image("a", [(1, (0, 0, 19, 19), False)])]
+    detections = {
+        "a": found(
+            (1, 0.9, (0, 0, 19, 9)),  # IoU 1/2: right
+            (1, 0.8, (0, 10, 19, 19)),  # 1/2: duplicate
+            (1, 0.7, (0, 0, 19, 1)),  # 1/10: localisation
+            (2, 0.6, (0, 0, 19, 1)),  # 1/10: other class
+            (1, 0.5, (0, 0, 12, 2)),  # 39/400: background
+        )
+    }
+    result = evaluate_voc(records, CLASSES, detections)
+    mistakes = find_mistakes(records, CLASSES, detections, result)
+    assert [one.kind for one in mistakes.wrong] == list(KINDS)
+    assert mistakes.confusion.tolist() == [[1, 0, 0], [0, 0, 0], [3, 1, 0]]
+
+
+def test_an_object_goes_to_its_strongest_detection_wherever_that_stands():
+    records = [image("a", [(1, (0, 0, 19, 19), False)])]
+    detections = {"a": found((2, 0.3, (0, 0, 19, 19)), (1, 0.9, (0, 0, 19, 19)))}
+    result = evaluate_voc(records, CLASSES, detections)
+    mistakes = find_mistakes(records, CLASSES, detections, result)
+    assert mistakes.confusion.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+
+
 def test_mistakes_of_several_images_are_in_one_order():
     records = [image("a", []), image("b", [(2, (0, 0, 9, 9), False), (2, (50, 0, 89, 9), False)]),
                image("c", [(1, (0, 0, 9, 9), False)])]  # fmt: skip

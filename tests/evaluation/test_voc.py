@@ -102,9 +102,12 @@ def test_iou_counts_both_end_pixels_and_the_threshold_itself_matches():
     truth = [image("a", [(0, 0, 9, 9)], [1])]
     half = {"a": found((0.9, 0, 0, 4, 9))}
     assert one_class(truth, half).tp == 1
-    assert one_class(truth, half, iou_threshold=0.51).tp == 0
+    more = evaluate_voc(truth, ["thing"], half, iou_threshold=0.51)
+    assert more.per_class[0].tp == 0 and more.to_dict()["iou_threshold"] == 0.51
     seven_tenths = {"a": found((0.9, 0, 0, 6, 9))}  # 0.7 is not a float32 number
-    assert one_class(truth, seven_tenths, iou_threshold=0.7).tp == 1
+    for threshold in (0.7, np.float64(0.7)):
+        assert one_class(truth, seven_tenths, iou_threshold=threshold).tp == 1
+    assert one_class(truth, {"a": found((0.9, 0, 0, 9, 9))}, iou_threshold=1.0).tp == 1
 
 
 def test_difficult_objects_neither_help_nor_hurt():
@@ -186,6 +189,7 @@ def test_the_metric_chooses_the_headline():
     [
         (dict(metric="coco"), ["metric", "coco"]),
         (dict(iou_threshold=0.0), ["iou_threshold"]),
+        (dict(iou_threshold=1.01), ["iou_threshold", "1.01"]),
         (dict(detections={"a": found(), "zzz": found()}), ["zzz", "not among"]),
         (dict(detections={}), ["'a'", "empty"]),
         (dict(detections={"a": found((0.5, *FAR), labels=[2])}), ["'a'", "row 0", "1..1"]),
@@ -195,6 +199,7 @@ def test_the_metric_chooses_the_headline():
         (dict(detections={"a": found((0.5, *FAR), labels=[1, 1])}), ["(1, 4)", "(2,)"]),
         (dict(records=[image("a"), image("a")]), ["more than once"]),
         (dict(records=[image("a", [square(0)], [7])]), ["records", "7"]),
+        (dict(records=[image("a", [square(0)], [1], [False] * 2)]), ["'a'", "2 difficult flags"]),
     ],
 )
 def test_user_errors_name_the_culprit(change, words):

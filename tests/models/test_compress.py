@@ -62,6 +62,8 @@ def test_energy_takes_the_smallest_rank_that_keeps_it():
     for energy, rank in expected.items():
         first, _, kept = truncated_svd(weight, energy=energy)
         assert len(first) == rank and kept >= energy - 1e-12, energy
+    assert len(truncated_svd(torch.eye(2), energy=0.5)[0]) == 1  # exactly as much
+    assert truncated_svd(torch.zeros(3, 5), 1)[2] == 0  # not NaN, which JSON has not
 
 
 def test_bad_ranks_and_energies():
@@ -103,6 +105,12 @@ def test_head_of_a_low_rank_computes_the_same():
     assert ranks_of(model) == {"fc6": 6, "fc7": 3}
     assert described(model) == "custom, fc6 rank 6, fc7 rank 3"
     assert not model.head.training
+
+
+def test_a_layer_without_a_bias_gets_none():
+    model = build_network("tiny", ["a"]).eval()
+    compress(model, {"fc6": 20, "fc7": 10})
+    assert all(getattr(model.head, f"{name}_U").bias is None for name in ("fc6", "fc7"))
 
 
 def test_energy_of_a_head():

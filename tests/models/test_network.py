@@ -68,6 +68,8 @@ def test_frozen_modules_need_no_gradient_and_keep_their_batch_statistics():
     assert model.training and not model.backbone[1].training
     model(torch.randn(2, 3, 48, 64), ROIS)[0].sum().backward()
     assert model.backbone[1].num_batches_tracked == 0
+    model.freeze(["cls_score"])  # in addition
+    assert model.frozen == ("backbone", "cls_score")
 
 
 @pytest.mark.parametrize("stride", [4, 7, 16])
@@ -115,6 +117,7 @@ def test_every_parameter_of_tiny_gets_a_gradient():
     # Blocks start as the identity; one step away from it, everything must take part.
     for name, parameter in model.named_parameters():
         if name.endswith("norm2.weight"):
+            assert not parameter.any(), name
             nn.init.ones_(parameter)
     logits, deltas = model(torch.randn(2, 3, 48, 64), ROIS)
     (logits.square().sum() + deltas.square().sum()).backward()

@@ -227,6 +227,11 @@ def test_rois_at_the_edge_that_the_map_of_m_does_not_reach():
 def test_a_forward_pass_of_a_whole_network():
     torch.manual_seed(0)
     model = build_network("caffenet", CLASSES).eval()
+    for layer, std in (
+        (model.head.fc6, 0.01), (model.head.fc7, 0.01),
+        (model.backbone.conv3, (2 / (256 * 3 * 3)) ** 0.5),  # keeps the spread through a ReLU
+    ):  # fmt: skip
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.02) and not layer.bias.any()
     logits, deltas = model(torch.randn(1, 3, 96, 128), torch.tensor([[0, 3, 4, 90, 80.0]]))
     assert logits.shape == (1, 21) and deltas.shape == (1, 84)
     assert logits.isfinite().all() and logits.abs().sum() > 0

@@ -166,6 +166,10 @@ def test_hidden_layers_that_are_not_finite_are_left_and_told(tmp_path, kind):
         assert model.preprocessing.mean == pytest.approx((123, 117, 104), abs=1e-3)
         transform_pretrained(model, path, "torchvision")
         assert model.preprocessing.mean[0] == 123.675, "as it was told"
+        state["classifier.0.weight"].fill_(0)  # fc7 alone says nothing of the kind
+        torch.save(state, path)
+        transform_pretrained(model, path)
+        assert model.preprocessing.mean[0] == 123.675
 
 
 def test_real_networks_take_real_shapes(tmp_path):

@@ -209,8 +209,8 @@ def test_clip_passes_the_gradient_of_sides_that_stay() -> None:
 
 @pytest.mark.parametrize(("call", "names"), [
     (lambda b: fe.box_iou(b.detach(), b), "box_iou has no gradient in boxes2"),
-    (lambda b: fe.encode_boxes(b, b), "encode_boxes has no gradient in reference_boxes"),
-    (lambda b: fe.decode_boxes(b, b), "decode_boxes has no gradient in deltas"),
+    (lambda b: fe.encode_boxes(b.detach(), b), "encode_boxes has no gradient in proposals"),
+    (lambda b: fe.decode_boxes(b.detach(), b), "decode_boxes has no gradient in boxes"),
     (lambda b: fe.smooth_l1(b, b), "smooth_l1 has no gradient in targets"),
     (lambda b: fe.smooth_l1(b, b.detach(), weights=b), "smooth_l1 has no gradient in weights"),
 ])  # fmt: skip
@@ -221,3 +221,12 @@ def test_a_gradient_is_refused_rather_than_lost(call, names) -> None:
             way(boxes)
     with torch.no_grad():
         call(boxes)
+
+
+def test_a_gradient_of_the_first_argument_alone_is_refused_too() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0]], requires_grad=True)
+    for operator, name in (
+        (fe.box_iou, "boxes1"), (fe.encode_boxes, "reference_boxes"), (fe.decode_boxes, "deltas"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"has no gradient in {name}"):
+            operator(boxes, boxes.detach())

@@ -106,6 +106,7 @@ def test_gallery_ranks_images_and_counts_what_is_drawn(scene):
     # The right detection has a score of 0.2 and is not shown, so its object counts as missed.
     assert (bad.right, bad.wrong, bad.missed) == (0, 1, 1)
     assert bad.picture.shape == (427, 640, 3)
+    assert drawn_at(records, CLASSES, detections, iou_threshold=0.75).result.iou_threshold == 0.75
     low = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.1))
     shown = {one.image_id: one for one in low.best + low.worst}["bad"]
     assert (shown.right, shown.wrong, shown.missed) == (1, 1, 0)

@@ -120,17 +120,19 @@ def test_weights_are_stored_as_trained_not_folded(saved):
     assert torch.equal(load_checkpoint(path)["model"]["bbox_pred.weight"], model.bbox_pred.weight)
 
 
-def test_a_crash_while_writing_leaves_the_old_file(saved, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt("stopped")])
+def test_a_crash_while_writing_leaves_the_old_file(saved, monkeypatch, error):
     path, model = saved
 
     def crash(content, file):
         file.write(b"half a file")
-        raise OSError("disk full")
+        raise error
 
     monkeypatch.setattr(checkpoint.torch, "save", crash)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(type(error), match=str(error)):
         save_checkpoint(path, model, iteration=8)
     assert load_checkpoint(path)["iteration"] == 7
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("tensors", [True, False])

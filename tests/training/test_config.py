@@ -23,6 +23,9 @@ def test_vgg16_takes_the_numbers_of_the_paper():
     )  # fmt: skip
     assert (config.short_side, config.max_side, config.background_low) == (600, 1000, 0.1)
     assert (config.images_per_batch, config.rois_per_batch) == (2, 128)
+    assert (config.foreground_fraction, config.foreground_iou) == (0.25, 0.5)
+    assert (config.momentum, config.weight_decay, config.warmup) == (0.9, 0.0005, 0)
+    assert config.flip and config.difficult and (config.tasks, config.seed) == ("both", 3)
     assert [config.learning_rate_at(i) for i in (0, 29_999, 30_000)] == pytest.approx(
         [1e-3, 1e-3, 1e-4]
     )
@@ -33,6 +36,17 @@ def test_own_values_win_over_the_recipe():
     assert (config.iterations, config.background_low) == (100, 0.1)
     assert config.learning_rate_steps == (75,)
     assert config.resolved() == config
+    # What a recipe would fill in is told from what was chosen.
+    assert config.unresolved().learning_rate_steps is None
+    chosen = replace(config, learning_rate_steps=(40,))
+    assert chosen.unresolved().learning_rate_steps == (40,)
+    assert chosen.unresolved().resolved() == chosen
+
+
+def test_tiny_takes_the_numbers_that_its_results_were_made_with():
+    config = replace(BASE, network="tiny").resolved()
+    assert (config.iterations, config.learning_rate, config.warmup) == (3000, 0.02, 100)
+    assert (config.short_side, config.max_side, config.background_low) == (480, 800, 0.0)
 
 
 def test_paths_may_be_texts():
@@ -58,11 +72,21 @@ def test_warmup_rises_linearly():
         ("learning_rate", math.inf), ("learning_rate", math.nan),
         ("learning_rate_drop", 0.0), ("learning_rate_drop", 1.1),
         ("learning_rate_steps", (0, 5)), ("learning_rate_steps", (7, 7)),
+        ("images_per_batch", 0), ("checkpoint_every", 0), ("val_every", 0), ("accumulate", 0),
+        ("loader_threads", 0), ("keep", -1), ("cache_megabytes", -1), ("background_low", -0.1),
+        ("on_bad_image", "ignore"), ("amp", "fp8"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=re.escape(f"{field} is {value!r}")):
         replace(BASE, **{field: value}).resolved()
+
+
+def test_the_ends_of_the_ranges_are_taken():
+    replace(
+        BASE, learning_rate_drop=1.0, foreground_iou=1.0, foreground_fraction=1.0, momentum=0.0,
+        weight_decay=0.0, cache_megabytes=0, background_low=0.0, seed=0,
+    ).resolved()  # fmt: skip
 
 
 @pytest.mark.parametrize("short_side", [0, 1001, (), (0, 480), (480, 480), (600, 480), (480, 1200)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from torch import nn
 
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.training import distributed, load_checkpoint, train
@@ -215,6 +217,37 @@ def test_ctrl_c_stops_all_processes_and_saves(voc, tmp_path):
     told = f"fastrcnn-engine train: stopped; --resume goes on from iteration {done}"
     assert printed.count(told) == 1, printed
     assert "exitcode: -9" not in printed and "forcefully" not in printed
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"affine": False, "eps": 0.1},
+                {"track_running_stats": False}],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(7, 5), (4, 5, 3, 2)])
+def test_joint_batch_norm_is_torchs_over_the_values_of_all(monkeypatch, shape, options):
+    # The other process has the same values: a sum over both is twice one's own.
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda values: values.mul_(2))
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    plain = nn.Sequential(kind(shape[1], **options))
+    torch.manual_seed(0)
+    for values in plain.state_dict().values():
+        if values.is_floating_point():  # of earlier training
+            values.uniform_(0.5, 1.5)
+    joint = copy.deepcopy(plain)
+    distributed.join_batch_norm(joint)
+    assert type(joint[0]) is not kind and joint.state_dict().keys() == plain.state_dict().keys()
+    for _ in range(3):
+        own = (3 * torch.randn(shape) + 50).requires_grad_()
+        both = torch.cat([own.detach()] * 2).requires_grad_()
+        weight = torch.randn(shape)
+        (joint(own) * weight).sum().backward()
+        (plain(both) * torch.cat([weight] * 2)).sum().backward()
+        torch.testing.assert_close(joint(own), plain(both)[: len(own)], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(own.grad, both.grad[: len(own)], rtol=1e-4, atol=1e-4)
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(joint.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+    joint.eval(), plain.eval()
+    torch.testing.assert_close(joint(own), plain(own), rtol=1e-5, atol=1e-5)
 
 
 def test_a_share_is_every_so_many_items_and_waits_are_the_same_for_all(monkeypatch):

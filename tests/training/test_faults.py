@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
 from fastrcnn_engine.training import load_checkpoint, load_network, loop, train
-from fastrcnn_engine.training.log import TrainLog, alone_in
+from fastrcnn_engine.training.log import Meter, TrainLog, alone_in, write_row
 
 from .small import assert_same_checkpoint, lines_of, own_network
 
@@ -225,6 +226,29 @@ def test_a_log_goes_on_after_its_last_good_line(tmp_path, line):
     assert [row["iteration"] for row in lines_of(path)] == [1, 6]
 
 
+def test_a_line_that_is_taken_in_pieces_is_whole(tmp_path):
+    class Slow(FileIO):
+        def write(self, data):
+            return super().write(data[:3])
+
+    with Slow(tmp_path / "log.jsonl", "w") as file:
+        for iteration in (1, 2):
+            write_row(file, {"iteration": iteration}, "the log")
+    assert lines_of(tmp_path / "log.jsonl") == [{"iteration": 1}, {"iteration": 2}]
+
+
+def test_the_first_line_of_a_resumed_run_knows_what_came_before():
+    meter, resumed = Meter(), Meter()
+    meter.add(1.0, 0.5, images=1000, rois=64, foreground=16)
+    meter.add_bad_images(["a: why"])
+    resumed.restore(json.loads(json.dumps(meter.state())))
+    resumed.add(0.0, 0.5, images=0, rois=32, foreground=0)
+    line = resumed.read()
+    assert (line["loss"], line["loss_cls"], line["rois"], line["foreground"]) == (1.0, 0.5, 48, 8)
+    assert line["images_per_second"] == 0, "those of before took other seconds"
+    assert line["bad_images"] == ["a"]
+
+
 def test_tensorboard_shows_the_log_also_after_a_kill(voc, tmp_path):
     voc = replace(voc, iterations=8, log_every=1, checkpoint_every=3, val_split="train",
                   val_every=4)  # fmt: skip
@@ -272,27 +296,74 @@ def test_sigterm_is_a_ctrl_c(voc):
 
 def test_kept_checkpoints_are_those_of_their_iterations(voc):
     (voc.output).mkdir()
-    (voc.output / "checkpoint-mine.pt").touch()
-    result = run(replace(voc, iterations=7, checkpoint_every=2, keep=3))
-    numbered = {p.name for p in voc.output.glob("checkpoint-*.pt")}
-    assert numbered == {"checkpoint-4.pt", "checkpoint-6.pt", "checkpoint-7.pt",
-                        "checkpoint-mine.pt"}  # fmt: skip
-    for iteration in (4, 6, 7):
+    mine = {"checkpoint-mine.pt", "checkpoint-1.pt.old"}
+    for name in mine:
+        (voc.output / name).touch()
+    voc = replace(voc, iterations=13, checkpoint_every=4, keep=3)
+    result = run(voc)
+    numbered = {p.name for p in voc.output.glob("checkpoint-*")}
+    assert numbered == {"checkpoint-8.pt", "checkpoint-12.pt", "checkpoint-13.pt"} | mine
+    for iteration in (8, 12, 13):
         kept = load_checkpoint(voc.output / f"checkpoint-{iteration}.pt")
         assert kept["iteration"] == iteration
-    assert_same_checkpoint(result.checkpoint, voc.output / "checkpoint-7.pt")
+    assert_same_checkpoint(result.checkpoint, voc.output / "checkpoint-13.pt")
+    assert lines_of(result.log)[-1]["iteration"] == 13, "the last line, though not due"
+    # A kill between the two files, the second one begun.
+    last = voc.output / "checkpoint-13.pt"
+    last.rename(last.with_name("checkpoint-13.pt.partial"))
+    run(replace(voc, resume=True))
+    assert_same_checkpoint(result.checkpoint, last)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_the_log_before_it(
+    voc, monkeypatch
+):
+    """What a power cut leaves is a whole checkpoint, and no line of the log is older than it."""
+    steps, fsync, put = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        steps.append(path.name)
+        fsync(descriptor)
+        whole.setdefault(path.name, os.fstat(descriptor).st_size)
+
+    def moved(source, target):
+        if Path(source).name in whole:
+            assert os.stat(source).st_size == whole[Path(source).name], "all of it was synced"
+        steps.append(Path(target).name)
+        put(source, target)
+
+    whole = {}
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+    run(replace(voc, iterations=2, checkpoint_every=2))
+    assert steps == ["log.jsonl", "log.jsonl", "checkpoint.pt.partial", "checkpoint.pt", "run"]
 
 
 def test_a_validation_split_without_objects_is_refused_before_the_training(voc):
     """It has no mAP, and the second None could not be compared with the first."""
     (voc.data / "ImageSets/Main/bare.txt").write_text("empty\n")
-    with pytest.raises(ValueError, match="val_split is 'bare': none of its 1 images has an object"):
-        train(replace(voc, val_split="bare"), progress=False)
+    (voc.data / "ImageSets/Main/hard.txt").write_text("second\n")  # none that a test counts
+    hard = voc.data / "Annotations" / "second.xml"
+    hard.write_text(hard.read_text().replace("<difficult>0", "<difficult>1"))
+    for split in ("bare", "hard"):
+        with pytest.raises(ValueError, match=f"val_split is '{split}': none of its 1 images has"):
+            train(replace(voc, val_split=split), progress=False)
     assert not (voc.output / "checkpoint.pt").exists()
 
 
+def test_a_validation_image_without_proposals_is_named_before_the_training(voc):
+    (voc.data / "ImageSets/Main/more.txt").write_text("first\nfourth\n")
+    for folder, suffix in (("JPEGImages", ".png"), ("Annotations", ".xml")):
+        path = voc.data / folder / f"first{suffix}"
+        path.with_stem("fourth").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="no proposals for image 'fourth'"):
+        train(replace(voc, val_split="more"), progress=False)
+    assert not (voc.output / "log.jsonl").exists()
+
+
 def test_the_best_network_on_a_validation_split_is_kept(voc, tmp_path):
-    voc = replace(voc, network="tiny", iterations=9, log_every=4, checkpoint_every=5,
+    voc = replace(voc, network="tiny", iterations=10, log_every=4, checkpoint_every=5,
                   val_split="train", val_every=3)  # fmt: skip
     plain = train(replace(voc, val_split=None, output=tmp_path / "plain"), progress=False)
     whole = train(replace(voc, output=tmp_path / "whole"), progress=False)
@@ -301,7 +372,7 @@ def test_the_best_network_on_a_validation_split_is_kept(voc, tmp_path):
         plain.checkpoint, whole.checkpoint, "/config/val_split", "/best", "/meter"
     )
     rows = [row for row in lines_of(whole.log) if "val_mAP" in row]
-    assert [row["iteration"] for row in rows] == [3, 6, 9]
+    assert [row["iteration"] for row in rows] == [3, 6, 9, 10]  # and at the end
     best = max(rows, key=lambda row: row["val_mAP"])
     assert whole.best == {"split": "train", "iteration": best["iteration"], "mAP": best["val_mAP"]}
     content = load_checkpoint(whole.checkpoint.with_name("best.pt"))
@@ -319,3 +390,8 @@ def test_the_best_network_on_a_validation_split_is_kept(voc, tmp_path):
     assert_same_checkpoint(whole.checkpoint, resumed.checkpoint)
     assert lines_of(whole.log) == lines_of(resumed.log)
     assert json.dumps(resumed.best) == json.dumps(whole.best)
+    # The best on another split is another question.
+    (voc.data / "ImageSets/Main/one.txt").write_text("third\n")
+    other = train(replace(parts, iterations=11, learning_rate_steps=(7,), val_split="one",
+                          resume=True), progress=False)  # fmt: skip
+    assert (other.best["split"], other.best["iteration"]) == ("one", 11)

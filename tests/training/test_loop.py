@@ -21,7 +21,7 @@ from fastrcnn_engine.evaluation.voc import evaluate_voc
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.models.paper import PAPER_NETWORKS
 from fastrcnn_engine.ops import decode_boxes
-from fastrcnn_engine.training import loop, train
+from fastrcnn_engine.training import batches, loop, train
 from fastrcnn_engine.training.batches import ImageCache, make_batch
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from fastrcnn_engine.training.interrupt import Interrupt
@@ -97,6 +97,17 @@ def test_resume_refuses_other_proposals_and_other_objects(voc, tmp_path):
         run(resumed)
 
 
+def test_what_is_learned_from_is_boxes_labels_and_crowds(voc):
+    records, store = load_voc(voc.data, "train", CLASSES).records, ProposalStore(voc.proposals)
+    first = records[0]
+    others = (
+        {"labels": 3 - first.labels}, {"boxes": first.boxes + 1}, {"image_id": "third"},
+        {"crowd": np.array([True, False])}, {"crowd": np.array([False, True])},
+    )  # fmt: skip
+    known = {data_fingerprint([replace(first, **other)], store) for other in ({}, *others)}
+    assert len(known) == 1 + len(others)
+
+
 def test_an_older_checkpoint_knows_the_number_of_proposals_alone(voc):
     checkpoint = run(replace(voc, iterations=2)).checkpoint
     records, store = load_voc(voc.data, "train", CLASSES).records, ProposalStore(voc.proposals)
@@ -161,6 +172,14 @@ def test_a_second_ctrl_c_interrupts_at_once(ctrl_c):
         pytest.fail("the second one was swallowed")
 
 
+def test_a_kill_on_top_of_ctrl_c_is_no_second_one(ctrl_c):
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(KeyboardInterrupt) as stopped, Interrupt():
+        ctrl_c()
+        os.kill(os.getpid(), signal.SIGTERM)  # as torchrun does
+    assert stopped.value.number == signal.SIGINT
+
+
 def test_ctrl_c_after_the_last_iteration_is_not_lost(ctrl_c):
     with pytest.raises(KeyboardInterrupt), Interrupt():
         ctrl_c()
@@ -209,8 +228,31 @@ def test_tiny_names_the_image_of_a_batch_of_one_roi(voc):
 
 def test_resume_refuses_other_settings_and_names_them(voc):
     run(voc)
-    with pytest.raises(ValueError, match=r"learning_rate was 0\.01, is 0\.02"):
-        run(replace(voc, resume=True, learning_rate=0.02))
+    for name, other, says in (
+        ("learning_rate", 0.02, r"0\.01, is 0\.02"),
+        ("learning_rate_steps", (2,), r"\[4\], is \[2\]"),
+        ("seed", 4, "3, is 4"),
+        ("flip", False, "True, is False"),
+        ("amp", "bf16", "None, is 'bf16'"),
+        ("accumulate", 2, "1, is 2"),
+        ("difficult", False, "True, is False"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot resume from .*: {name} was {says}"):
+            run(replace(voc, resume=True, **{name: other}))
+    # What decides nothing of the result may differ.
+    run(replace(voc, resume=True, iterations=7, learning_rate_steps=(4,), log_every=1, keep=1,
+                checkpoint_every=9, loader_threads=2, cache_megabytes=0, profile=True))  # fmt: skip
+
+
+def test_resume_refuses_classes_of_other_names(voc):
+    """Their boxes and labels are the same."""
+    run(replace(voc, iterations=2))
+    for path in (voc.data / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("leaf", "tree"))
+    model = own_network()
+    model.classes = ("brick", "tree")
+    with pytest.raises(ValueError, match=r"classes were \['brick', 'leaf'\], are .*'tree'\]"):
+        train(replace(voc, iterations=4, resume=True), model=model, progress=False)
 
 
 def test_resume_without_a_checkpoint_says_so(voc):
@@ -313,6 +355,20 @@ def test_parameter_groups_are_those_of_the_original(voc):
     assert groups == [{f"{x}.weight" for x in layers}, {f"{x}.bias" for x in layers}]
     assert [g["weight_decay"] for g in optimiser.param_groups] == [0.0005, 0.0]
     assert [g["rate_factor"] for g in optimiser.param_groups] == [1.0, 2.0]
+    assert optimiser.defaults["momentum"] == 0.9
+
+
+def test_gains_of_normalisation_do_not_decay(voc):
+    model = build_network("tiny", CLASSES)
+    optimiser = loop.build_optimiser(model, replace(voc, momentum=0.5).resolved())
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = [{names[id(p)] for p in g["params"]} for g in optimiser.param_groups]
+    assert all(name.endswith(".bias") for name in groups[1])
+    assert {"backbone.stage8.0.norm1.weight", "head.norm6.weight"} <= groups[2]
+    assert {"backbone.stage8.0.conv1.weight", "head.fc6.weight"} <= groups[0]
+    assert [g["weight_decay"] for g in optimiser.param_groups] == [0.0005, 0.0, 0.0]
+    assert [g["rate_factor"] for g in optimiser.param_groups] == [1.0, 2.0, 1.0]
+    assert optimiser.defaults["momentum"] == 0.5
 
 
 def test_schedule_reaches_the_optimiser(voc):
@@ -376,7 +432,8 @@ def test_an_image_with_difficult_objects_alone_is_left_out_with_them(voc, tmp_pa
     hard = voc.data / "Annotations" / "second.xml"
     hard.write_text(hard.read_text().replace("<difficult>0", "<difficult>1"))
     result = run(replace(known, output=tmp_path / "hard"))
-    assert "second: left out, as all its objects are difficult" in result.problems
+    (told,) = result.problems  # the image without objects stays: it is background
+    assert told == "second: left out, as all its objects are difficult"
     split = voc.data / "ImageSets/Main/train.txt"
     split.write_text(split.read_text().replace("second\n", ""))
     gone = run(replace(known, output=tmp_path / "gone"))
@@ -431,7 +488,18 @@ def test_batches_do_not_depend_on_the_cache(voc):
     assert_same_losses(run(voc), run(small))
 
 
-def batches(config, count):
+def test_images_are_decoded_once_as_long_as_there_is_room(voc, monkeypatch):
+    first, second, *_ = load_voc(voc.data, "train").records
+    size, decoded = load_image(first.image_path).nbytes, []  # all are of one size
+    monkeypatch.setattr(batches, "load_image", lambda p: decoded.append(p.stem) or load_image(p))
+    for room, expected in ((2, 2), (1, 4), (0, 6)):
+        cache, decoded[:] = ImageCache(room * size), []
+        for record in 3 * [first, second]:
+            assert np.array_equal(cache[record], load_image(record.image_path))
+        assert len(decoded) == expected, room
+
+
+def first_batches(config, count, **process):
     """The first batches of a run, their entries, and the network they were made for."""
     config = config.resolved()
     model = own_network()
@@ -441,13 +509,33 @@ def batches(config, count):
     records = load_voc(config.data, "train").records
     entries, _ = loop.build_roidb(records, ProposalStore(config.proposals), config)
     cache = ImageCache(2**20)
-    made = [make_batch(i, entries, cache, model, config) for i in range(count)]
+    made = [make_batch(i, entries, cache, model, config, **process) for i in range(count)]
     return made, entries, model.preprocessing
 
 
+def test_each_process_prepares_its_part_of_the_batch(voc):
+    """The levels of a pyramid and what takes the place of a bad image are those of one process."""
+    path = voc.data / "JPEGImages" / "third.png"
+    path.write_bytes(path.read_bytes()[:5000])
+    voc = replace(voc, short_side=(72, 96), max_side=150, on_bad_image="skip")
+    whole, *_ = first_batches(voc, 10)
+    shares = [first_batches(voc, 10, process=p, processes=2)[0] for p in (0, 1)]
+    instead = set()
+    for batch, *own in zip(whole, *shares, strict=True):
+        for part, share in zip(batch.parts(2), own, strict=True):
+            assert share.image_ids == part.image_ids
+            for name in ("rois", "labels", "targets"):
+                assert torch.equal(getattr(share, name), getattr(part, name))
+            assert torch.equal(share.padded(*batch.images.shape[2:]).images, part.images)
+            instead |= set(share.image_ids) if share.skipped else set()
+        assert batch.skipped == own[0].skipped + own[1].skipped
+    assert len(instead) > 1, "another image each time"
+
+
 def test_one_scale_makes_the_plain_batch(voc):
-    # Put together without anything that knows of several sizes.
-    made, entries, preprocessing = batches(voc, 4)
+    # Put together without anything that knows of several sizes. 10/9 is no number of float32.
+    voc = replace(voc, short_side=80, max_side=120)
+    made, entries, preprocessing = first_batches(voc, 4)
     for iteration, batch in enumerate(made):
         rois = []
         for n, (entry, flipped, rows) in enumerate(sample_batch(iteration, entries, voc)):
@@ -461,8 +549,8 @@ def test_one_scale_makes_the_plain_batch(voc):
 
 def test_several_scales_change_the_size_of_the_images_and_nothing_else(voc):
     scales = {72: 1.0, 108: 1.5, 144: 2.0}  # the images are 96 x 72
-    plain, _, _ = batches(voc, 12)
-    made, _, _ = batches(replace(voc, short_side=tuple(scales), max_side=200), 12)
+    plain, _, _ = first_batches(voc, 12)
+    made, _, _ = first_batches(replace(voc, short_side=tuple(scales), max_side=200), 12)
     drawn = []
     for one, many in zip(plain, made, strict=True):
         assert one.image_ids == many.image_ids
@@ -510,7 +598,7 @@ def test_a_checkpoint_older_than_a_setting_is_resumed(voc):
     assert content["config"]["short_side"] == 72  # one scale is a number, as ever
     for newer in ("tasks", "init"):
         del content["config"][newer]
-    del content["network"]["box_regression"]
+    del content["network"]["box_regression"], content["meter"]
     torch.save(content, first.checkpoint)
     resumed = run(replace(voc, iterations=6, learning_rate_steps=(5,), resume=True))
     assert resumed.model.box_regression

@@ -12,6 +12,7 @@ from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.training.config import TrainConfig
 from fastrcnn_engine.training.sampling import (
     build_entry,
+    build_roidb,
     drawn_boxes,
     images_of_batch,
     levels_of_batch,
@@ -48,13 +49,14 @@ def test_crowds_are_no_objects_and_what_lies_in_them_is_no_background():
         [93, 10, 102, 19],    # three columns of ten in it
         [97, 10, 106, 19],    # seven of ten: not more than 0.7
         [98, 10, 107, 19],    # eight
+        [93, 10, 116, 19],    # 17 of 24, a little more than 0.7
     ])  # fmt: skip
     made = build_entry(seen, proposals, foreground_iou=0.5, background_low=0.0)
     assert made.boxes.tolist() == [BOX, *proposals[[0, 3, 4]].tolist()]
     assert made.labels.tolist() == [2, 2, 0, 0]
     assert made.background.tolist() == [2, 3]
     plain = replace(seen, crowd=None)
-    assert len(build_entry(plain, proposals, foreground_iou=0.5, background_low=0.0).boxes) == 8
+    assert len(build_entry(plain, proposals, foreground_iou=0.5, background_low=0.0).boxes) == 9
     # Two crowds: each alone decides, not their sum.
     two = record([[0, 0, 49, 99], [50, 0, 99, 99]], [1, 1])
     two = replace(two, crowd=np.array([True, True]))
@@ -109,6 +111,17 @@ def test_image_without_objects_gives_background_whatever_the_lower_bound():
     assert made.background.tolist() == [0, 1]
     rows = sample_rows(made, np.random.default_rng(0), CONFIG)
     assert sorted(rows) == [0, 1]
+
+
+def test_images_without_objects_are_learned_from_if_there_are_others():
+    empty, full = record([], []), replace(record([BOX], [1]), image_id="full")
+    boxes = np.float32([[50, 50, 80, 80], [0, 0, 9, 9]])
+    entries, unusable = build_roidb([empty, full], {"image": boxes, "full": boxes[:0]}, CONFIG)
+    assert [one.record.image_id for one in entries] == ["image", "full"] and not unusable
+    entries, unusable = build_roidb([empty, full], {"image": boxes[:0], "full": boxes}, CONFIG)
+    assert [one.record.image_id for one in entries] == ["full"] and unusable == ["image"]
+    with pytest.raises(ValueError, match="none of the 1 images has an object to train on"):
+        build_roidb([empty], {"image": boxes}, CONFIG)
 
 
 def test_proposals_of_no_width_are_not_used():
@@ -176,7 +189,10 @@ def test_a_batch_depends_on_seed_and_iteration_only():
 
     assert drawn(41) == drawn(41)
     assert drawn(41) != drawn(42)
-    assert drawn(41) != drawn(41, replace(CONFIG, seed=4))
+    other = replace(CONFIG, seed=4)
+    assert drawn(41) != drawn(41, other)
+    orders = [[images_of_batch(i, 7, config) for i in range(7)] for config in (CONFIG, other)]
+    assert orders[0] != orders[1]
 
 
 def test_levels_depend_on_seed_and_iteration_only_and_are_drawn_for_each_image():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,13 @@ def test_statistics_with_flips_have_no_horizontal_mean():
     np.testing.assert_allclose(mean[1], 0, atol=1e-7)
     np.testing.assert_allclose(std[1], [np.sqrt(0.1 / 6), 1, 1, 1], rtol=1e-5)
     np.testing.assert_allclose(mean[3], [0, -0.05, 0, 0], atol=1e-7)
+
+
+def test_a_target_that_is_always_the_same_is_not_scaled_by_rounding():
+    always = replace(entries()[0], foreground=np.full(1000, 2))  # dx = -0.1, as float32 has it
+    mean, std = target_statistics([always], 3, flip=False)
+    np.testing.assert_allclose(mean[1], [-0.1, 0, 0, 0], rtol=1e-6)
+    assert (std == 1).all()
 
 
 def test_background_and_absent_classes_are_left_alone():

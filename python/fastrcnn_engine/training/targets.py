@@ -36,8 +36,7 @@ def target_statistics(
         np.add.at(count, labels, 1)
         np.add.at(total, labels, targets)
         np.add.at(squares, labels, targets**2)
-    if flip:
-        count, total, squares = 2 * count, 2 * total, 2 * squares
+    if flip:  # both sums double, as do the counts; only the horizontal offsets cancel out
         total[:, 0] = 0
     mean = total / np.maximum(count, 1)
     variance = squares / np.maximum(count, 1) - mean**2
