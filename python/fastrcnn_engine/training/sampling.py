@@ -9,6 +9,7 @@ may be prepared ahead of time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -160,10 +161,14 @@ def images_of_batch(iteration: int, entries: int, config: TrainConfig) -> list[t
     start = iteration * config.images_per_batch
     for position in range(start, start + config.images_per_batch):
         epoch, place = divmod(position, length)
-        order = np.random.default_rng([config.seed, 0, epoch]).permutation(length)
-        index = int(order[place])
+        index = int(_order_of_images(config.seed, epoch, length)[place])
         chosen.append((index % entries, index >= entries))
     return chosen
+
+
+@lru_cache(maxsize=4)  # else COCO's 236 000 would be permuted anew for each image
+def _order_of_images(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(length)
 
 
 def sample_rows(entry: RoiEntry, rng: np.random.Generator, config: TrainConfig) -> np.ndarray:
