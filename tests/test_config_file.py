@@ -140,7 +140,7 @@ def test_the_settings_saved_with_a_run_are_a_config(tmp_path, monkeypatch):
     class Trained(Exception):
         pass
 
-    def stop(config, on_start):
+    def stop(config, dataset, on_start):
         on_start()
         raise Trained
 

@@ -7,6 +7,7 @@ help and mistakes answer at once.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import shlex
 import signal
@@ -47,6 +48,9 @@ COMMANDS = {
     "svm": "A detector that scores by linear SVMs in place of the softmax of a trained one.",
     "env": "Versions and hardware, for a bug report.",
 }
+
+# Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,6 +126,7 @@ def _defaults(name: str, arguments: list[str]) -> dict[str, Any]:
 
 def _run(options: Any, command: str) -> None:
     """Does what the options ask for. Imports the tools of this command and of no other."""
+    _keep_freed_memory()
     match options:
         case Demo():
             from fastrcnn_engine.commands.training import demo
@@ -165,6 +170,18 @@ def _run(options: Any, command: str) -> None:
             from fastrcnn_engine.commands.training import train
 
             train(options, command)
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed for the next who asks.
+
+    By itself it gives tens of megabytes back to the system after every layer, and takes them anew
+    page by page: on a virtual machine a quarter of the time of a detection. Nothing else does.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**27)
+        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def _print_environment() -> None:

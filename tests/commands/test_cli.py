@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import os
+import platform
 import re
 import resource
 import shutil
@@ -78,6 +79,27 @@ def test_help_and_mistakes_need_no_torch():
         "    except SystemExit: pass\n"
         "heavy = {'torch', 'cv2', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_commands_that_draw_nothing_need_no_matplotlib():
+    code = (
+        "import sys, fastrcnn_engine.commands.detection, fastrcnn_engine.commands.training\n"
+        "assert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries do not give it back")
+def test_what_a_layer_frees_is_there_for_the_next():
+    code = (
+        "import resource; from fastrcnn_engine import cli\n"
+        "cli.main(['env'])\n"
+        "layers = lambda: [b'.' * 25_000_000 for _ in range(4)]\n"
+        "layers(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "layers(); pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "assert pages < 1000, pages"  # of 24 000
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

@@ -95,6 +95,15 @@ def test_labels_follow_the_iou_of_the_best_object():
     np.testing.assert_array_equal(made.matched[6], [120, 20, 159, 59])
 
 
+def test_of_a_set_of_images_the_proposals_are_not_copied():
+    proposals = np.float32([[20, 20, 59, 39], [20, 20, 59, 23]])
+    for boxes, labels in (([BOX], [1]), ([], [])):
+        limits = {"foreground_iou": 0.5, "background_low": 0.1}
+        made = build_entry(record(boxes, labels), proposals, **limits)
+        held = [v for v in vars(made).values() if isinstance(v, np.ndarray)]
+        assert sum(v.nbytes for v in held if not np.shares_memory(v, proposals)) < 64
+
+
 def test_lower_bound_zero_takes_every_background_proposal():
     made = entry([BOX], [1], [[180, 80, 190, 90], [20, 20, 59, 22]], low=0.0)
     assert made.background.tolist() == [1, 2]

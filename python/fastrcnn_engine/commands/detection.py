@@ -49,8 +49,11 @@ def detect(options: Detect) -> None:
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
-        checksum = f"{zlib.crc32(checkpoint.read_bytes()):08x}"
-        _detect_many(options, model, images, search, detection, checksum, console)
+        checksum = 0
+        with open(checkpoint, "rb") as file:  # of VGG16 it is a gigabyte
+            while part := file.read(2**20):
+                checksum = zlib.crc32(part, checksum)
+        _detect_many(options, model, images, search, detection, f"{checksum:08x}", console)
         return
     unreadable: list[str] = []
     results = detect_files(

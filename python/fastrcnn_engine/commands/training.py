@@ -119,7 +119,7 @@ def demo(options: Demo, command: str) -> None:
         short_side=240,  # their own size
     )
     asked = {"test_split": "test", "search": dataclasses.asdict(search)}
-    _train_and_test(run, config, asked, store, test_set, Detection(), console)
+    _train_and_test(run, config, asked, store, training_set, test_set, Detection(), console)
 
 
 def train(options: Train, command: str) -> None:
@@ -170,7 +170,7 @@ def train(options: Train, command: str) -> None:
         else:
             store = ProposalStore(config.proposals)
             check_proposals(datasets, store)
-    _train_and_test(run, config, asked, store, test_set, options.detection, console)
+    _train_and_test(run, config, asked, store, datasets[0], test_set, options.detection, console)
 
 
 def _train_and_test(
@@ -178,6 +178,7 @@ def _train_and_test(
     config: TrainConfig,
     asked: dict[str, Any],
     store: ProposalStore,
+    training_set: Dataset,
     test_set: Dataset | None,
     detection: Detection,
     console: Console,
@@ -198,7 +199,7 @@ def _train_and_test(
         write_json(run.out / "config.json", content)
 
     with run.timed("training"):
-        trained = run_training(config, on_start=write_config)
+        trained = run_training(config, dataset=training_set, on_start=write_config)
     if environment()[0] == 0:  # of several processes it alone prints
         _print_training(console, trained)
     if test_set is None:

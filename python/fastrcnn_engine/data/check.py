@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,23 +51,28 @@ class DataCheck:
 
     def sizes(self, label: int | None = None) -> np.ndarray:
         """Side of a square with the area of each object, in pixels; of one class, or of all."""
-        found = [
-            np.sqrt(np.prod(record.boxes[:, 2:] - record.boxes[:, :2] + 1, axis=1))[
-                record.labels == label if label is not None else slice(None)
-            ]
-            for record in self.dataset.records
-        ]
-        return np.concatenate([*found, np.zeros(0)])
+        labels, sizes = self._objects
+        return sizes if label is None else sizes[labels == label]
+
+    @cached_property
+    def _objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and sizes of all objects: asked for class by class, of very many images."""
+        records = self.dataset.records
+        boxes = np.concatenate([np.zeros((0, 4), np.float32), *(r.boxes for r in records)])
+        labels = np.concatenate([np.zeros(0, np.int64), *(r.labels for r in records)])
+        sizes = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1))
+        return labels, sizes.astype(np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the facts of each class among them."""
         classes = []
+        images = Counter(label for r in self.dataset.records for label in set(r.labels.tolist()))
         for label, name in enumerate(self.dataset.classes, start=1):
             sizes = self.sizes(label)
             facts: dict[str, Any] = {
                 "class": name,
                 "objects": len(sizes),
-                "images": sum(bool((r.labels == label).any()) for r in self.dataset.records),
+                "images": images[label],
                 "size_quantiles": np.quantile(sizes, QUANTILES).tolist() if len(sizes) else None,
             }
             if self.recall is not None:

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -178,7 +177,9 @@ def _rows(detections: Any) -> list[tuple[list[float], float, int]]:
 
 @lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib's own font: it is there on every machine and knows Greek and Cyrillic class names.
+    import matplotlib  # here, as in plots.py: not for every command that might draw
+
+    # Its own font: it is there on every machine and knows Greek and Cyrillic class names.
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     return ImageFont.truetype(str(path), size)
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from fastrcnn_engine.evaluation.voc import ClassResult
 from fastrcnn_engine.report.draw import Colour, class_colour
@@ -153,6 +151,9 @@ def running_mean(values: np.ndarray, half: int) -> np.ndarray:
 @contextmanager
 def _axes(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
     """Axes of a figure (inches); the list holds its SVG text once the block is left."""
+    import matplotlib  # here: 0.2 s that most commands, which draw no curve, do not need
+    from matplotlib.figure import Figure
+
     svg: list[str] = []
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")  # no pyplot, no display

@@ -199,7 +199,8 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
             give it ``load_checkpoint(path)["model"]``.
     """
     target = checked_device(device)
-    content = load_checkpoint(path)
+    # Mapped: what the optimiser kept, as large as the weights, is not read.
+    content = load_checkpoint(path, tensors=False)
     network = content["network"]
     if network["name"] not in NETWORKS:
         raise ValueError(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.models import (
     NETWORKS,
     FastRCNN,
@@ -160,6 +161,7 @@ def train(
     config: TrainConfig,
     *,
     model: FastRCNN | None = None,
+    dataset: Dataset | None = None,
     progress: bool = True,
     on_start: Callable[[], None] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
@@ -174,6 +176,7 @@ def train(
         model: a network of your own to train instead of ``config.network``, whose recipe is used
             all the same. Its image size is taken from ``config``, and what ``config.tasks`` does
             not learn is frozen.
+        dataset: the split of ``config`` as ``load_dataset`` has read it, for who has it already.
         progress: show a live line with the losses, the speed and the time left.
         on_start: called when all has been checked and nothing been written but the folder.
         on_log: called with each line of the log, a dict: iteration, loss, loss_cls, loss_box,
@@ -202,12 +205,13 @@ def train(
             f"freeze_to is {config.freeze_to!r}; a model of your own has its frozen layers already"
         )
     with join(config.device) as processes, the_same_on_every_run(processes.device):
-        return _train(config, model, processes, progress, on_start, on_log)
+        return _train(config, model, dataset, processes, progress, on_start, on_log)
 
 
 def _train(
     config: ResolvedConfig,
     model: FastRCNN | None,
+    dataset: Dataset | None,
     processes: Processes,
     progress: bool,
     on_start: Callable[[], None] | None,
@@ -224,8 +228,10 @@ def _train(
     settings = config.to_dict()
     for name in ("data", "proposals", "output"):  # as they are found from any folder
         settings[name] = str(Path(settings[name]).absolute())
-    skips = config.on_bad_image == "skip"  # to batch and summary unreadable images are as others
-    dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
+    if dataset is None:
+        # To batch and summary unreadable images are as others.
+        skips = config.on_bad_image == "skip"
+        dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     if not config.difficult:
         dataset = dataset.without_difficult()
     store = ProposalStore(config.proposals)

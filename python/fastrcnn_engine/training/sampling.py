@@ -9,6 +9,7 @@ may be prepared ahead of time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,15 +29,31 @@ class RoiEntry:
     """One training image with its labelled RoIs: ground truth first, then the proposals.
 
     ``boxes`` (G+P, 4) float32 and ``matched`` (G+P, 4) float32, the object each box overlaps most,
-    are in pixels of the original image. ``foreground`` and ``background`` are row numbers.
+    are in pixels of the original image. ``foreground`` and ``background`` are row numbers. There is
+    one of these for each image of a set, so nothing is held that is quickly made of the rest.
     """
 
     record: ImageRecord
-    boxes: np.ndarray
-    labels: np.ndarray
-    matched: np.ndarray
+    objects: np.ndarray  # (G, 4) float32
+    object_labels: np.ndarray  # (G,)
+    proposals: np.ndarray  # (P, 4) float32, of the mapped file where all of them are used
+    best: np.ndarray  # (G+P,) int32, the object each box overlaps most; 0 without objects
     foreground: np.ndarray
     background: np.ndarray
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return np.concatenate([self.objects, self.proposals])
+
+    @property
+    def labels(self) -> np.ndarray:
+        labels = np.zeros(len(self.best), dtype=np.int64)
+        labels[self.foreground] = self.object_labels[self.best[self.foreground]]
+        return labels
+
+    @property
+    def matched(self) -> np.ndarray:
+        return self.objects[self.best] if len(self.objects) else self.boxes
 
 
 def without_crowds(
@@ -85,25 +102,23 @@ def build_entry(
     height (x2 <= x1: one pixel or less) are not used: regression divides by that width.
     """
     truth, truth_labels, proposals = without_crowds(record, proposals)
-    proposals = proposals[(proposals[:, 2:] > proposals[:, :2]).all(axis=1)]
-    objects = len(truth)
-    boxes = np.concatenate([truth, proposals]).astype(np.float32)
-    if objects == 0:
-        rows = np.arange(len(boxes))
-        none = np.empty(0, dtype=np.int64)
-        zeros = np.zeros(len(boxes), dtype=np.int64)
-        return RoiEntry(record, boxes, zeros, boxes, none, rows)
-    best, overlap = best_objects(boxes, truth)
-    is_foreground = overlap >= np.float32(foreground_iou)
-    is_background = ~is_foreground & (overlap >= np.float32(background_low))
+    wide = (proposals[:, 2:] > proposals[:, :2]).all(axis=1)
+    if not wide.all():
+        proposals = proposals[wide]
+    truth = truth.astype(np.float32, copy=False)
+    if len(truth) == 0:
+        best = np.zeros(len(proposals), dtype=np.int32)
+        is_foreground = np.zeros(len(proposals), dtype=bool)
+        is_background = ~is_foreground
+    else:
+        best, overlap = best_objects(np.concatenate([truth, proposals]), truth)
+        is_foreground = overlap >= np.float32(foreground_iou)
+        is_background = ~is_foreground & (overlap >= np.float32(background_low))
+    foreground, background = map(np.flatnonzero, (is_foreground, is_background))
     return RoiEntry(
-        record,
-        boxes,
-        np.where(is_foreground, truth_labels[best], 0).astype(np.int64),
-        truth[best],
-        np.flatnonzero(is_foreground),
-        np.flatnonzero(is_background),
-    )
+        record, truth, truth_labels, proposals,
+        *(rows.astype(np.int32) for rows in (best, foreground, background)),
+    )  # fmt: skip
 
 
 def build_roidb(
@@ -146,10 +161,14 @@ def images_of_batch(iteration: int, entries: int, config: TrainConfig) -> list[t
     start = iteration * config.images_per_batch
     for position in range(start, start + config.images_per_batch):
         epoch, place = divmod(position, length)
-        order = np.random.default_rng([config.seed, 0, epoch]).permutation(length)
-        index = int(order[place])
+        index = int(_order_of_images(config.seed, epoch, length)[place])
         chosen.append((index % entries, index >= entries))
     return chosen
+
+
+@lru_cache(maxsize=4)  # else COCO's 236 000 would be permuted anew for each image
+def _order_of_images(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(length)
 
 
 def sample_rows(entry: RoiEntry, rng: np.random.Generator, config: TrainConfig) -> np.ndarray:
