@@ -77,7 +77,8 @@ END_PYTHON
 build() {
   "$python" -m pip install --verbose --no-index --no-build-isolation --no-deps \
     --target "$scratch/site" . \
-    -C cmake.define.FRCNN_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native
+    --config-settings cmake.define.FRCNN_CUDA=ON \
+    --config-settings cmake.define.CMAKE_CUDA_ARCHITECTURES=native
   "$python" - <<'END_PYTHON'
 import os
 import fastrcnn_engine as engine

@@ -185,6 +185,14 @@ def test_scripts_targets_and_extras_that_a_page_names_are_there(page):
                 assert re.search(rf"^{extra} = \[", project, re.MULTILINE), code
 
 
+@pytest.mark.parametrize("file", ["CONTRIBUTING.md", "docs/install.md", "scripts/gpu_check.sh"])
+def test_options_of_the_build_are_given_as_debians_pip_takes_them(file):
+    """pip 23.0, of Debian 12 and of Python 3.10, does not know `-C`."""
+    text = (ROOT / file).read_text()
+    options = re.findall(r"(\S+) cmake\.define\.FRCNN_CUDA=", text)
+    assert options and set(options) == {"--config-settings"}
+
+
 # ---- C++ ----------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 Needs nothing of the checkout. Prints what it ran beside; an operator that is wrong is an error.
 """
 
+import functools
 import importlib.util
 import sys
 
@@ -42,9 +43,11 @@ def beside_torch() -> list[str]:
     assert loss.item() == 4 * 1.5 and fe.nms(boxes.detach(), scores, 0.5).tolist() == [1, 2]
     done = [f"torch {torch.__version__}: pooling, its gradient, loss, nms"]
     if hasattr(torch.library, "register_autograd"):  # torch 2.4
-        graph = torch.compile(lambda x, r: fe.roi_pool(x, r, 2) * 2, fullgraph=True,
-                              backend="aot_eager")  # fmt: skip
-        assert torch.equal(graph(features, rois), pooled * 2)
+        compiled = functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+        assert torch.equal(
+            compiled(lambda x, r: fe.roi_pool(x, r, 2) * 2)(features, rois), pooled * 2
+        )
+        assert torch.equal(compiled(fe.smooth_l1)(boxes, boxes.detach() + 2), loss)
         results = torch.library.opcheck(
             torch.ops.fastrcnn_engine.roi_pool.default, (features, rois, [2, 2], 1.0)
         )

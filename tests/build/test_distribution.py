@@ -32,6 +32,15 @@ def test_source_distribution_holds_what_builds_the_package(tmp_path: Path) -> No
     assert archive.stat().st_size < 1e6
 
 
+def test_the_oldest_scikit_build_core_asked_for_takes_the_licence_as_it_is_written() -> None:
+    """Before 0.11 it wants a table (PEP 621), and stops."""
+    project = (ROOT / "pyproject.toml").read_text()
+    release = (ROOT / "CONTRIBUTING.md").read_text()
+    assert '\nlicense = "MIT"\n' in project
+    oldest = re.findall(r"scikit-build-core>=([\d.]+)", project + release)
+    assert oldest and set(oldest) == {"0.11"}
+
+
 def test_module_needs_no_more_of_a_system_than_numpy_does() -> None:
     """Neither the C++ runtime nor CUDA's, torch's or a folder of the machine that built it."""
     text = run("readelf", "--dynamic", "--wide", MODULE).stdout

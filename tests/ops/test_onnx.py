@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from typing import get_type_hints
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import fastrcnn_engine as fe
+from fastrcnn_engine.ops import torch_ops
 from ops.nms_cases import NMS_CASES, random_boxes
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -131,6 +133,16 @@ def test_the_older_exporter_makes_no_argmax_up_either():
 def test_the_older_exporter_names_what_has_no_translation():
     with pytest.raises(NotImplementedError, match="fastrcnn_engine::encode_boxes"):
         session_of(fe.encode_boxes, (BOXES, BOXES), ({}, {}), dynamo=False)
+
+
+def test_the_older_exporter_is_given_classes_to_ask_about(monkeypatch):
+    """That of torch 2.4 asks issubclass() of the first parameter's type. Any is one since 3.11."""
+    given = []
+    monkeypatch.setattr(
+        torch.onnx, "register_custom_op_symbolic", lambda name, write, opset: given.append(write)
+    )
+    torch_ops._tell_the_older_onnx_exporter.__wrapped__()
+    assert given and {get_type_hints(write)["graph"] for write in given} == {object}
 
 
 @pytest.mark.parametrize("inclusive", [False, True])

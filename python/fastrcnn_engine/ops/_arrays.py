@@ -434,18 +434,16 @@ def widened(array: Any) -> Any:
 
     Boxes and losses are not made of 16-bit numbers: above 2048 those skip whole pixels.
     """
-    if getattr(getattr(array, "dtype", None), "itemsize", 0) != 2:
+    if not is_tensor(array) or array.dtype.itemsize != 2 or not array.is_floating_point():
         return array
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(array, torch.Tensor) or not array.is_floating_point():
-        return array
+    torch = sys.modules["torch"]
     return array.float() if torch.is_autocast_enabled(array.device.type) else array
 
 
 def require_no_gradient(operator: str, names: Sequence[str], *arrays: Any) -> None:
     """ValueError when a gradient is being recorded that the operator would silently end."""
     for array in arrays:
-        if getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+        if is_tensor(array) and array.requires_grad and sys.modules["torch"].is_grad_enabled():
             name = next(name for name, x in zip(names, arrays, strict=True) if x is array)
             raise ValueError(
                 f"{operator} has no gradient in {name}, which requires one: "
@@ -459,6 +457,7 @@ def is_bfloat16(array: Any) -> bool:
 
 
 def is_tensor(array: Any) -> bool:
+    """Asked before its members: torch.compile of 2.4 does not follow `getattr` with a default."""
     torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
     return torch is not None and isinstance(array, torch.Tensor)
 

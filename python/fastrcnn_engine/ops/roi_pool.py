@@ -12,6 +12,7 @@ from fastrcnn_engine.ops._arrays import (
     Arrays,
     arrays_of,
     is_bfloat16,
+    is_tensor,
     is_traced,
     require_no_gradient,
     shape_of,
@@ -203,7 +204,8 @@ def pool(
 
 
 def _require_shape(output: Any, shape: tuple[int, ...], name: str) -> None:
-    given = tuple(getattr(output, "shape", shape))  # the engine tells of what is no array
+    # The engine tells of what is no array.
+    given = tuple(output.shape if is_tensor(output) else getattr(output, "shape", shape))
     if given != shape:
         raise ValueError(f"{name} must have shape {shape}, got {given}")
 

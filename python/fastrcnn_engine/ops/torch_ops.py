@@ -55,7 +55,8 @@ def _tell_the_older_onnx_exporter() -> None:
     """
 
     def writer(name: str) -> Callable[..., Any]:
-        def write(graph: Any, *values: Any) -> Any:
+        # torch asks issubclass() of the first one's type: Any is no class before Python 3.11.
+        def write(graph: object, *values: Any) -> Any:
             from fastrcnn_engine.ops import onnx_ops
 
             return onnx_ops.write_torchscript(name, graph, *values)
