@@ -34,7 +34,9 @@ def all_cells(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("ablations")
     options = [*TINY, "--work", str(folder / "work"), "--out", str(folder / "out")]
-    ablations.main([*options, "--iterations", "2"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablations, "TIMED_ROUNDS", 1)  # that there are times is all that is asked
+        ablations.main([*options, "--iterations", "2"])
     return options, folder / "work/seed-3", folder / "out"
 
 

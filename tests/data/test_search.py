@@ -72,7 +72,7 @@ def test_a_grid_of_a_tiny_image_has_whole_boxes(size):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fewer_boxes_are_among_more_and_in_their_order(method):
-    image, _ = scene(180, 240)
+    image, _ = scene()
     every = Search(method).boxes(image, "a").tolist()
     assert len(every) > 150
     larger = every
