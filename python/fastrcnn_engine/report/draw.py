@@ -58,15 +58,15 @@ def class_colour(label: int) -> Colour:
 
 
 def detection_marks(detections: Any, classes: Sequence[str]) -> list[Mark]:
-    """Detections in the colour of their class, labelled with class and score, weakest first.
-
-    The weakest come first because later marks cover earlier ones.
-    """
-    marks = [
-        Mark(tuple(box), class_colour(label), f"{classes[label - 1]} {score:.2f}")
-        for box, score, label in _rows(detections)
+    """Detections in the colour of their class, labelled with class and score, weakest first."""
+    return [
+        Mark(
+            tuple(detections.boxes[row].tolist()),
+            class_colour(int(detections.labels[row])),
+            detection_name(detections, row, classes),
+        )
+        for row in _weakest_first(detections)
     ]
-    return marks[::-1]
 
 
 def verdict_marks(
@@ -81,8 +81,7 @@ def verdict_marks(
     for row, label in enumerate(record.labels.tolist()):
         mark = truth_mark(record, match, row)
         marks.append(replace(mark, label=classes[label - 1]) if mark.colour == MISSED else mark)
-    order = np.argsort(-np.asarray(detections.scores), kind="stable")
-    for row in order[::-1].tolist():  # the strongest on top
+    for row in _weakest_first(detections):
         name = detection_name(detections, row, classes)
         marks.append(replace(detection_mark(detections, match, row), label=name))
     return marks
@@ -165,13 +164,9 @@ def picture_grid(pictures: Sequence[np.ndarray], *, columns: int = 3, gap: int =
     return grid
 
 
-def _rows(detections: Any) -> list[tuple[list[float], float, int]]:
-    """(box, score, label) by falling score."""
-    order = np.argsort(-np.asarray(detections.scores), kind="stable")
-    boxes = np.asarray(detections.boxes)[order].tolist()
-    scores = np.asarray(detections.scores)[order].tolist()
-    labels = np.asarray(detections.labels)[order].tolist()
-    return list(zip(boxes, scores, labels, strict=True))
+def _weakest_first(detections: Any) -> list[int]:
+    """The rows by rising score, as later marks cover earlier ones."""
+    return np.argsort(-np.asarray(detections.scores), kind="stable")[::-1].tolist()
 
 
 @lru_cache(maxsize=16)
