@@ -145,15 +145,13 @@ def draw_marks(
     return np.asarray(canvas)
 
 
-def picture_grid(pictures: Sequence[np.ndarray], *, columns: int = 3, gap: int = 8) -> np.ndarray:
-    """Pictures, (h, w, 3) uint8 each, in rows on white ground; each keeps its size."""
-    if not pictures or columns < 1:
-        raise ValueError(
-            f"needs at least one picture and one column, got {len(pictures)} pictures in {columns}"
-        )
+def picture_grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures, (h, w, 3) uint8 each, in rows of three on white ground; each keeps its size."""
+    if not pictures:
+        raise ValueError("needs at least one picture, got 0 pictures")
     cell_height = max(p.shape[0] for p in pictures)
     cell_width = max(p.shape[1] for p in pictures)
-    columns = min(columns, len(pictures))
+    columns, gap = min(3, len(pictures)), 8
     rows = -(-len(pictures) // columns)
     height = rows * (cell_height + gap) - gap
     grid = np.full((height, columns * (cell_width + gap) - gap, 3), 255, np.uint8)
