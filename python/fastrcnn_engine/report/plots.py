@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastrcnn_engine.evaluation.voc import ClassResult
-from fastrcnn_engine.report.draw import Colour, class_colour
+from fastrcnn_engine.report.draw import class_colour
 
 _INK = "#334155"
 _FAINT = "#e2e8f0"
@@ -37,7 +37,7 @@ def precision_recall_svg(result: ClassResult, label: int, *, score: float | None
 
     label: 1..K, for the colour. score: marks the point reached by the detections at or above it.
     """
-    colour = _hex(class_colour(label))
+    colour = hex_colour(label)
     with _axes(3.4, 2.7) as (axes, svg):
         if len(result.recall) and result.npos:
             envelope = np.maximum.accumulate(result.precision[::-1])[::-1]
@@ -113,7 +113,7 @@ def runs_svg(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> str:
 
 def run_colour(place: int) -> str:
     """The colour of the first, second, ... run of a comparison, for a style sheet."""
-    return _hex(class_colour(place + 1))
+    return hex_colour(place + 1)
 
 
 def sizes_svg(sizes: Mapping[int, np.ndarray], classes: Sequence[str]) -> str:
@@ -130,7 +130,7 @@ def sizes_svg(sizes: Mapping[int, np.ndarray], classes: Sequence[str]) -> str:
             labels = list(sizes)
             axes.hist(
                 [sizes[label] for label in labels], edges, stacked=True,
-                color=[_hex(class_colour(label)) for label in labels],
+                color=[hex_colour(label) for label in labels],
                 label=[classes[label - 1] for label in labels],
             )  # fmt: skip
             axes.set_xscale("log", base=2)
@@ -161,5 +161,6 @@ def _axes(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
         svg.append(buffer.getvalue())
 
 
-def _hex(colour: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+def hex_colour(label: int) -> str:
+    """The colour of class `label`, as a style sheet and matplotlib take it."""
+    return "#{:02x}{:02x}{:02x}".format(*class_colour(label))
