@@ -149,11 +149,12 @@ void Array::adopt_buffer(py::handle object, Access access) {
   data_ = buffer_.buf;
   dtype_ = dtype_of_format(buffer_.format == nullptr ? "B" : buffer_.format, buffer_.itemsize);
   set_rank(buffer_.ndim);
+  const auto item = std::max<int64_t>(buffer_.itemsize, 1);  // NumPy has elements of no bytes
   for (int d = 0; d < rank_; ++d) {
     shape_[d] = buffer_.shape[d];
     // A stride that is no whole number of elements cannot be dense; 0 says so without a special case.
     const int64_t stride = buffer_.strides[d];
-    strides_[d] = stride % buffer_.itemsize == 0 ? stride / buffer_.itemsize : 0;
+    strides_[d] = stride % item == 0 ? stride / item : 0;
   }
 }
 

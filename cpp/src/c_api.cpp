@@ -68,7 +68,7 @@ int frcnn_roi_pool(const frcnn_roi_pool_args* a) {
     call.rois = {a->rois, {a->r, 5}};
     call.spatial_scale = a->spatial_scale;
     call.output = {a->output, a->r, a->c, a->pooled_h, a->pooled_w, layout};
-    if (a->argmax) call.argmax = {a->argmax, a->r, a->c, a->pooled_h, a->pooled_w, layout};
+    call.argmax = {a->argmax, a->r, a->c, a->pooled_h, a->pooled_w, layout};
     fr::cpu::roi_pool_forward(call);
   });
 }
@@ -117,7 +117,7 @@ int frcnn_detections(const frcnn_detections_args* a, int64_t* count) {
     fr::DetectBoxes<float> call;
     call.proposals = {a->proposals, {a->r, 4}};
     call.scores = {a->scores, {a->r, a->k + 1}};
-    if (a->deltas) call.deltas = {a->deltas, {a->r, 4 * (a->k + 1)}};
+    call.deltas = {a->deltas, {a->r, 4 * (a->k + 1)}};
     call.image_height = a->image_height;
     call.image_width = a->image_width;
     call.max_log_ratio = ratio_or_default(a->max_log_ratio);

@@ -106,7 +106,7 @@ class ParquetParts:
             if file.schema_arrow != self.schema:
                 raise ValueError("columns of another kind")
             return set(file.read(["image"])["image"].to_pylist())
-        except ValueError as error:  # pyarrow's own is one
+        except (ValueError, OSError) as error:  # pyarrow's own are either
             raise ValueError(
                 f"{part}: not a part of detections ({error}); give another folder"
             ) from None
@@ -289,7 +289,7 @@ def _whole_lines(path: Path) -> set[str]:
                 break
             try:
                 known.add(json.loads(line)["image"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(
                     f"{path}, line {number}: not a line of detections; give another folder"
                 ) from None

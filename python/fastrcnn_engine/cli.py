@@ -31,6 +31,7 @@ from fastrcnn_engine.options import (
     ReportRuns,
     Svm,
 )
+from fastrcnn_engine.report.style import spelt_out
 
 # One line for each command; the class of its options holds the rest.
 COMMANDS = {
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             extra = "onnx" if (error.name or "").startswith("onnx") else "train"
             message += f"; pip install '.[{extra}]' in the checkout brings what the command needs"
         who = f" (process {rank})" if (rank := os.environ.get("RANK")) else ""  # of torchrun's
-        print(f"fastrcnn-engine {name}{who}: {' '.join(message.split())}", file=sys.stderr)
+        message = spelt_out(" ".join(message.split()))
+        print(f"fastrcnn-engine {name}{who}: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if debug:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -26,6 +27,9 @@ import yaml
 
 # Keys of config.json that are no settings; runs alone write them.
 FACTS = ("command", "versions", "proposals_made_with")
+# A few lines of YAML may stand for a list of any size.
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 200, 200
 
 
 def presets() -> dict[str, str]:
@@ -64,11 +68,11 @@ def read_settings(source: str, fields_of: type) -> tuple[dict[str, Any], bool]:
         )
     try:
         content = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    except Exception as error:  # what is tagged as a date, a number, ... may be none
         raise ValueError(f"config: {source} is not readable as YAML: {error}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise ValueError(f"config: {source} must hold keys and values, got {content!r}")
+        raise ValueError(f"config: {source} must hold keys and values, got {_SHOWN.repr(content)}")
     of_a_run = any(key in content for key in FACTS)
     content = {key: value for key, value in content.items() if key not in FACTS}
     lifted = content.pop("training", {})
@@ -106,12 +110,13 @@ def _fields(content: Mapping[Any, Any], fields_of: type, where: str) -> dict[str
         kind = kinds[key]
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             if not isinstance(value, dict):
-                raise ValueError(f"{where}: {key} must be a section, got {value!r}")
+                raise ValueError(f"{where}: {key} must be a section, got {_SHOWN.repr(value)}")
             found[key] = kind(**_fields(value, kind, f"{where}: {key}"))
             continue
         good, found[key] = _converted(value, kind)
         if not good:
-            raise ValueError(f"{where}: {key} is {value!r}; it must be {_described(kind)}")
+            shown = _SHOWN.repr(value)
+            raise ValueError(f"{where}: {key} is {shown}; it must be {_described(kind)}")
     return found
 
 
@@ -135,7 +140,7 @@ def _converted(value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is float:
         try:  # 1e-3 without a point is a text to YAML
             return not isinstance(value, bool), float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False, None
     return type(value) is kind, value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     Search,
@@ -26,7 +26,7 @@ from fastrcnn_engine.data.records import Dataset, collecting
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
 from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
-from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
+from fastrcnn_engine.evaluation.mistakes import KINDS, Mistakes, find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.pooled import where_pooled
 from fastrcnn_engine.evaluation.voc import Metric, VOCResult, evaluate_voc
@@ -45,8 +45,22 @@ from fastrcnn_engine.training.distributed import Processes
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
 DRAWN = b"drawn by fastrcnn-engine detect"  # the comment in a picture that detect_files makes
-# Of metrics.json, what a comparison of runs needs.
-OF_A_TEST = ("mAP", "metric", "images", "seconds", "settings", "classes")
+# Of metrics.json, what a comparison of runs needs: by its keys the numbers there, None for n/a.
+OF_A_TEST: dict[str, Callable[[Mapping[str, Any]], Sequence[float | None]]] = {
+    "mAP": lambda test: [test["mAP"]],
+    "metric": lambda test: [len("" + test["metric"])],
+    "images": lambda test: [test["images"]],
+    "seconds": lambda test: [test["seconds"]["total"] + 0],
+    "settings": lambda test: [len(test["settings"]["Evaluation"]["split"])],
+    "classes": lambda test: [one["AP"] for one in test["classes"].values()],
+    "mistakes": lambda test: [
+        one["score"]
+        + sum(one["missed"].values())
+        + sum(kinds[kind] for kinds in one["false_positives"].values() for kind in KINDS)
+        for one in [test.get("mistakes")]
+        if one  # older files do not say
+    ],
+}
 
 
 @dataclass
@@ -406,17 +420,28 @@ def run_files(folder: Path) -> RunFiles:
                 raise ValueError(f"{config}: {name} must be a section, got {part!r:.60}")
             settings |= part
     tested = None if metrics is None else read_json(metrics)
-    missing = [] if tested is None else [name for name in OF_A_TEST if name not in tested]
+    missing = [name for name in OF_A_TEST if tested is not None and not _tells(tested, name)]
     if missing:
-        raise ValueError(f"{metrics}: not of a test by this program; it lacks {', '.join(missing)}")
+        raise ValueError(
+            f"{metrics}: not of a test by this program; it lacks {', '.join(missing)}, or they are "
+            "of another kind"
+        )
     return RunFiles(str(folder), tested, read_log(log), settings)
+
+
+def _tells(tested: Mapping[str, Any], name: str) -> bool:
+    try:
+        numbers = OF_A_TEST[name](tested)
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return all(one is None or isinstance(one, (int, float)) for one in numbers)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The keys and values of a JSON file. Raises ValueError, naming it, for other content."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold keys and values, got {content!r:.60}")
@@ -437,9 +462,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            rows.append(json.loads(line))
-            rows[-1]["iteration"]
-        except (ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            # All but the ids of bad images are numbers, or null.
+            told = [v for name, v in row.items() if name != "bad_images" and v is not None]
+            float(row["iteration"] + sum(told))
+            rows.append(row)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             raise ValueError(
                 f"{path}, line {number}: not a line of a training log; take it out, or move the "
                 "file away"
@@ -457,9 +485,9 @@ def _is_drawn(path: Path) -> bool:
     if not re.search(r"-detections(-\d+)?\.jpg$", path.name):
         return False
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             return image.info.get("comment") == DRAWN
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         return False  # whatever reads the images tells of it
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -123,50 +124,152 @@ def test_an_unknown_component_is_not_found(prefix: Path, tmp_path: Path) -> None
     assert "fastrcnn_engine_FOUND to FALSE" in " ".join(asks.stderr.split())
 
 
-def test_every_call_in_c_equals_python(prefix: Path) -> None:
-    """From a language that calls C: this one, by ctypes."""
-    header = (prefix / "include/fastrcnn_engine/c_api.h").read_text()
-    library = ctypes.CDLL(str(next(prefix.glob("lib*/**/libfastrcnn_engine_c.so"))))
-    library.frcnn_last_error.restype = ctypes.c_char_p
-    rng = np.random.default_rng(0)
-    corner = rng.uniform(0, 60, (40, 2))
-    boxes = np.hstack([corner, corner + rng.uniform(5, 40, (40, 2))]).astype(np.float32)
-    scores = rng.dirichlet(np.ones(3), 40).astype(np.float32)
-    deltas = rng.normal(0, 0.3, (40, 12)).astype(np.float32)
+class InC:
+    """The engine from a language that calls C: this one, by ctypes."""
 
-    def call(name: str, *more, **fields) -> None:
-        values = arguments_of(header, name)()
+    def __init__(self, prefix: Path) -> None:
+        self.header = (prefix / "include/fastrcnn_engine/c_api.h").read_text()
+        self.library = ctypes.CDLL(str(next(prefix.glob("lib*/**/libfastrcnn_engine_c.so"))))
+        self.library.frcnn_last_error.restype = ctypes.c_char_p
+
+    def call(self, name: str, *more, **fields) -> int:
+        values = arguments_of(self.header, name)()
         for field, value in fields.items():
             setattr(values, field, value.ctypes.data if isinstance(value, np.ndarray) else value)
-        code = getattr(library, f"frcnn_{name}")(ctypes.byref(values), *more)
-        assert code == 0, library.frcnn_last_error()
+        return getattr(self.library, f"frcnn_{name}")(ctypes.byref(values), *more)
 
+    def last_error(self) -> str:
+        return self.library.frcnn_last_error().decode()
+
+
+@pytest.fixture(scope="module")
+def in_c(prefix: Path) -> InC:
+    return InC(prefix)
+
+
+_RNG = np.random.default_rng(0)
+_CORNERS = _RNG.uniform(0, 60, (40, 2))
+BOXES = np.hstack([_CORNERS, _CORNERS + _RNG.uniform(5, 40, (40, 2))]).astype(np.float32)
+SCORES = _RNG.dirichlet(np.ones(3), 40).astype(np.float32)
+DELTAS = _RNG.normal(0, 0.3, (40, 12)).astype(np.float32)
+ROIS = np.hstack([np.zeros((40, 1), np.float32), BOXES])
+COUNT = ctypes.c_int64()
+
+
+@pytest.mark.parametrize("max_log_ratio", [None, 0.1])
+def test_decoding_in_c_equals_python(in_c: InC, max_log_ratio: float | None) -> None:
     moved = np.empty((40, 12), np.float32)
-    call("decode_boxes", proposals=boxes, deltas=deltas, r=40, g=3, boxes=moved)
-    np.testing.assert_array_equal(moved, fe.decode_boxes(deltas, boxes))
+    given = {} if max_log_ratio is None else {"max_log_ratio": max_log_ratio}  # else left at 0
+    arrays = {"proposals": BOXES, "deltas": DELTAS, "boxes": moved}
+    code = in_c.call("decode_boxes", r=40, g=3, **arrays, **given)
+    assert code == 0
+    np.testing.assert_array_equal(moved, fe.decode_boxes(DELTAS, BOXES, **given))
 
+
+@pytest.mark.parametrize("idxs", [None, np.arange(40) % 3], ids=["one-class", "classes"])
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_suppression_in_c_equals_python(in_c: InC, idxs, inclusive: bool) -> None:
+    scores, keep = np.ascontiguousarray(SCORES[:, 1]), np.empty(30, np.int64)
+    code = in_c.call(
+        "nms", ctypes.byref(COUNT), boxes=BOXES, scores=scores, class_ids=idxs, b=40,
+        iou_threshold=0.2, inclusive=inclusive, keep=keep, m=30,
+    )  # fmt: skip
+    assert code == 0
+    expected = fe.nms_padded(BOXES, scores, 0.2, 30, idxs=idxs, inclusive=inclusive)
+    assert COUNT.value == expected.count > 3
+    np.testing.assert_array_equal(keep, expected.indices)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"inclusive": True}, {"max_log_ratio": 0.1}, {"score_threshold": 0.6},
+     {"nms_threshold": 0.6}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("deltas", [DELTAS, None], ids=["deltas", "no-deltas"])
+def test_detections_in_c_equal_python(in_c: InC, deltas, options: dict) -> None:
     out = [np.empty((9, 4), np.float32), np.empty(9, np.float32), np.empty(9, np.int64)]
-    rows, count = np.empty(9, np.int64), ctypes.c_int64()
-    call(
-        "detections", ctypes.byref(count), proposals=boxes, scores=scores, deltas=deltas, r=40, k=2,
-        image_height=90, image_width=100, score_threshold=0.05, nms_threshold=0.3, boxes=out[0],
-        box_scores=out[1], labels=out[2], rows=rows, m=9,
+    rows = np.empty(9, np.int64)
+    thresholds = {"score_threshold": 0.05, "nms_threshold": 0.3, **options}
+    code = in_c.call(
+        "detections", ctypes.byref(COUNT), proposals=BOXES, scores=SCORES, deltas=deltas, r=40, k=2,
+        image_height=70, image_width=80, boxes=out[0], box_scores=out[1], labels=out[2], rows=rows,
+        m=9, **thresholds,
     )  # fmt: skip
-    expected = fe.detections(boxes, scores, deltas, (90, 100), max_detections=9)
-    assert count.value == len(expected.rows) > 3
+    assert code == 0
+    expected = fe.detections(BOXES, SCORES, deltas, (70, 80), max_detections=9, **options)
+    assert COUNT.value == len(expected.rows) > 3
     for ours, theirs in zip((*out, rows), expected, strict=True):
-        np.testing.assert_array_equal(ours[: count.value], theirs)
+        np.testing.assert_array_equal(ours[: COUNT.value], theirs)
 
-    features = rng.normal(size=(1, 8, 8, 3)).astype(np.float32)
-    rois = np.hstack([np.zeros((40, 1), np.float32), boxes])
-    pooled, argmax = np.empty((40, 2, 3, 3), np.float32), np.empty((40, 2, 3, 3), np.int32)
-    call(
-        "roi_pool", features=features, n=1, c=3, h=8, w=8, channels_last=1, rois=rois, r=40,
-        spatial_scale=0.1, pooled_h=2, pooled_w=3, output=pooled, argmax=argmax,
+
+@pytest.mark.parametrize("with_argmax", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pooling_in_c_equals_python(in_c: InC, channels_last: bool, with_argmax: bool) -> None:
+    order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
+    features = _RNG.normal(size=(1, 3, 8, 9)).astype(np.float32)
+    values, where = fe.roi_pool_with_argmax(features, ROIS, (2, 4), 0.1)
+    pooled = np.empty(np.transpose(values, order).shape, np.float32)
+    argmax = np.empty(pooled.shape, np.int32) if with_argmax else None
+    code = in_c.call(
+        "roi_pool", features=np.ascontiguousarray(features.transpose(order)), n=1, c=3, h=8, w=9,
+        channels_last=channels_last, rois=ROIS, r=40, spatial_scale=0.1, pooled_h=2, pooled_w=4,
+        output=pooled, argmax=argmax,
     )  # fmt: skip
-    expected = fe.roi_pool_with_argmax(features.transpose(0, 3, 1, 2), rois, (2, 3), 0.1)
-    for ours, theirs in zip((pooled, argmax), expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs.transpose(0, 2, 3, 1))
+    assert code == 0
+    np.testing.assert_array_equal(pooled, values.transpose(order))
+    if with_argmax:
+        np.testing.assert_array_equal(argmax, where.transpose(order))
+
+
+_POOL = {"features": DELTAS, "n": 1, "c": 1, "h": 8, "w": 9, "rois": ROIS, "r": 2, "pooled_h": 1,
+         "pooled_w": 1, "spatial_scale": 0.1, "output": np.empty(2, np.float32)}  # fmt: skip
+_NMS = {"boxes": BOXES, "scores": SCORES, "b": 40, "keep": np.empty(9, np.int64), "m": 9}
+_DECODE = {"proposals": BOXES, "deltas": DELTAS, "r": 2, "g": 3, "boxes": np.empty(24, np.float32)}
+_DETECT = {
+    "proposals": BOXES, "scores": SCORES, "r": 9, "k": 2, "image_height": 9, "image_width": 9,
+    "boxes": np.empty((9, 4), np.float32), "box_scores": np.empty(9, np.float32),
+    "labels": np.empty(9, np.int64), "rows": np.empty(9, np.int64), "m": 9,
+}  # fmt: skip
+_CALLS = {"roi_pool": _POOL, "nms": _NMS, "decode_boxes": _DECODE, "detections": _DETECT}
+
+
+def refused(in_c: InC, name: str, counted: bool = True, **changed) -> str:
+    more = [ctypes.byref(COUNT) if counted else None] if name in ("nms", "detections") else []
+    assert in_c.call(name, *more, **{**_CALLS[name], **changed}) == 1
+    return in_c.last_error()
+
+
+@pytest.mark.parametrize("name", _CALLS)
+def test_what_c_forgot_is_named(in_c: InC, name: str) -> None:
+    function = getattr(in_c.library, f"frcnn_{name}")
+    assert function(*[None] * (2 if name in ("nms", "detections") else 1)) == 1
+    assert in_c.last_error() == "args must not be null"
+    for field, value in _CALLS[name].items():
+        if isinstance(value, np.ndarray):
+            assert refused(in_c, name, **{field: None}) == f"{field} must not be null"
+        elif isinstance(value, int) and not field.startswith("image"):
+            assert refused(in_c, name, **{field: -1}).endswith(", got -1")
+    if name in ("nms", "detections"):
+        assert refused(in_c, name, counted=False) == "count must not be null"
+
+
+def test_what_c_asks_wrongly_is_told_to_its_thread(in_c: InC) -> None:
+    assert "output_size must be positive, got (0, 1)" in refused(in_c, "roi_pool", pooled_h=0)
+    for scale in (0.0, -1.0, float("inf"), float("nan")):
+        says = f"spatial_scale must be a positive number, got {scale:g}"
+        assert refused(in_c, "roi_pool", spatial_scale=scale) == says
+    with ThreadPoolExecutor(1) as pool:
+        assert "iou_threshold" in pool.submit(refused, in_c, "nms", iou_threshold=2).result()
+    assert in_c.last_error() == says
+
+
+def test_what_c_cannot_have_is_no_exception(in_c: InC) -> None:
+    """No memory for so many: an exception that crossed into C would end the program."""
+    assert in_c.call("nms", ctypes.byref(COUNT), **{**_NMS, "b": 2**61}) == 2
+    assert in_c.last_error() != ""
+    assert in_c.call("decode_boxes", **_DECODE) == 0
+    assert in_c.last_error() == ""
 
 
 def arguments_of(header: str, name: str) -> type[ctypes.Structure]:

@@ -17,6 +17,7 @@ from typing import get_args
 
 import pytest
 
+from data.coco_files import annotation, write_instances, write_picture
 from fastrcnn_engine import cli, options, pipeline
 from fastrcnn_engine.bulk import JsonLines
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
@@ -270,6 +271,22 @@ def test_bad_scales_are_refused_before_anything_is_done(capsys, drawn, trained, 
             assert "short_side must be" in line and f"short_side={sides}, max_side=800" in line
         assert "max_side=100" in failure(capsys, *command, "--short-side", 120, "--max-side", 100)
         assert "--short-side" in failure(capsys, *command, "--short-side", "wide")
+
+
+def test_a_terminal_obeys_no_name(tmp_path, capsys, monkeypatch):
+    """It would take colours, titles and worse from the class of somebody's data set."""
+    monkeypatch.setenv("COLUMNS", "300")
+    orders = "\x1b[31mred\x1b]0;title\x07\x9b2J\rback"
+    data, out = tmp_path / "data", tmp_path / f"out{orders}"
+    write_picture(data, "train", "a.jpg")
+    objects = [annotation(1, 1, 1, [1, 2, 20, 20]), annotation(2, 1, 7, [1, 2, 20, 20])]
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": f"{orders}.jpg"}]
+    write_instances(data, "train", images, objects, [{"id": 1, "name": orders}])
+    run("check-data", "--data", data, "--split", "train", "--out", out)
+    text = capsys.readouterr().out
+    spelt = r"\x1b[31mred\x1b]0;title\x07\x9b2J\rback"
+    assert text.count(spelt) == 3 and not set(text) & set("\x1b\x07\x9b\r")
+    assert spelt.replace(r"\r", " ") in failure(capsys, "check-data", "--data", out)
 
 
 def test_brackets_and_colons_are_printed_as_they_are(drawn, tmp_path, capsys, monkeypatch):

@@ -141,9 +141,10 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     assert len(parts) == 8 and {p["image"] for p in parts} == set(named)
     assert "shard is '3/2'" in failure(capsys, *command, "--shard", "3/2")
     assert "only --many" in failure(capsys, "detect", folder, "--shard", "1/2")
-    path.write_text('{"other": 1}\n')
-    assert "line 1: not a line of detections" in failure(capsys, *command)
-    assert path.read_text() == '{"other": 1}\n'
+    for other in ('{"other": 1}\n', 10**5 * "[" + "\n"):
+        path.write_text(other)
+        assert "line 1: not a line of detections" in failure(capsys, *command)
+        assert path.read_text() == other
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -258,8 +259,12 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
     (row,) = rows_of(tmp_path / "strange" / "detections")
     assert row["image"].endswith("/\\udcff.jpg")
 
-    (parts / "part-00002.parquet").write_text("other")
-    assert "part-00002.parquet: not a part of detections" in failure(capsys, *parquet)
+    part = parts / "part-00002.parquet"
+    whole = part.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    for other in (b"other", whole[: -8 - footer] + b"\xff" * footer + whole[-8:]):
+        part.write_bytes(other)
+        assert "part-00002.parquet: not a part of detections" in failure(capsys, *parquet)
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), parts / "part-00002.parquet")
     assert "(columns of another kind); give another" in failure(capsys, *parquet)
     assert "only --many writes it" in failure(capsys, "detect", bad, "--format", "parquet")

@@ -122,7 +122,9 @@ def test_a_run_that_ended_during_the_search_is_not_overwritten(
     assert (tmp_path / "checkpoint.pt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "not JSON", '{"training": {"data": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "not JSON", '{"training": {"data": 1}}', 10**5 * "["]
+)
 def test_a_config_of_another_program_is_refused(capsys, drawn, tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     same = ("train", "--data", drawn, "--network", "tiny", "--split", "train")

@@ -146,6 +146,20 @@ def test_an_image_that_has_changed_since_its_search_is_told(voc, tmp_path):
     assert changed() == []
 
 
+def test_broken_exif_is_no_fault_of_the_image(tmp_path):
+    write_image(tmp_path, "a", suffix=".webp")
+    path = tmp_path / "JPEGImages" / "a.webp"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    path.write_bytes(path.read_bytes().replace(b"MM\0*", b"MM\0?").replace(b"II*\0", b"II?\0"))
+    write_annotation(tmp_path, "a", [object_xml()])
+    write_split(tmp_path, "train", ["a"])
+    check = check_dataset(tmp_path, "train", progress=False)
+    assert check.is_usable and not any(check.warnings.values())
+
+
 def test_images_that_are_nearly_black_are_told(tmp_path):
     pixels = np.arange(1200, dtype=np.uint16).reshape(30, 40)
     for name, brightest in (("twelve", 4095), ("sixteen", 65535)):

@@ -82,6 +82,12 @@ def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path):
     (tmp_path / "val" / "sub" / "b.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"b\.png: not readable as an image"):  # states no size
         load_dataset(tmp_path, "val", stated_sizes=True)
+    for size in (10**400, 10**9, -5, 1e999, "9" * 5000, [40]):  # nor are these sizes of an image
+        write(tmp_path, [annotation(1, 3, 9, [1, 2, 6, 2])],
+              [IMAGES[0], IMAGES[1] | {"width": size, "height": size}])  # fmt: skip
+        (tmp_path / "val" / "sub" / "b.png").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"b\.png: not readable as an image"):
+            load_dataset(tmp_path, "val", stated_sizes=True)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +234,7 @@ def test_images_that_cannot_be_used_are_dropped_and_reported(tmp_path):
     "text, message",
     [
         ("{", "not readable as JSON.*line 1"),
+        ("[" * 10**5, "not readable as JSON.*recursion"),
         ("[]", "expected an object with images"),
         ("{}", "'images' must be a list of objects, it is missing"),
         ('{"images": []}', "'annotations' must be a list of objects, it is missing"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fastrcnn_engine.data.images import (
     load_image,
     prepare_image,
 )
+from fastrcnn_engine.data.proposals.store import fingerprint
 
 
 def random_image(height, width):
@@ -284,3 +286,48 @@ def test_files_that_are_no_images_are_named(tmp_path):
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"float\.tif.*range"):
         load_image(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "eps"])
+def test_no_program_is_run_on_a_photo(tmp_path, monkeypatch, suffix):
+    """Pillow has PostScript drawn by Ghostscript, whatever the name of the file."""
+    ran = tmp_path / "ran"
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    path = tmp_path / f"photo.{suffix}"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match=rf"photo\.{suffix}: not readable as an image"):
+        load_image(path)
+    assert not ran.exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it passes over
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "tif", "webp", "gif", "ppm"])
+def test_damaged_files_are_read_or_named(tmp_path, kind, monkeypatch):
+    """Pillow has no list of what it raises: of a damaged PPM a ValueError without the file."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"image.{kind}"
+    Image.fromarray(random_image(13, 11)).save(path)
+    good = path.read_bytes()
+    for _ in range(300):
+        bad = bytearray(good)
+        for at in rng.integers(min(len(bad), 200), size=4):
+            bad[at] = rng.integers(256)
+        path.write_bytes(bad)
+        try:
+            load_image(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: not readable as an image: ")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    for name in ("pipe", "folder", "loop"):
+        for read in (load_image, fingerprint):
+            with pytest.raises(FileNotFoundError, match=rf"{name}\.jpg: no such image file"):
+                read(tmp_path / f"{name}.jpg")

@@ -218,6 +218,63 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
         ProposalStore(tmp_path / "zip.npz")["a"]
 
 
+def test_damaged_files_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "p.npz"
+    items = [("first", some_boxes(4)), ("second", some_boxes(2))]
+    write_proposals(path, items, settings={"method": "grid"}, fingerprints={"first": "0a"})
+    good, refused = path.read_bytes(), 0
+    for turn in range(2000):
+        bad = bytearray(good)
+        if turn % 5 == 0:
+            bad = bad[: rng.integers(1, len(bad))]
+        # Most of what may be wrong stands in the directory at the end.
+        for at in rng.integers(0 if turn % 2 else len(bad) * 2 // 3, len(bad), size=3):
+            bad[at] = rng.integers(256)
+        path.write_bytes(bad)
+        try:
+            store = ProposalStore(path)
+            assert all(len(store[image_id]) < 5 for image_id in store)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ")
+    assert refused > 500
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("'shape': (-5, 4), ", "'a' are said to be -5, more than are in the file"),
+        ("'shape': (1000000, 4), ", "said to be 1000000, more"),
+        ("'shape': (4611686018427387904, 4), ", "said to be 4611686018427387904, more"),
+        ("(" * 40, "a.npy is no array"),
+    ],
+)
+def test_headers_that_say_too_much_are_refused(tmp_path, header, says):
+    text = f"{{'descr': '<f4', 'fortran_order': False, {header}}}".ljust(117).encode() + b"\n"
+    with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\1\0\x76\0" + text + bytes(80))
+    with pytest.raises(ValueError, match=rf"p\.npz: .*{says}"):
+        ProposalStore(tmp_path / "p.npz")["a"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_files_that_say_two_things_or_nonsense_are_refused(tmp_path):
+    path = tmp_path / "p.npz"
+    for names, comment, says in (
+        ("aa", b"", "two arrays have one name"),
+        ("a", b"[1]", "its comment must be settings of a search, got"),
+        ("a", b"hello", "not an .npz file"),
+        ("a", b"[" * 30_000, "not an .npz file"),
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.comment = comment
+            for name in names:
+                archive.writestr(f"{name}.npy", "")
+        with pytest.raises(ValueError, match=rf"p\.npz: {says}"):
+            ProposalStore(path)
+
+
 @pytest.mark.parametrize(
     "array",
     [

@@ -156,6 +156,13 @@ def test_boxes_of_corner_and_size(tmp_path):
         ({"boxes": [np.float32([[-1, 5, 4, 9]])], "scores": [[1]]}, "a, row 0: .* 0 <= x1"),
         ({"boxes": [np.float32([[np.nan] * 4])], "scores": [[1]]}, "a, row 0: expected finite"),
         ({"boxes": [BOXES] * 2, "ids": ["a", "a"], "scores": [LOGITS] * 2}, "a: .* there twice"),
+        ({"boxes": [[[10**400] * 4]]}, "a: boxes must be an array of numbers"),
+        ({"boxes": np.array(1.0)}, "boxes must be a list"),
+        ({"ids": np.array(1)}, "ids must be a list"),
+        ({"ids": [b"\xff"], "scores": [[1]]}, r"\\xff: 1 scores for 3 boxes"),
+        ({"bbox_mode": np.zeros(2)}, "bbox_mode is .*rray"),
+        ({"scores": [[1, 10**400, 0]]}, "a: scores must be an array of numbers"),
+        ({"scores": [[1, np.nan, 0]]}, "a: score 1 is no number"),
     ],
 )
 def test_what_is_wrong_in_a_file_of_detectron2_is_named(tmp_path, change, message):

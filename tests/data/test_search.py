@@ -152,6 +152,9 @@ def test_settings_of_files():
     assert Search.from_dict(None) is None
     assert Search.from_dict({"method": "read", "files": ["a.mat"]}) is None
     assert Search.from_dict({"kind": "dense"}) is None
+    for value in ({"short_side": "x"}, {"method": "edge boxes", "edge_model": 7}, {"seed": None}):
+        with pytest.raises(ValueError, match="said to be made with .* of another kind"):
+            Search.from_dict({"method": "grid"} | value)
 
 
 def test_the_model_of_edge_boxes_is_part_of_the_settings(tmp_path):

@@ -256,15 +256,23 @@ def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path, si
     write_split(tmp_path, "train", ["a", "b"])
     again = load_voc(tmp_path, "train", stated_sizes=True)
     assert again.records[0].boxes.tolist() == [[4, 4, 39, 19]]
-    assert "a.jpg: not readable" in again.problems[0] and len(again.problems) == 2
+    assert "a.jpg: no such image file; the" in again.problems[0] and len(again.problems) == 2
 
 
 def test_broken_files_are_named(root):
     (root / "JPEGImages/a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a\.jpg: not readable as an image"):
         load_voc(root, "train")
-    (root / "Annotations/b.xml").write_text("<annotation><object>")
-    with pytest.raises(ValueError, match=r"b\.xml: not readable as XML"):
+    for text in ("<annotation><object>", *(
+        f"<?xml version='1.0' encoding='{name}'?><annotation/>"
+        for name in ("unknown", "utf-7", "rot13", "undefined")
+    )):  # fmt: skip
+        (root / "Annotations/b.xml").write_text(text)
+        with pytest.raises(ValueError, match=r"b\.xml: not readable as XML"):
+            load_voc(root, "train")
+    # Else what a server says of a missing file is an image without objects.
+    (root / "Annotations/b.xml").write_text("<html><object><name>cat</name></object></html>")
+    with pytest.raises(ValueError, match=r"b\.xml: must hold an <annotation>.*, got <html>"):
         load_voc(root, "train")
 
 

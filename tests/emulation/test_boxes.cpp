@@ -175,6 +175,7 @@ void nms_of() {
   for (const int64_t count : {0, 1, 31, 32, 33, 63, 64, 65}) check(count, 0, count % 2 ? 6 : 20);
   nms_of<T>(crowded_boxes<T>(512, random), random.many<T>(512, 0, 3), {}, 0.3f, random);
   for (const int64_t count : {0, 1, 33, 257}) check(count, 5, 20);
+  for (const int64_t id : {0, 3}) nms_of<T>(1, {id}, 6, 0.5f, random);  // either slot of a table of two
   check(300, 12, 30);
   check(40, 40, 6);
   nms_of<T>(crowded_boxes<T>(40, random), std::vector<T>(40, kNan), {}, 0.5f, random);
@@ -186,9 +187,9 @@ template <typename T>
 void nms_of_long_lists_of() {
   Random random;
   for (const int64_t count : {560, 700}) nms_of<T>(count, {}, 30, 0.3f, random);
-  // As much room as lists can take: each ends with a group of one box.
-  const auto ids = ids_of({513, 545, 513}, random);
-  nms_of<T>(crowded_boxes<T>(1571, random, 60), random.many<T>(1571, 0, 3), ids, 0.3f, random);
+  // As many lists as there can be, and as much room as they can take: each ends with a group of one box.
+  const auto ids = ids_of({513, 513, 513}, random);
+  nms_of<T>(crowded_boxes<T>(1539, random, 60), random.many<T>(1539, 0, 3), ids, 0.3f, random);
   // Shared memory for a block's list, but not for what is sorted of a longer one.
   with_shared_bytes(sizeof(T) == 4 ? 14400 : 27500, [&] { nms_of<T>(1720, {}, 80, 0, random); });
   // Classes of one window, of several, and such as one block suppresses. Most boxes are kept, and nearly all.

@@ -198,16 +198,26 @@ void device_errors() {
   expect(cuda::why_unavailable() == "emulated failure", "the reason is given");
   emulation::finish();
 
+  const auto refused = [](const auto& launcher) {
+    bool rejected = false;
+    try {
+      launcher();
+    } catch (const InvalidArgument&) {
+      rejected = true;
+    }
+    emulation::finish();
+    return rejected;
+  };
   DetectBoxes<float> bad = call;
   bad.scores.shape[0] = 3;
-  bool rejected = false;
-  try {
-    cuda::detect_boxes(bad, stream());
-  } catch (const InvalidArgument&) {
-    rejected = true;
-  }
-  expect(rejected, "shapes are checked before the device is touched");
-  emulation::finish();
+  expect(refused([&] { cuda::detect_boxes(bad, stream()); }),
+         "shapes are checked before the device is touched");
+  bad = call;
+  bad.proposals.shape[0] = bad.scores.shape[0] = int64_t{1} << 29;
+  bad.scores.shape[1] = 5;
+  expect(refused([&] { cuda::detect_boxes(bad, stream()); }), "so are proposals times classes");
+  suppression.boxes.shape[0] = suppression.scores.shape[0] = int64_t{1} << 31;
+  expect(refused([&] { cuda::nms(suppression, stream()); }), "and boxes: kernels count by int");
 }
 
 void the_emulator_notices() {

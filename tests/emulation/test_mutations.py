@@ -68,6 +68,11 @@ BUGS = [
         "roi_pool_forward", "roi_pool.cu",
     ),
     Bug(
+        "64 bytes of every cell are taken where 16 have room", "roi_pool.cu",
+        "    launch_slabs<1>(call, stream);\n", "    launch_slabs<4>(call, stream);\n",
+        "roi_pool_forward",
+    ),
+    Bug(
         "bins beyond the first rows are the row above's", "roi_pool.cu",
         "      if (bin_x >= pw) bin_x -= pw, ++bin_y;\n", "      if (bin_x >= pw) bin_x -= pw;\n",
         "roi_pool_forward",
@@ -292,6 +297,12 @@ BUGS = [
         "nms", "nms.cu",
     ),
     Bug(
+        "a slot of the table of classes is what it was", "nms.cu",
+        "fill_bytes(table.data(), 0, 1 + slots, stream);",
+        "fill_bytes(table.data(), 0, slots, stream);",
+        "nms",
+    ),
+    Bug(
         "boxes are compared with the kept before these are known", "nms_steps.cuh",
         "kept_before, state);\n    __syncthreads();", "kept_before, state);",
         "nms", "nms.cu",
@@ -326,6 +337,11 @@ BUGS = [
     Bug(
         "long lists have no room for groups filled in part", "nms_steps.cuh",
         "(candidates + (kWarp - 1) * lists) / kWarp;", "candidates / kWarp;",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "one of as many long lists as there can be has no room", "nms_steps.cuh",
+        "candidates / (kMostOfBlock + 1));", "candidates / (kMostOfBlock + 2));",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(

@@ -9,8 +9,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <locale>
 #include <random>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "fastrcnn_engine/box_codec.h"
@@ -226,22 +228,36 @@ void roi_pool(Dice& dice) {
   if (output.size() > 0 && grad_input.size() > 0) CHECK(went == valid_rows);
 
   // Shapes that contradict each other are refused before anything is touched.
-  if (r > 0) {
-    auto wrong = forward;
-    wrong.output.n = r + 1;
-    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
-    wrong = forward;
-    wrong.output.c = c + 1;
-    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
-    wrong = forward;
-    wrong.rois.shape[1] = 4;
-    CHECK(!accepted([&] { cpu::roi_pool_forward(wrong); }));
-    auto wrong_back = backward;
-    wrong_back.argmax.w = pw + 1;
-    CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
-    wrong_back = backward;
-    wrong_back.grad_input.c = c + 1;
-    CHECK(!accepted([&] { cpu::roi_pool_backward(wrong_back); }));
+  if (r > 0 && dice.one_in(4)) {
+    const auto refuses = [&](const auto& change) {
+      auto wrong = forward;
+      change(wrong);
+      return !accepted([&] { cpu::roi_pool_forward(wrong); });
+    };
+    const auto refuses_back = [&](const auto& change) {
+      auto wrong = backward;
+      change(wrong);
+      return !accepted([&] { cpu::roi_pool_backward(wrong); });
+    };
+    const Layout other = layout == Layout::nchw ? Layout::nhwc : Layout::nchw;
+    CHECK(refuses([&](auto& call) { call.output.n = r + 1; }));
+    CHECK(refuses([&](auto& call) { call.output.c = c + 1; }));
+    CHECK(refuses([&](auto& call) { call.rois.shape[1] = 4; }));
+    CHECK(refuses([&](auto& call) { call.output.h = dice.between(-1, 0); }));
+    CHECK(refuses([&](auto& call) { call.output.w = dice.between(-1, 0); }));
+    for (const float scale : {0.0f, -1.0f, std::nanf(""), std::numeric_limits<float>::infinity()})
+      CHECK(refuses([&](auto& call) { call.spatial_scale = scale; }));
+    CHECK(refuses([&](auto& call) { call.argmax = {argmax.data(), r, c, ph, pw + 1, layout}; }));
+    CHECK(refuses([&](auto& call) { call.argmax = {argmax.data(), r, c, ph, pw, other}; }));
+    CHECK(refuses_back([&](auto& call) { call.argmax.w = pw + 1; }));
+    CHECK(refuses_back([&](auto& call) { call.argmax.layout = other; }));
+    CHECK(refuses_back([&](auto& call) { call.grad_input.c = c + 1; }));
+    CHECK(refuses_back([&](auto& call) { call.rois.shape[0] = r + 1; }));
+    CHECK(refuses_back([&](auto& call) { call.rois.shape[1] = 4; }));
+    if (output.size() > 0) {
+      CHECK(refuses([&](auto& call) { call.features.layout = other; }));
+      CHECK(refuses_back([&](auto& call) { call.grad_input.layout = other; }));
+    }
   }
 }
 
@@ -345,6 +361,9 @@ void nms(Dice& dice) {
     }
     CHECK(suppressed != (seen.count(i) == 1));
   }
+  call.scores.shape[0] = b + 1;
+  CHECK(!accepted([&] { cpu::nms(call); }));
+  call.scores.shape[0] = b;
   call.iou_threshold = dice.one_in(2) ? -0.1f : std::nanf("");
   CHECK(!accepted([&] { cpu::nms(call); }));
 
@@ -357,6 +376,8 @@ void nms(Dice& dice) {
   overlap.inclusive = call.inclusive;
   overlap.iou = {iou.data(), {a, b}};
   CHECK(accepted([&] { cpu::box_iou(overlap); }));
+  ++overlap.iou.shape[dice.below(2)];
+  CHECK(!accepted([&] { cpu::box_iou(overlap); }));
 }
 
 template <typename T>
@@ -398,6 +419,11 @@ void box_codec(Dice& dice) {
     CHECK(!accepted([&] { cpu::decode_boxes(decode); }));
     encode.targets.shape[0] = r - 1;
     CHECK(!accepted([&] { cpu::encode_boxes(encode); }));
+    encode.targets.shape[0] = r;
+    encode.deltas.shape[dice.below(2)] -= 1;
+    CHECK(!accepted([&] { cpu::encode_boxes(encode); }));
+    clip.clipped.shape[dice.below(2)] -= 1;
+    CHECK(!accepted([&] { cpu::clip_boxes(clip); }));
   }
 }
 
@@ -466,6 +492,28 @@ void detections(Dice& dice) {
     if (m > 0) CHECK(box_scores[m - 1] >= box_scores[m]);
     for (int64_t k = 0; k < 4; ++k) CHECK(boxes[4 * m + k] >= 0 && boxes[4 * m + k] <= 20);
   }
+  int64_t* const capacities[] = {&call.boxes.shape[0], &call.box_scores.shape[0],
+                                 &call.labels.shape[0], &call.proposal_rows.shape[0]};
+  ++*capacities[dice.below(4)];  // of one result alone
+  CHECK(!accepted([&] { cpu::detect_boxes(call); }));
+}
+
+// The language of a program that uses the engine is no matter of its messages.
+void messages_in_another_language() {
+  struct Other : std::numpunct<char> {
+    char do_decimal_point() const override { return ','; }
+    char do_thousands_sep() const override { return '.'; }
+    std::string do_grouping() const override { return "\3"; }
+  };
+  const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Other));
+  std::string message;
+  try {
+    fail("got ", 1234567, ", ", 1234.5f, " and ", 0.1);
+  } catch (const InvalidArgument& error) {
+    message = error.what();
+  }
+  std::locale::global(before);
+  CHECK(message == "got 1234567, 1234.5 and 0.1");
 }
 
 }  // namespace
@@ -477,6 +525,7 @@ int main(int argc, char** argv) {
   }
   const uint64_t seed = std::strtoull(argv[1], nullptr, 10);
   const int64_t rounds = std::strtoll(argv[2], nullptr, 10);
+  messages_in_another_language();
   Dice dice(seed);
   for (int64_t i = 0; i < rounds; ++i) {
     roi_pool<float, int32_t>(dice), roi_pool<float, uint16_t>(dice);

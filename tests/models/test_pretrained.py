@@ -236,6 +236,20 @@ def test_unfit_files_name_the_layer(tmp_path):
         transform_pretrained(model, path)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [None, 5, "text", [1.0], torch.zeros(1).expand(10**7, 10**7), torch.eye(3).to_sparse(),
+     torch.zeros(3, dtype=torch.complex64), torch.zeros(3, dtype=torch.int8),
+     torch.zeros(3, device="meta"), torch.zeros(3).to(torch.float8_e4m3fn)],
+)  # fmt: skip
+def test_what_is_no_tensor_of_the_file_s_own_numbers_is_refused(tmp_path, value):
+    """One number may be said to be 10 ** 14, which would have to be somewhere."""
+    model = small_network("vgg16")
+    torch.save(torchvision_state(model) | {"features.2.bias": value}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth: features\.2\.bias must be a dense tensor"):
+        transform_pretrained(model, tmp_path / "weights.pth")
+
+
 def test_files_of_another_network_are_refused(tmp_path):
     vgg16, caffenet = small_network("vgg16"), small_network("caffenet")
     path = write_caffe(tmp_path / "vgg16.caffemodel", caffe_layers(vgg16))

@@ -74,6 +74,13 @@ def _signed_zeros_among_negatives() -> np.ndarray:
     return np.random.default_rng(6).choice([-0.0, 0.0, -1.0], (1, 4, 9, 11), p=[0.2, 0.2, 0.6])
 
 
+def _two_zeros(minus: tuple[int, int], plus: tuple[int, int]) -> np.ndarray:
+    """A -0 and a +0 in different cells, and nothing else that is not less."""
+    x = np.full((1, 3, 6, 7), -1.0)
+    x[(..., *minus)], x[(..., *plus)] = -0.0, 0.0
+    return x
+
+
 def _scattered(value: float, seed: int) -> np.ndarray:
     """Noise in which every third cell is `value`."""
     x = _noise(2, 5, 9, 11, seed=seed)
@@ -157,6 +164,14 @@ _TIES = [
         (3, 3),
         smooth=False,
     ),
+    # Each where an order by columns would come to the other zero first.
+    *[
+        RoiPoolCase(name, _two_zeros(minus, plus), _rois((0, 0, 6, 5)), (3, 3), smooth=False)
+        for name, minus, plus in (
+            ("minus-zero-in-the-last-row", (5, 2), (4, 3)),
+            ("minus-zero-in-the-last-column", (4, 6), (5, 5)),
+        )
+    ],
 ]
 
 _BIN_ARITHMETIC = [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 import fastrcnn_engine as fe
+from fastrcnn_engine import _core
 from ops.checks import assert_same_bits, channels_last, take
 from ops.nms_cases import random_boxes
 
@@ -123,6 +127,132 @@ def test_other_dlpack_producers(operator, kind):
         results_of(operator, kind), results_of(operator, lambda x: x), strict=True
     ):
         assert_same_bits(np.from_dlpack(left), right)
+
+
+class _Tensor(ctypes.Structure):
+    """What a DLPack capsule of version 1 holds: `DLManagedTensorVersioned` of bindings/dlpack.h."""
+
+    _fields_ = [
+        ("major", ctypes.c_uint32), ("minor", ctypes.c_uint32), ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p), ("flags", ctypes.c_uint64), ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p), ("byte_offset", ctypes.c_uint64),
+    ]  # fmt: skip
+
+
+class Said(Producer):
+    """A producer that says something else of its array."""
+
+    def __init__(self, array: np.ndarray, **said: int | None) -> None:
+        super().__init__(array)
+        self._said = said
+
+    def __dlpack__(self, **arguments: object) -> object:
+        capsule = super().__dlpack__(**arguments)
+        find = ctypes.pythonapi.PyCapsule_GetPointer
+        find.restype, find.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        tensor = _Tensor.from_address(find(capsule, b"dltensor_versioned"))
+        for field, value in self._said.items():
+            setattr(tensor, field, value)
+        return capsule
+
+
+def overlaps_of(boxes: object) -> np.ndarray:
+    out = np.empty((6, 6), np.float32)
+    _core.box_iou(boxes, OTHERS, False, out, 0)
+    return out
+
+
+def test_what_a_capsule_may_say():
+    """Where the first element is, in two parts; and no strides, of a row-major array."""
+    expected = fe.box_iou(BOXES, OTHERS)
+    before = BOXES.ctypes.data - 24
+    for said in ({}, {"data": before, "byte_offset": 24}, {"strides": None}):
+        assert_same_bits(overlaps_of(Said(BOXES, **said)), expected)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"major": 2}, "boxes1: DLPack version 2 is not known here"),
+        ({"device_type": 10}, "boxes1 must be in CPU or CUDA memory, got DLPack device type 10"),
+        ({"lanes": 2}, "boxes1 must be float32 or float64"),
+        ({"ndim": 65}, "boxes1 must have at most 64 dimensions, got 65"),
+        ({"data": BOXES.ctypes.data + 1}, "boxes1 must be aligned to its elements"),
+    ],
+)
+def test_what_a_capsule_may_not_say(said, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        overlaps_of(Said(BOXES, **said))
+
+
+@pytest.mark.parametrize("table", [(2, 0, 1, 1, 1, 1, 1), (1, 0, 1, 1, 1, 0, 1)])
+def test_a_table_of_functions_that_is_not_known_is_not_used(table):
+    """Of version 2, and of version 1 without the one that is called. The others lead nowhere."""
+
+    class Later(Producer):
+        words, name = (ctypes.c_uint64 * len(table))(*table), b"dlpack_exchange_api"
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype = ctypes.py_object
+        new.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
+        __dlpack_c_exchange_api__ = new(ctypes.addressof(words), name, None)
+
+    assert_same_bits(overlaps_of(Later(BOXES)), fe.box_iou(BOXES, OTHERS))
+
+
+def test_what_is_no_type_of_ours_is_none_of_a_second_array_either():
+    for said in ({"lanes": 2}, {"bits": 64}, {"code": 0}):
+        with pytest.raises(ValueError, match="^boxes2 must be float32"):
+            _core.box_iou(BOXES, Said(OTHERS, **said), False, np.empty((6, 6), np.float32), 0)
+
+
+def test_what_is_read_only_by_its_capsule_is_not_written():
+    out = np.zeros((6, 6), np.float32)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="^out must be a writable array"):
+        _core.box_iou(BOXES, OTHERS, False, Producer(out), 0)
+
+
+def test_strides_of_half_an_element_are_not_dense():
+    """A number and a byte, again and again: 5 bytes, of which 4 are an element."""
+    boxes = np.zeros((1, 4), "f4, i1")["f0"]
+    with pytest.raises(ValueError, match="^boxes1 must be contiguous"):
+        _core.box_iou(boxes, OTHERS, False, np.empty((1, 6), np.float32), 0)
+
+
+_F, _I = (lambda *shape: np.zeros(shape, np.float32)), (lambda *shape: np.zeros(shape, np.int64))
+# Every function of the module that takes arrays, with all that it can be given.
+CORE_CALLS = {
+    "roi_pool_forward": (
+        FEATURES, ROIS, 1, _F(2, 3, 2, 2), np.zeros((2, 3, 2, 2), np.int32), 0, 1,
+    ),
+    "roi_pool_backward": (VALUES, ARGMAX, ROIS, _F(2, 3, 10, 12), 0, 1, None),
+    "smooth_l1_forward": (DELTAS, OTHERS, LABELS, BOXES, 1, 1, _F(), 0),
+    "smooth_l1_backward": (DELTAS, OTHERS, LABELS, BOXES, 1, 1, ONE, _F(6, 12), 0),
+    "encode_boxes": (OTHERS, BOXES, _F(6, 4), 0),
+    "decode_boxes": (DELTAS, BOXES, 4, _F(6, 12), 0),
+    "clip_boxes": (BOXES, 50, 60, False, _F(6, 4), 0),
+    "box_iou": (BOXES, OTHERS, False, _F(6, 6), 0),
+    "nms": (BOXES, SCORES, LABELS, 0.3, False, _I(6), _I(1), 0, None),
+    "detect_boxes": (
+        BOXES, PROBABILITIES, DELTAS, 50, 60, 4, 0.05, 0.3, False, _F(9, 4), _F(9), _I(9), _I(9),
+        _I(1), 0, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CORE_CALLS)
+def test_no_array_of_a_call_lies_elsewhere(name):
+    """The CPU must not follow a GPU's address, nor a GPU the CPU's."""
+    function, arguments = getattr(_core, name), CORE_CALLS[name]
+    function(*arguments)
+    arrays = [i for i, array in enumerate(arguments) if isinstance(array, np.ndarray)]
+    for i in arrays:
+        given = list(arguments)
+        given[i] = Said(arguments[i], device_type=2)
+        with pytest.raises(ValueError, match=r"must be on the device of .*\bc(pu|uda:0)$"):
+            function(*given)
 
 
 @every_operator
@@ -355,6 +485,32 @@ def test_threads_do_not_disturb_each_other():
         for results in pool.map(everything, range(50)):
             for left, right in zip(results, expected, strict=True):
                 assert_same_bits(left, right)
+
+
+def test_other_threads_run_meanwhile():
+    """One that sleeps again and again wakes up more than once while an operator runs."""
+    boxes = random_boxes(3000, 1)
+    running, ticks = threading.Event(), [0]
+
+    def operate() -> None:
+        running.set()
+        before = ticks[0]
+        fe.box_iou(boxes, boxes)
+        seen.append(ticks[0] - before)
+        running.clear()
+
+    seen: list[int] = []
+    for _ in range(20):  # a machine with much else to do may not let it
+        thread = threading.Thread(target=operate)
+        thread.start()
+        running.wait()
+        while running.is_set():
+            time.sleep(0.001)
+            ticks[0] += 1
+        thread.join()
+        if seen[-1] > 2:
+            return
+    raise AssertionError(f"the lock was kept: {seen}")
 
 
 WITHOUT_TORCH = """

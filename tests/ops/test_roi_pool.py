@@ -217,18 +217,31 @@ def test_denormals_that_count_as_zeros(layout):
 
 
 @every_layout
+@pytest.mark.parametrize("size", [(255, 257), (256, 256), (260, 270)], ids=str)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_half_maps_of_more_cells_than_16_bits_can_number(layout, dtype):
-    features = half(np.random.default_rng(3).standard_normal((1, 3, 260, 270)), dtype)
+def test_half_maps_of_more_cells_than_16_bits_can_number(layout, dtype, size):
+    """And of just as many, where the last number but one is that of a cell, the last of none."""
+    features = half(np.random.default_rng(3).standard_normal((1, 3, *size)), dtype)
+    features[..., -1, -1] = 9
     if layout == "channels_last":
         features = features.contiguous(memory_format=torch.channels_last)
-    rois = np.array([[0, 0, 0, 269, 259], [0, 200, 250, 269, 259]], np.float32)
+    height, width = size
+    ends = width - 1, height - 1
+    rois = np.array([[0, 0, 0, *ends], [0, 200, 250, *ends], [0, *ends, *ends]], np.float32)
     expected, where = reference.roi_pool(features.float().numpy(), rois, (5, 4), 1.0)
     values, argmax = fe.roi_pool_with_argmax(features, torch.from_numpy(rois), (5, 4))
     assert_same_bits(values.float().numpy(), expected)
     assert_same_bits(take(argmax), where)
     alone = fe.roi_pool(features, torch.from_numpy(rois), (5, 4))
     assert_same_bits(alone.float().numpy(), expected)
+    if height * width < 2**16:
+        narrow = torch.empty_like(argmax, dtype=torch.uint16)
+        fe.roi_pool_with_argmax(features, torch.from_numpy(rois), (5, 4), argmax_out=narrow)
+        np.testing.assert_array_equal(narrow.numpy(), where.astype(np.uint16))
+        upstream = half(gradient_like(expected), dtype)
+        wide = fe.roi_pool_backward(upstream, argmax, torch.from_numpy(rois), features.shape)
+        same = fe.roi_pool_backward(upstream, narrow, torch.from_numpy(rois), features.shape)
+        assert torch.equal(same, wide)
 
 
 @every_layout
@@ -251,6 +264,26 @@ def test_a_large_result_is_what_its_parts_are(layout, channels, dtype):
         assert torch.equal(values[few], expected)
         assert torch.equal(argmax[few], where)
     assert torch.equal(fe.roi_pool(features, rois, (7, 7), 1 / 16), values)
+
+
+@every_layout
+@pytest.mark.parametrize("off", ["out", "argmax_out"])
+def test_a_large_result_may_begin_where_no_vector_may(layout, off):
+    """One of two: the other is aligned, and what is written past the caches must be."""
+    rng = np.random.default_rng(7)
+    rois = np.hstack([np.zeros((150, 1)), np.sort(rng.uniform(0, 300, (150, 4)))])
+    rois = torch.from_numpy(rois.astype(np.float32))
+    features = torch.from_numpy(rng.standard_normal((1, 192, 20, 20)).astype(np.float32))
+    if layout == "channels_last":
+        features = features.contiguous(memory_format=torch.channels_last)
+    values, argmax = fe.roi_pool_with_argmax(features, rois, (7, 7), 1 / 16)
+    assert values.nbytes + argmax.nbytes > 8 << 20
+    given = {"out": torch.empty_like(values), "argmax_out": torch.empty_like(argmax)}
+    aligned = given[off]
+    memory = aligned.new_empty(aligned.numel() + 1)
+    given[off] = memory.as_strided(aligned.shape, aligned.stride(), 1)
+    fe.roi_pool_with_argmax(features, rois, (7, 7), 1 / 16, **given)
+    assert torch.equal(given["out"], values) and torch.equal(given["argmax_out"], argmax)
 
 
 SMOOTH = [case for case in ROI_POOL_CASES if case.smooth and case.features.size and case.rois.size]

@@ -246,6 +246,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
         (np.empty((5, 3, 3, 4), np.float32), r"out must have shape .*got \(5, 3, 3, 4\)"),
         (np.empty((4, 3, 3, 4), np.float64), "out must be float32, got float64"),
         (np.empty((4, 3, 3, 4), np.int32), "out must be float32, got int32"),
+        (np.empty((4, 3, 3, 4), "V0"), "out must be dense"),  # elements of no bytes
         (channels_last(np.empty((4, 3, 3, 4), np.float32)), "out must have the memory layout"),
         (np.empty((4, 3, 3, 8), np.float32)[..., ::2], "out must be dense"),
         (read_only(np.empty((4, 3, 3, 4), np.float32)), "out must be a writable array"),
@@ -319,12 +320,26 @@ def test_out_has_memory_of_its_own(face):
             give(features, face), give(rois, face), 2, out=give(out, face),
             argmax_out=give(out.view(np.int32), face),
         )  # fmt: skip
+    of_rois = rois.reshape(-1)[4:].reshape(2, 3, 1, 1)
+    with pytest.raises(ValueError, match="out must not share memory with boxes"):
+        fe.roi_pool(give(features, face), give(rois, face), 1, out=give(of_rois, face))
+    for array, name in ((memory, "input"), (of_rois, "boxes")):
+        argmax_out = array.reshape(-1)[:6].view(np.int32).reshape(2, 3, 1, 1)
+        with pytest.raises(ValueError, match=f"argmax_out must not share memory with {name}"):
+            fe.roi_pool_with_argmax(
+                give(features, face), give(rois, face), 1, argmax_out=give(argmax_out, face)
+            )
     assert (memory == np.arange(len(memory))).all()
     behind = np.zeros(len(memory) + out.size, np.float32)  # one buffer, not the same part of it
     fe.roi_pool(
         give(behind[: len(memory)].reshape(features.shape), face), give(rois, face), 2,
         out=give(behind[len(memory) :].reshape(out.shape), face),
     )  # fmt: skip
+    with pytest.raises(ValueError, match="out must not share memory with input"):  # one number
+        fe.roi_pool(
+            give(behind[: len(memory)].reshape(features.shape), face), give(rois, face), 2,
+            out=give(behind[len(memory) - 1 : -1].reshape(out.shape), face),
+        )  # fmt: skip
 
 
 # ---- errors ------------------------------------------------------------

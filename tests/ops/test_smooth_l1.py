@@ -128,6 +128,17 @@ def test_gradient_is_the_finite_difference(name):
     )
 
 
+@every_face
+def test_float32_is_summed_in_float64(face):
+    """Ones that a sum in float32 loses: in one row, in rows of one lane, in several lanes."""
+    for places in ([0, 1, 2], [0, 4 * 256, 4 * 512], [0, 4, 8]):
+        deltas = np.zeros((513, 4), np.float32)
+        deltas.reshape(-1)[places] = 2**24, 1, 1
+        targets = give(np.zeros_like(deltas), face)
+        loss = fe.smooth_l1(give(deltas, face), targets, beta=0.0, normalizer=1.0)
+        assert float(loss) == 2**24 + 2
+
+
 def test_agrees_with_torch():
     rng = np.random.default_rng(5)
     deltas, targets = (torch.from_numpy(rng.standard_normal((200, 4)) * 2) for _ in range(2))
@@ -247,6 +258,8 @@ D, T, L = np.zeros((5, 12), np.float32), np.zeros((5, 4), np.float32), np.zeros(
         (lambda: fe.smooth_l1(D, T, L, normalizer=1e-39), "normalizer .* inverse .*, got 1e-39"),
         (lambda: _core.smooth_l1_backward(D, T, L, None, 1, 1, np.float32(1), D[:4].copy(), 0),
          r"grad_deltas must be \(5, 12\), got \(4, 12\)"),
+        (lambda: fe.smooth_l1_backward(T[0, :2], D, T, L),
+         r"grad_loss must be one number, got shape \(2,\)"),
         (lambda: fe.smooth_l1(D, T[:, 0], L), "targets must have 2 dimensions"),
         (lambda: fe.smooth_l1(D[0], T, L), "deltas must have 2 dimensions"),
         (lambda: fe.smooth_l1(D, T[:, :0], L), "targets must be .*D > 0"),

@@ -156,6 +156,7 @@ void GOMP_parallel(void (*run)(void*), void* data, unsigned team, unsigned flags
 """
 CALL = """
 import numpy as np, fastrcnn_engine as fe
+from fastrcnn_engine import _core
 rng = np.random.default_rng(2)
 features = rng.standard_normal((2, 128, 40, 40)).astype(np.float32)
 corners = rng.uniform(0, 20, (300, 4)) + [0, 0, 20, 20]
@@ -164,21 +165,44 @@ found = []
 for threads in (1, 2):
     fe.set_num_threads(threads)
     found.append(fe.roi_pool(features, rois, 7))
-assert np.array_equal(*found)
+out = np.empty_like(found[0])
+_core.roi_pool_forward(features, rois, 1, out, None, 0, 1)  # one, as this call says
+assert np.array_equal(*found) and np.array_equal(out, found[0])
+"""
+
+
+# A machine that gives no more threads.
+NO_THREADS = """
+#include <errno.h>
+#include <stdio.h>
+int pthread_create(void* thread, void* attributes, void* run, void* data) {
+  (void)thread, (void)attributes, (void)run, (void)data;
+  puts("refused");
+  fflush(stdout);
+  return EAGAIN;
+}
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only looked for on Linux")
-@pytest.mark.parametrize("members", [1, 3])
-def test_the_threads_of_a_visible_openmp_are_borrowed(tmp_path, members):
-    (tmp_path / "runtime.c").write_text(RUNTIME)
-    library = tmp_path / "libruntime.so"
+@pytest.mark.parametrize(
+    ("library", "flags", "says"),
+    [
+        (RUNTIME, ["-DMEMBERS=1"], "borrowed"),
+        (RUNTIME, ["-DMEMBERS=3"], "borrowed"),
+        (NO_THREADS, [], "refused"),
+    ],
+    ids=["one-borrowed", "three-borrowed", "none-to-be-had"],
+)
+def test_the_threads_of_a_visible_openmp_are_borrowed_or_new_ones(tmp_path, library, flags, says):
+    (tmp_path / "library.c").write_text(library)
+    made = tmp_path / "library.so"
     compiler = os.environ.get("CC", "gcc")
-    flags = "-shared", "-fPIC", f"-DMEMBERS={members}"
-    subprocess.run([compiler, *flags, tmp_path / "runtime.c", "-o", library], check=True)
+    command = [compiler, "-shared", "-fPIC", *flags, tmp_path / "library.c", "-o", made]
+    subprocess.run(command, check=True)
     done = subprocess.run(
         [sys.executable, "-c", CALL], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "LD_PRELOAD": str(library)},
+        env={**os.environ, "LD_PRELOAD": str(made), "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "borrowed\n"
+    assert done.stdout == f"{says}\n"

@@ -25,6 +25,13 @@ METRICS = {
         },
     },
 }  # fmt: skip
+OTHERS = {
+    "mAP": ("x", [1]), "metric": (5, ["area"]), "images": ("<b>",),
+    "seconds": (5, {}, {"total": None}, {"total": "x"}), "settings": ({}, {"Evaluation": {}}),
+    "classes": (5, ["dog"], {"dog": 5}, {"dog": {"AP": "x"}}),
+    "mistakes": (5, {**METRICS["mistakes"], "score": "x"}, {**METRICS["mistakes"], "missed": 5},
+                 {**METRICS["mistakes"], "false_positives": {"dog": {}}}),
+}  # fmt: skip
 LOG = [
     {"iteration": i, "loss": 2 / i, "images_per_second": 3.0 + i, "learning_rate": 0.01,
      **({"val_mAP": i / 100} if i % 3 == 0 else {})}
@@ -45,7 +52,7 @@ def test_results_classes_mistakes_and_differences_stand_side_by_side():
     for words in (
         "3 runs", "mAP 0.500 0.625", "metric area coco not tested", "images 7 7 not tested",
         "iterations 9 9 2", "images a second, in training 8 8 5", "seconds in all 61 61 not tested",
-        "best mAP of the validation 0.09 0.09", "fastrcnn-engine eval --run three & more",
+        "best mAP of the validation 0.09 0.09", "fastrcnn-engine eval --run 'three & more'",
         "dog 0.750 0.750", "The metrics differ: area, coco", "localisation 4 4", "missed 3 3",
         "seed 3 4", "data <x> y", "Learning rate",
     ):  # fmt: skip
@@ -89,6 +96,9 @@ def test_the_command_reads_the_folders_and_names_one_that_is_none(tmp_path, caps
         ("a/config.json", '{"training": [1]}', "config.json: training must be a section, got [1]"),
         ("b/metrics.json", '{"mAP": 1}', "metrics.json: not of a test by this program; it lacks m"),
         ("b/metrics.json", "7", "metrics.json: must hold keys and values, got 7"),
+        ("b/metrics.json", "[" * 10**5, "metrics.json: not readable as JSON"),
+        *(("b/metrics.json", json.dumps({**METRICS, key: value}), f"it lacks {key}, or they are")
+          for key, values in OTHERS.items() for value in values),
     ):
         if content is not None:
             (tmp_path / name).write_text(content)

@@ -90,6 +90,14 @@ def test_labels_stay_inside_the_image_and_off_each_other():
         assert ((drawn == colour).all(axis=2)).sum() > 600, colour
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "tab\tbed", "\x1b[31m", "\ud800", "\0", "\u202e"])
+def test_a_name_of_more_than_letters_is_spelt_out_in_one_line(name):
+    """After hours of training a class of two lines must not end its test."""
+    image, spelt = np.zeros((90, 200, 3), np.uint8), name.encode("unicode_escape").decode()
+    drawn = [draw_marks(image, [Mark((9, 40, 99, 80), RED, text)]) for text in (name, spelt)]
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != image).any()
+
+
 def test_a_box_beyond_the_border_does_not_fail():
     drawn = draw_marks(grey(), [Mark((-40, -40, 400, 300), RED, "large", dashed=False)])
     assert ((drawn == RED).all(axis=2)).any()  # its label

@@ -6,9 +6,16 @@ import xml.etree.ElementTree as ElementTree
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from fastrcnn_engine.evaluation.voc import evaluate_voc
-from fastrcnn_engine.report.plots import curves_svg, precision_recall_svg, running_mean
+from fastrcnn_engine.report.plots import (
+    curves_svg,
+    precision_recall_svg,
+    running_mean,
+    runs_svg,
+    sizes_svg,
+)
 
 
 def class_result(detected=True, objects=True):
@@ -50,3 +57,22 @@ def test_running_mean_by_hand():
     values = np.array([4.0, 0.0, 2.0, 6.0])
     np.testing.assert_allclose(running_mean(values, 1), [2.0, 2.0, 8 / 3, 4.0])
     np.testing.assert_allclose(running_mean(values, 0), values)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("$x^{$", "$x^{$"),  # no mathematics, and no error of it
+        ("$a$", "$a$"),
+        ("_background", " _background"),  # matplotlib leaves names with a first _ out of a legend
+        ("\x1b[31m", r"\x1b[31m"),  # no SVG may hold it
+        ("two\nlines", r"two\nlines"),
+        ("\udcff", r"\udcff"),  # of a file name that is no UTF-8
+        ("--><script>", "- -&gt;&lt;script&gt;"),
+    ],
+)
+def test_names_stand_in_a_legend_as_they_are(name, shown):
+    log = [{"iteration": i, "loss": 1.0 / i} for i in range(1, 9)]
+    for svg in (runs_svg({name: log}, "loss"), sizes_svg({1: np.array([8.0, 30.0])}, [name])):
+        ElementTree.fromstring(svg.encode())
+        assert f"<!-- {shown} -->" in svg

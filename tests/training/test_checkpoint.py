@@ -143,6 +143,9 @@ def test_unfit_files_are_refused(tmp_path, tensors):
     (tmp_path / "noise.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="noise.pt is not a .* no file of torch.save"):
         load_checkpoint(tmp_path / "noise.pt", tensors=tensors)
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(ValueError, match="empty.pt is not a .* it ends too early"):
+        load_checkpoint(tmp_path / "empty.pt", tensors=tensors)
 
 
 @pytest.mark.parametrize("tensors", [True, False])
@@ -167,6 +170,54 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "values"),
+    [
+        ("network", "classes", (7, "cat", [], ["a", "a"], [1, 2], [["a"], ["b"]])),
+        ("network", "preprocessing", (None, [], {"mean": 1})),
+        ("network", "frozen", (7, ["nothing"], None)),
+        ("network", "ranks", ("x", {"fc6": "a"})),
+        ("network", "classifier", (None, "forest", ["svm"])),
+        ("network", "box_regression", ("no", None)),
+        ("preprocessing", "short_side", ("600", None, [[1, 2], [3, 4]])),
+        ("preprocessing", "mean", (None, ["a", "b", "c"])),
+    ],
+)
+def test_a_network_that_is_none_is_refused_with_its_file(saved, section, name, values):
+    path, _ = saved
+    content = load_checkpoint(path)
+    network = content["network"]
+    place = network if section == "network" else network["preprocessing"]
+    for value in values:
+        place[name] = value
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt does not describe a network"):
+            load_network(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("config", 7), ("config", None), ("config", {"data": 7}), ("config", {"proposals": ["a"]}),
+     ("config", {"output": b"a"}), ("iteration", "7"), ("optimiser", []), ("meter", 1),
+     ("proposals_made_with", "grid")],
+)  # fmt: skip
+def test_what_stands_beside_the_network_is_of_its_kind(saved, name, value):
+    path, _ = saved
+    torch.save(load_checkpoint(path) | {name: value}, path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a whole checkpoint: \w+ is "):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_find_nothing_are_refused(saved, number):
+    path, model = saved
+    with torch.no_grad():
+        model.cls_score.weight[1, 2] = number
+    save_checkpoint(path, model)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: cls_score\.weight holds numbers"):
+        load_network(path)
+
+
 def test_a_network_of_your_own_is_named(tmp_path, saved):
     _, model = saved
     model.name = "mine"
@@ -181,4 +232,8 @@ def test_weights_of_another_network_are_refused_by_layer(tmp_path, saved):
     del content["model"]["cls_score.bias"]
     torch.save(content, path)
     with pytest.raises(ValueError, match="cls_score.bias"):
+        load_network(path)
+    content["model"][7] = torch.zeros(1)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="do not fit this network"):
         load_network(path)

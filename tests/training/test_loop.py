@@ -23,7 +23,7 @@ from fastrcnn_engine.models.paper import PAPER_NETWORKS
 from fastrcnn_engine.ops import decode_boxes
 from fastrcnn_engine.training import loop, train
 from fastrcnn_engine.training.batches import ImageCache, make_batch
-from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network
+from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from fastrcnn_engine.training.interrupt import Interrupt
 from fastrcnn_engine.training.resume import data_fingerprint
 from fastrcnn_engine.training.sampling import drawn_boxes, sample_batch
@@ -215,6 +215,12 @@ def test_resume_refuses_other_settings_and_names_them(voc):
 
 def test_resume_without_a_checkpoint_says_so(voc):
     with pytest.raises(ValueError, match="checkpoint.pt does not exist"):
+        run(replace(voc, resume=True))
+
+
+def test_resume_refuses_a_file_that_is_of_no_training_under_way(voc):
+    save_checkpoint(voc.output / "checkpoint.pt", own_network())
+    with pytest.raises(ValueError, match="has no config or no iteration.*init begins with"):
         run(replace(voc, resume=True))
 
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
+from rich.text import Text
+
+from fastrcnn_engine.report.style import spelt_out
+
+
+class _PlainConsole(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        lines = "\n".join(map(spelt_out, text.split("\n")))
+        return super().render_str(lines, **options)
 
 
 def plain_console() -> Console:
     """The console of every command. It prints texts as they are: a path or the name of a class may
-    hold brackets, which are no markup, or colons around a word, which are no emoji."""
-    return Console(highlight=False, markup=False, emoji=False)
+    hold brackets, which are no markup, or colons around a word, which are no emoji. What a terminal
+    would obey is spelt out."""
+    return _PlainConsole(highlight=False, markup=False, emoji=False)

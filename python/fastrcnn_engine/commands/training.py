@@ -275,7 +275,7 @@ def _data_of_run(out: Path) -> Path | None:
         return None
     try:
         return Path(json.loads(path.read_text(encoding="utf-8"))["training"]["data"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(
             f"--out: {path} was not written by this program; give another --out"
         ) from None

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
@@ -152,10 +151,13 @@ def _look_at(record: ImageRecord) -> tuple[str, int, bool]:
     its brightest pixel is dark."""
     try:
         dark = bool(load_image(record.image_path).max() < NEARLY_BLACK)
-        with Image.open(record.image_path) as image:
-            return "", int(image.getexif().get(EXIF_ORIENTATION, 1)), dark
     except (OSError, ValueError) as error:
         return str(error), 1, False
+    try:
+        with opened_image(record.image_path) as image:
+            return "", int(image.getexif().get(EXIF_ORIENTATION, 1)), dark
+    except (OSError, ValueError):  # broken EXIF, which nobody else reads
+        return "", 1, dark
 
 
 def _counted(record: ImageRecord, boxes: np.ndarray, bad: np.ndarray) -> list[str]:

@@ -141,7 +141,7 @@ def read_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise FileNotFoundError(
             f"{path}: no such file; splits found beside it: {found}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object with images, annotations and categories")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,9 @@ import torch
 from PIL import Image
 
 BoxArray = TypeVar("BoxArray", np.ndarray, torch.Tensor)
+# Whatever the name of a file says, its content chooses among these. Pillow knows many more; one of
+# them, PostScript, it has run by Ghostscript, and a photo from anywhere must not be a program.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,16 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`. Raises ValueError when a key is missing or unknown."""
+        """The inverse of `to_dict`. Raises ValueError when a key is missing or unknown, or a value
+        of another kind."""
         expected = set(cls.__dataclass_fields__)
-        if set(values) != expected:
-            raise ValueError(
-                f"preprocessing must have the keys {sorted(expected)}, got {sorted(values)}"
-            )
-        return cls(**values)
+        if not isinstance(values, dict) or set(values) != expected:
+            got = sorted(map(str, values)) if isinstance(values, dict) else repr(values)
+            raise ValueError(f"preprocessing must have the keys {sorted(expected)}, got {got}")
+        try:
+            return cls(**values)
+        except TypeError:
+            raise ValueError(f"preprocessing has a value of another kind: {values}") from None
 
     def scale(self, height: int, width: int) -> float:
         """The factor s from image pixels to input pixels for an image of that size.
@@ -93,6 +100,22 @@ class Preprocessing:
         return factor
 
 
+@contextmanager
+def opened_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """An image file of one of the FORMATS, not decoded yet.
+
+    Raises FileNotFoundError where there is no file, and ValueError, naming it, for whatever goes
+    wrong with it in the block.
+    """
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise FileNotFoundError(f"{path}: no such image file")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except Exception as error:  # Pillow has no list of what a broken file raises
+        raise ValueError(f"{path}: not readable as an image: {error}") from None
+
+
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads an image file as (H, W, 3) uint8 RGB, as it is stored (an EXIF rotation is not
     applied).
@@ -101,24 +124,18 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     byte. Raises FileNotFoundError, and ValueError for a file that is no image or whose range is not
     known.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            if image.mode in ("I", "F"):
-                raise ValueError(
-                    f"{path}: {image.mode!r} pixels (32 bits) have no known range; "
-                    "save the image with 8 or 16 bits a channel"
-                )
-            if image.mode == "P":
-                image = image.convert("RGBA")  # a palette may hold transparency
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not readable as an image: {error}") from None
+    with opened_image(path) as image:
+        if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        if image.mode in ("I", "F"):
+            raise ValueError(
+                f"{image.mode!r} pixels (32 bits) have no known range; save the image with 8 or 16 "
+                "bits a channel"
+            )
+        if image.mode == "P":
+            image = image.convert("RGBA")  # a palette may hold transparency
+        return np.array(image.convert("RGB"))
 
 
 def check_image(image: np.ndarray) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from fastrcnn_engine.data.images import opened_image
 
 Box = tuple[float, float, float, float]
 Stated = tuple[object, object]  # width and height as an annotation has them
+MAX_SIDE = 2**24  # of an image: float32 boxes tell no pixel from the next beyond
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,8 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     if isinstance(classes, str):
         raise ValueError(f"classes must be a list of names, got the single text {classes!r}")
     classes = tuple(classes)
-    if not classes or len(set(classes)) != len(classes):
+    texts = all(isinstance(name, str) for name in classes)
+    if not classes or not texts or len(set(classes)) != len(classes):
         raise ValueError(
             f"classes must be a list of different names, at least one; got {list(classes)}"
         )
@@ -128,17 +131,16 @@ def image_size(
     Raises ValueError if it is no image, and no size above 0 is stated or it is not to be taken.
     """
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             size = image.size
-    except (OSError, Image.DecompressionBombError) as error:
-        text = f"{path}: not readable as an image: {error}"
+    except (OSError, ValueError) as error:
         try:
             width, height = (int(str(value)) for value in (stated if stated_sizes else ()))
         except ValueError:  # another number of them, too
-            raise ValueError(text) from None
-        if min(width, height) < 1:
-            raise ValueError(text) from None
-        problems.append(f"{text}; the stated size, {width}x{height}, is used")
+            raise error from None
+        if min(width, height) < 1 or max(width, height) > MAX_SIDE:
+            raise
+        problems.append(f"{error}; the stated size, {width}x{height}, is used")
         return width, height
     shown = [str(value).strip() for value in stated if value is not None]
     if len(shown) == 2 and [text.removesuffix(".0") for text in shown] != [str(n) for n in size]:

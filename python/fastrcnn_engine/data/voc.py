@@ -159,14 +159,17 @@ def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(path).getroot()
+        root = ElementTree.parse(path).getroot()
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such file; every image of a split needs an annotation "
             "(one without objects if nothing is in it)"
         ) from None
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # unknown encodings, too
         raise ValueError(f"{path}: not readable as XML: {error}") from None
+    if root.tag != "annotation":  # it would be an image without objects
+        raise ValueError(f"{path}: must hold an <annotation> as VOC's do, got <{root.tag}>")
+    return root
 
 
 def _find_image(

@@ -164,7 +164,22 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"{path} is not a VGG16 state dict with torchvision's names: "
             "features.0.weight is not in it"
         )
+    for key, value in source.items():
+        if str(key).rpartition(".")[0] in TORCHVISION_LAYERS and not _is_plain(value):
+            got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(
+                f"{path}: {key} must be a dense tensor of floating-point numbers of its own, got "
+                f"{got}; take another file"
+            )
     return source
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor of real numbers that are all in the file, each once."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    known = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return value.dtype in known and value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _read_caffemodel(path: Path) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from shlex import quote
 from typing import Any
 
 from fastrcnn_engine.evaluation.mistakes import KINDS
@@ -84,10 +85,9 @@ def _results(runs: Sequence[RunFiles]) -> str:
     }
     if any(row.get("val_mAP") is not None for run in runs for row in run.log):
         rows["best mAP of the validation"] = of_log("val_mAP", max)
-    missing = [run.name for run in runs if not run.metrics]
+    commands = [f"fastrcnn-engine eval --run {quote(r.name)}" for r in runs if not r.metrics]
     hint = "".join(
-        f'<p class="hint">To test it: <code>fastrcnn-engine eval --run {escape(name)}</code></p>'
-        for name in missing
+        f'<p class="hint">To test it: <code>{escape(command)}</code></p>' for command in commands
     )
     return f"<section><h2>Results</h2>{_table('', runs, rows)}{hint}</section>"
 

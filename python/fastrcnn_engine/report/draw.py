@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fastrcnn_engine.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, ImageMatch
+from fastrcnn_engine.report.style import spelt_out
 
 if TYPE_CHECKING:
     from fastrcnn_engine.data.records import ImageRecord
@@ -137,11 +138,12 @@ def draw_marks(
     taken: list[tuple[float, float, float, float]] = []
     for mark in reversed(marks):  # the last mark is the most important: it chooses its place first
         if mark.label:
-            place = _place(draw, font, mark.label, _scaled(mark.box, scale), canvas.size, taken)
+            label = spelt_out(mark.label)  # Pillow cannot place several lines
+            place = _place(draw, font, label, _scaled(mark.box, scale), canvas.size, taken)
             taken.append(place)
             draw.rectangle(place, fill=OTHER if mark.colour == WHITE else mark.colour)
             centre = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
-            draw.text(centre, mark.label, fill=WHITE, font=font, anchor="mm")
+            draw.text(centre, label, fill=WHITE, font=font, anchor="mm")
     return np.asarray(canvas)
 
 

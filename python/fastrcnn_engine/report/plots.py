@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from fastrcnn_engine.evaluation.voc import ClassResult
 from fastrcnn_engine.report.draw import class_colour
+from fastrcnn_engine.report.style import spelt_out
 
 _INK = "#334155"
 _FAINT = "#e2e8f0"
@@ -103,7 +104,7 @@ def runs_svg(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> str:
                 # The first few rows may be far above all others; they must not flatten the curve.
                 top = max(top, float(np.percentile(values, 98)))
                 curve = running_mean(values, len(values) // 20) if key == "loss" else values
-                axes.plot(steps, curve, color=run_colour(place), linewidth=2, label=name)
+                axes.plot(steps, curve, color=run_colour(place), linewidth=2, label=_legend(name))
         axes.set(xlabel="iteration", ylim=(0, top * 1.08 or 1.0))
         axes.margins(x=0.01)
         if axes.has_data():
@@ -131,7 +132,7 @@ def sizes_svg(sizes: Mapping[int, np.ndarray], classes: Sequence[str]) -> str:
             axes.hist(
                 [sizes[label] for label in labels], edges, stacked=True,
                 color=[hex_colour(label) for label in labels],
-                label=[classes[label - 1] for label in labels],
+                label=[_legend(classes[label - 1]) for label in labels],
             )  # fmt: skip
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -164,3 +165,8 @@ def _axes(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
 def hex_colour(label: int) -> str:
     """The colour of class `label`, as a style sheet and matplotlib take it."""
     return "#{:02x}{:02x}{:02x}".format(*class_colour(label))
+
+
+def _legend(name: str) -> str:
+    """A name for a legend: matplotlib reads $ as mathematics and leaves out what begins with _."""
+    return " " * name.startswith("_") + spelt_out(name).replace("$", r"\$")

@@ -14,10 +14,15 @@ from typing import Any
 import torch
 
 from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.records import checked_classes
 from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, split_layers
 from fastrcnn_engine.training.config import checked_device
 
 FORMAT = 1
+# What may stand beside the network and its weights, as far as anybody looks into it.
+KINDS = {"iteration": int, "config": dict, "proposals_made_with": (dict, type(None)),
+         "optimiser": dict, "meter": dict}  # fmt: skip
+PATHS = ("data", "proposals", "output")  # of the config
 
 
 def save_checkpoint(path: Path, model: FastRCNN, **state: Any) -> None:
@@ -140,7 +145,8 @@ def load_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
             "tensors and plain values"
         ) from error
     except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+        reason = str(error) or "it ends too early"
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a checkpoint of this package (format {FORMAT} expected); "
@@ -153,6 +159,15 @@ def load_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
             f"{path} is not a whole checkpoint: it must hold the network "
             f"({', '.join(sorted(needed))}) and the weights of its model"
         )
+    said = {name: (content[name], kind) for name, kind in KINDS.items() if name in content}
+    if isinstance(config := content.get("config"), dict):
+        said |= {name: (config.get(name), (str, type(None))) for name in PATHS}
+    for name, (value, kind) in said.items():
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{path} is not a whole checkpoint: {name} is {value!r:.60}, which no training "
+                "writes; take another"
+            )
     return content
 
 
@@ -191,9 +206,27 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
             f"{path} holds a network of your own, {network['name']!r}; build it as for training "
             "and give it the weights: model.load_state_dict(load_checkpoint(path)['model'])"
         )
+    try:
+        model = _built(network)
+    except Exception as error:  # plain values of any kind may be in it
+        raise ValueError(
+            f"{path} does not describe a network that can be built: {error}; take another"
+        ) from error
+    load_weights(model, content, path)
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{path}: {broken[0]} holds numbers that are not finite, with which nothing is found; "
+            "the file is damaged, take another"
+        )
+    return model.to(target).eval()
+
+
+def _built(network: dict[str, Any]) -> FastRCNN:
+    """The network that a checkpoint describes, with random weights."""
     model = build_network(
         network["name"],
-        network["classes"],
+        checked_classes(network["classes"]),
         preprocessing=Preprocessing.from_dict(network["preprocessing"]),
         freeze_to="none" if "frozen" in network else None,  # older files do not say
     )
@@ -201,9 +234,11 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
         split_layers(model, network["ranks"])
     model.freeze(network.get("frozen", ()))
     model.classifier = network.get("classifier", "softmax")  # older files do not say
-    load_weights(model, content, path)
     model.box_regression = network.get("box_regression", True)  # nor do they say this
-    return model.to(target).eval()
+    for name, known in (("classifier", ["softmax", "svm"]), ("box_regression", [True, False])):
+        if getattr(model, name) not in known:
+            raise ValueError(f"{name} must be one of {known}, got {getattr(model, name)!r}")
+    return model
 
 
 def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
@@ -225,7 +260,7 @@ def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
         )
     try:
         model.load_state_dict(content["model"])
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:  # the second of a name that is no text
         raise ValueError(
             f"the weights in {path} do not fit this network; it was written by another network or "
             f"another version. {error}"

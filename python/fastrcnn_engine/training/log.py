@@ -141,7 +141,7 @@ def _lines_until(path: Path, iteration: int) -> list[bytes]:
             try:
                 if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
                     break
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break
             kept.append(line)
     return kept

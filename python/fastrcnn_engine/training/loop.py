@@ -146,9 +146,9 @@ def settled(config: TrainConfig) -> ResolvedConfig:
         if not checkpoint.is_file():
             raise ValueError(f"resume: checkpoint {checkpoint} does not exist")
         if config.learning_rate_steps is None:
-            before = load_checkpoint(checkpoint, tensors=False)["config"]
-            steps = tuple(before["learning_rate_steps"])
-            resolved = dataclasses.replace(resolved, learning_rate_steps=steps)
+            before = load_checkpoint(checkpoint, tensors=False).get("config", {})
+            if isinstance(steps := before.get("learning_rate_steps"), list):  # else it is refused
+                resolved = dataclasses.replace(resolved, learning_rate_steps=tuple(steps))
     elif config.weights is not None and not config.weights.is_file():
         raise ValueError(f"weights file {config.weights} does not exist")
     elif config.init is not None and not config.init.is_file():

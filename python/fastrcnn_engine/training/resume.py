@@ -82,6 +82,11 @@ def checked_to_resume(
         ValueError: other settings, other data, or fewer iterations than it has behind it.
     """
     content = load_checkpoint(path)
+    if not {"config", "iteration"} <= content.keys():
+        raise ValueError(
+            f"cannot resume from {path}: it has no config or no iteration, so it is not of a "
+            "training under way; init begins with its weights"
+        )
     if config.iterations < content["iteration"]:
         raise ValueError(
             f"cannot resume from {path}: iterations is {config.iterations}, and it has "

@@ -19,12 +19,11 @@ struct Delta {
   T dx, dy, dw, dh;
 };
 
-// A box whose centre and logarithm exist: finite corners, positive sides.
+// A box whose centre and logarithm exist: positive sides, finite corners, without which no side is finite.
 template <typename T>
 FRCNN_HD bool encodable(const Box<T>& box) {
   const T w = box.x2 - box.x1, h = box.y2 - box.y1;
-  return w > T(0) && h > T(0) && std::isfinite(w) && std::isfinite(h) &&
-         std::isfinite(box.x1) && std::isfinite(box.y1);
+  return w > T(0) && h > T(0) && std::isfinite(w) && std::isfinite(h);
 }
 
 template <typename T>

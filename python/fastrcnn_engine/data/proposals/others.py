@@ -114,16 +114,18 @@ def _of_detectron(content: dict[str, Any], path: Path) -> ProposalFile:
     ids = content.get("ids", content.get("indexes"))
     scores = content.get("objectness_logits", content.get("scores"))
     mode = content.get("bbox_mode", XYXY)
-    if mode not in (XYXY, XYWH):
+    if not isinstance(mode, int) or mode not in (XYXY, XYWH):
         raise ValueError(f"{path}: bbox_mode is {mode!r}; read are XYXY_ABS, 0, and XYWH_ABS, 1")
     boxes = content["boxes"]
     lists = {"boxes": boxes, "ids": ids} | ({} if scores is None else {"scores": scores})
     for name, values in lists.items():
-        if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != len(boxes):
+        listed = isinstance(values, (list, tuple, np.ndarray)) and getattr(values, "ndim", 1) > 0
+        if not listed or len(values) != len(boxes):
             raise ValueError(f"{path}: {name} must be a list, one for each of `boxes`")
     found: dict[str, np.ndarray] = {}
     for row, image_id in enumerate(lists["ids"]):
-        name = image_id.decode() if isinstance(image_id, bytes) else str(image_id)
+        known = isinstance(image_id, bytes)
+        name = image_id.decode(errors="backslashreplace") if known else str(image_id)
         where = f"{path}, {name}"
         if name in found:
             raise ValueError(f"{where}: the image is there twice")
@@ -152,7 +154,7 @@ def _numbers(array: Any, where: str, columns: tuple[int, ...] = (4,)) -> np.ndar
     """As float64 (P, 4); no boxes may have any shape."""
     try:
         numbers = np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{where}: boxes must be an array of numbers") from None
     if numbers.size == 0:
         return np.zeros((0, columns[-1]))
@@ -185,8 +187,10 @@ def _falling(boxes: np.ndarray, scores: Any, where: str) -> np.ndarray:
         return boxes
     try:
         scores = np.asarray(scores, dtype=np.float64).ravel()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{where}: scores must be an array of numbers") from None
     if len(scores) != len(boxes):
         raise ValueError(f"{where}: {len(scores)} scores for {len(boxes)} boxes")
+    if np.isnan(scores).any():
+        raise ValueError(f"{where}: score {int(np.argmax(np.isnan(scores)))} is no number")
     return boxes[np.argsort(-scores, kind="stable")]

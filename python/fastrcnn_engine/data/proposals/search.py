@@ -111,15 +111,24 @@ class Search:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> Search | None:
-        """The search that a proposal file says made it; None if it says so of none of METHODS."""
+        """The search that a proposal file says made it; None if it says so of none of METHODS.
+
+        Raises ValueError for settings out of range or of another kind.
+        """
         method = str((settings or {}).get("method")).replace(" ", "-")
         if settings is None or method not in METHODS:
             return None
         names = ("mode", "short_side", "min_size", "max_boxes", "seed")
         known = {name: settings[name] for name in names if name in settings}
-        if settings.get("edge_model") is not None:
-            known["edge_model"] = Path(settings["edge_model"])
-        return cls(method=method, **known)
+        try:
+            if settings.get("edge_model") is not None:
+                known["edge_model"] = Path(settings["edge_model"])
+            return cls(method=method, **known)
+        except TypeError:
+            raise ValueError(
+                f"proposals are said to be made with {dict(settings)}, a value of which is of "
+                "another kind"
+            ) from None
 
 
 def same_boxes(settings: Mapping[str, Any] | None, others: Mapping[str, Any]) -> bool:

@@ -42,22 +42,32 @@ class ProposalStore:
         self.path = Path(path)
         try:
             with zipfile.ZipFile(self.path) as archive:
-                members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
-                comment = archive.comment
+                found = archive.infolist()
+                settings = json.loads(archive.comment) if archive.comment else None
+            members = {m.filename.removesuffix(".npy"): m for m in found}
+            self.fingerprints = {image_id: m.comment.decode() for image_id, m in members.items()}
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{self.path}: no such proposal file; `fastrcnn-engine proposals` makes one"
             ) from None
-        except zipfile.BadZipFile as error:
+        except OSError:
+            raise
+        except Exception as error:  # of a broken file zipfile and json raise much
             raise ValueError(f"{self.path}: not an .npz file ({error})") from None
+        if len(members) < len(found):
+            raise ValueError(f"{self.path}: two arrays have one name; write the file anew")
+        if not isinstance(settings, dict | None):
+            raise ValueError(
+                f"{self.path}: its comment must be settings of a search, got {settings!r:.60}; "
+                "write the file with write_proposals or numpy.savez"
+            )
         packed = [m.filename for m in members.values() if m.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise ValueError(
                 f"{self.path}: {packed[0]} is compressed and cannot be mapped; write the file "
                 "with write_proposals or numpy.savez"
             )
-        self.settings: dict[str, Any] | None = json.loads(comment) if comment else None
-        self.fingerprints = {image_id: m.comment.decode() for image_id, m in members.items()}
+        self.settings: dict[str, Any] | None = settings
         self._offsets = {image_id: m.header_offset for image_id, m in members.items()}
         self._arrays: dict[str, np.ndarray] = {}
         with open(self.path, "rb") as file:
@@ -78,28 +88,33 @@ class ProposalStore:
         # A zip member is a 30-byte header, its name, an extra field, then the bytes: here an .npy
         # file.
         start = self._offsets[image_id]
-        name_length, extra_length = struct.unpack_from("<HH", self._bytes, start + 26)
-        start += 30 + name_length + extra_length
-        # 128 bytes hold the .npy header of any (P, 4) array; longer ones are something else.
-        header = io.BytesIO(self._bytes[start : start + 256])
         try:
+            name_length, extra_length = struct.unpack_from("<HH", self._bytes, start + 26)
+            start += 30 + name_length + extra_length
+            # 128 bytes hold the .npy header of any (P, 4) array; longer ones are something else.
+            header = io.BytesIO(self._bytes[start : start + 256])
             version = np.lib.format.read_magic(header)
             read = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, fortran, dtype = read(header)
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # NumPy has a header read by ast and tokenize
             raise ValueError(f"{self.path}: {image_id}.npy is no array ({error})") from None
         if len(shape) != 2 or shape[1] != 4 or dtype != np.float32 or (fortran and shape[0] > 1):
             raise ValueError(
                 f"{self.path}: proposals of {image_id!r} must be (P, 4) float32 in C order, "
                 f"got {shape} {dtype}{' in Fortran order' if fortran else ''}"
             )
-        if shape[0] == 0:
+        rows, start = int(shape[0]), start + header.tell()
+        if rows == 0:
             return np.zeros((0, 4), np.float32)
-        flat = np.frombuffer(self._bytes, np.float32, shape[0] * 4, start + header.tell())
-        boxes = flat.reshape(shape)
+        if not 0 < rows <= (len(self._bytes) - start) // 16:
+            raise ValueError(
+                f"{self.path}: proposals of {image_id!r} are said to be {rows}, more than are in "
+                "the file; it is cut off or damaged, write it anew"
+            )
+        boxes = np.frombuffer(self._bytes, np.float32, rows * 4, start).reshape(-1, 4)
         bad = bad_row(boxes, np.all(np.isfinite(boxes), axis=1), "finite x1 y1 x2 y2")
         if bad is not None:
             raise ValueError(
@@ -196,7 +211,6 @@ def _aligned_member(name: str, offset: int) -> zipfile.ZipInfo:
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """The checksum by which a changed image file is known."""
-    try:
-        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file") from None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such image file")
+    return f"{zlib.crc32(Path(path).read_bytes()):08x}"
