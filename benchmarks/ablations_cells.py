@@ -10,7 +10,7 @@ SCALES = (0.8, 1.0, 1.4)
 # A pyramid pools a box where its area is nearest to 224 x 224 pixels of the network's input, at
 # one scale of 600. Images here are smaller, and so is that area: the same share of the scale.
 TARGET_SHARE = 224 / 600
-COUNTS = (25, 50, 100, 200, 400, 800)  # boxes of selective search, drawn from some 1600
+COUNTS = (25, 50, 100, 200, 400, 800)  # boxes of selective search, drawn from some 1400
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from fastrcnn_engine.training.sampling import build_roidb
 
 WIDTH, HEIGHT = 640, 480
 LOADER_THREADS = (0, 1, 2)
+ROUNDS = 3  # of every kind of pool
 
 
 class InTurn:
@@ -107,7 +108,7 @@ def make(iteration: int) -> None:
     Maker.made.prepare(iteration)
 
 
-def batches_a_second(config: TrainConfig, count: int, rounds: int = 3) -> dict[str, float]:
+def batches_a_second(config: TrainConfig, count: int) -> dict[str, float]:
     """By the kind of pool; they take turns, so that all meet the same machine."""
     Maker(config)
     pools: dict[str, Executor] = {
@@ -120,14 +121,14 @@ def batches_a_second(config: TrainConfig, count: int, rounds: int = 3) -> dict[s
     seconds = dict.fromkeys(pools, 0.0)
     for pool in pools.values():
         list(pool.map(make, range(count)))  # both processes have started
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for name, pool in pools.items():
             start = time.perf_counter()
             list(pool.map(make, range(count)))
             seconds[name] += time.perf_counter() - start
     for pool in pools.values():
         pool.shutdown()
-    return {name: rounds * count / spent for name, spent in seconds.items()}
+    return {name: ROUNDS * count / spent for name, spent in seconds.items()}
 
 
 def main() -> None:

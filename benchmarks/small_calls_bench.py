@@ -63,7 +63,8 @@ def tiny(peers: list, device: str) -> list[Section]:
     return [Section(f"tiny {name}", r, partial(equal, r), clock) for name, r in rows.items()]
 
 
-def box_loss(count: int, device: str, classes: int = 21) -> Section:
+def box_loss(count: int, device: str) -> Section:
+    classes = 21  # of VOC, with the background
     generator = torch.Generator().manual_seed(count)
     deltas = torch.randn(count, 4 * classes, generator=generator)
     targets = torch.randn(count, 4, generator=generator)

@@ -1,4 +1,5 @@
-"""What every room of the tests shares: the import path, Hypothesis settings, the CUDA switch."""
+"""What every room of the tests shares: the import path, Hypothesis settings, the CUDA switch,
+benchmarks."""
 
 from __future__ import annotations
 
@@ -41,3 +42,16 @@ def cuda_device():
     if os.environ.get("FRCNN_REQUIRE_CUDA") == "1":
         pytest.fail(f"FRCNN_REQUIRE_CUDA=1 but {missing}")
     pytest.skip(missing)
+
+
+@pytest.fixture(scope="module")
+def benchmarks_on_the_path():
+    """benchmarks/ can be imported; the threads it sets are as before when the module is done."""
+    import torch
+
+    benchmarks = str(Path(__file__).resolve().parents[1] / "benchmarks")
+    sys.path.insert(0, benchmarks)
+    threads = torch.get_num_threads()
+    yield
+    sys.path.remove(benchmarks)
+    torch.set_num_threads(threads)

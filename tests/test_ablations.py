@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("benchmarks_on_the_path")
 TINY = (
     "--train-images", "4", "--test-images", "2", "--pretrain-images", "3", "--short-side", "64",
     "--pretrain-iterations", "1", "--search-short-side", "60", "--threads", "2",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks_on_the_path():
-    sys.path.insert(0, str(BENCHMARKS))
-    threads = torch.get_num_threads()
-    yield
-    sys.path.remove(str(BENCHMARKS))
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +23,9 @@ def all_cells(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("ablations")
     options = [*TINY, "--work", str(folder / "work"), "--out", str(folder / "out")]
-    ablations.main([*options, "--iterations", "2"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablations, "TIMED_ROUNDS", 1)  # that there are times is all that is asked
+        ablations.main([*options, "--iterations", "2"])
     return options, folder / "work/seed-3", folder / "out"
 
 

@@ -40,7 +40,7 @@ def test_values_have_the_types_of_the_settings(tmp_path):
         "data": Path("VOC2007"), "network": "tiny", "learning_rate": 0.001,
         "short_side": (480, 576), "max_side": 800, "momentum": 0.0, "flip": False,
         "classes": ("cat", "no"), "weights": None, "learning_rate_steps": (10, 20),
-        "search": options.Search(mode="fast", short_side=None),
+        "search": options.SearchOptions(mode="fast", short_side=None),
         "detection": options.Detection(protocol="paper"),
     }  # fmt: skip
     assert read(tmp_path, "# nothing\n") == {}
@@ -106,7 +106,8 @@ def test_presets_are_good_settings_and_help_lists_them(name, capsys):
 @pytest.mark.parametrize("name", ["voc07-S", "voc07-M", "voc07-L"])
 def test_the_papers_presets_search_as_the_paper_did(name):
     # The published boxes: fast mode, images as they are, boxes of at least 20 pixels.
-    assert configured(name).search == options.Search(mode="fast", short_side=None, min_size=20)
+    search = options.SearchOptions(mode="fast", short_side=None, min_size=20)
+    assert configured(name).search == search
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,21 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("benchmarks_on_the_path")
 TINY = (
     "--train-images", "6", "--test-images", "2", "--pretrain-images", "3", "--rcnn-iterations", "3",
     "--fast-rcnn-iterations", "3", "--sppnet-iterations", "3", "--pretrain-iterations", "2",
     "--search-short-side", "60", "--threads", "2",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks_on_the_path():
-    sys.path.insert(0, str(BENCHMARKS))
-    threads = torch.get_num_threads()
-    yield
-    sys.path.remove(str(BENCHMARKS))
-    torch.set_num_threads(threads)
 
 
 def test_all_three_from_images_to_the_picture(tmp_path):

@@ -125,12 +125,8 @@ RoiPoolGradientKernels<T, Index> roi_pool_gradient_kernels() {
   return {scatter_planes<T, Index>, scatter_cells<T, Index>};
 }
 
-#define FRCNN_INSTANTIATE(T)                                               \
-  template RoiPoolGradientKernels<T, int32_t> roi_pool_gradient_kernels(); \
-  template RoiPoolGradientKernels<T, uint16_t> roi_pool_gradient_kernels();
-FRCNN_INSTANTIATE(float)
-FRCNN_INSTANTIATE(double)
-FRCNN_INSTANTIATE(float16)
-FRCNN_INSTANTIATE(bfloat16)
+#define FRCNN_INSTANTIATE(T, Index) \
+  template RoiPoolGradientKernels<T, Index> roi_pool_gradient_kernels();
+FRCNN_FOR_EACH_POOLED(FRCNN_INSTANTIATE)
 
 }  // namespace fastrcnn_engine::cpu::FRCNN_SET

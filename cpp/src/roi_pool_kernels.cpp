@@ -448,12 +448,7 @@ RoiPoolKernels<T, Index> roi_pool_kernels() {
   return {kBlock<ComparedAs<T>>, pool_block<T, Index>, block_scratch<T>};
 }
 
-#define FRCNN_INSTANTIATE(T)                               \
-  template RoiPoolKernels<T, int32_t> roi_pool_kernels();  \
-  template RoiPoolKernels<T, uint16_t> roi_pool_kernels();
-FRCNN_INSTANTIATE(float)
-FRCNN_INSTANTIATE(double)
-FRCNN_INSTANTIATE(float16)
-FRCNN_INSTANTIATE(bfloat16)
+#define FRCNN_INSTANTIATE(T, Index) template RoiPoolKernels<T, Index> roi_pool_kernels();
+FRCNN_FOR_EACH_POOLED(FRCNN_INSTANTIATE)
 
 }  // namespace fastrcnn_engine::cpu::FRCNN_SET

@@ -1,4 +1,4 @@
-// Sorting by score as semantics::ranks_before has it: falling score, then rising index.
+// Sorting by semantics::rank_key: falling score, then rising index.
 #pragma once
 
 #include <cstdint>

@@ -9,59 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastrcnn_engine import ops
-from fastrcnn_engine.ops import (
-    Detections,
-    PaddedDetections,
-    PaddedIndices,
-    batched_nms,
-    box_iou,
-    build_info,
-    clip_boxes_to_image,
-    decode_boxes,
-    detections,
-    detections_padded,
-    encode_boxes,
-    get_num_threads,
-    nms,
-    nms_padded,
-    roi_pool,
-    roi_pool_backward,
-    roi_pool_with_argmax,
-    set_num_threads,
-    smooth_l1,
-    smooth_l1_backward,
-    spp_pool,
-)
+from fastrcnn_engine.ops import *  # noqa: F403  ops.__all__ names them
 from fastrcnn_engine.ops.build_info import VERSION
 
 # Not from build_info(): that asks the driver, which must not wake up because of an import.
 __version__ = VERSION
 
-# Not RoIPool and onnx_translations: `import *` asks for every name, and those need torch.
-__all__ = [
-    "Detections",
-    "PaddedDetections",
-    "PaddedIndices",
-    "batched_nms",
-    "box_iou",
-    "build_info",
-    "clip_boxes_to_image",
-    "decode_boxes",
-    "detections",
-    "detections_padded",
-    "encode_boxes",
-    "get_num_threads",
-    "nms",
-    "nms_padded",
-    "ops",
-    "roi_pool",
-    "roi_pool_backward",
-    "roi_pool_with_argmax",
-    "set_num_threads",
-    "smooth_l1",
-    "smooth_l1_backward",
-    "spp_pool",
-]
+__all__ = ["ops"]
+__all__ += ops.__all__
 
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ Metric = Literal["area", "11point", "coco"]
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchOptions:
     """Region proposals, by OpenCV's contrib modules."""
 
     method: Method = "selective-search"
@@ -167,7 +167,7 @@ class Proposals:
     shard: str = "1/1"
     """I/N searches every N-th image from the I-th on, into a file of its own beside that of --out.
     Without it what such files hold is taken over, and the rest is searched."""
-    search: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=Search)
+    search: Annotated[SearchOptions, tyro.conf.arg(name="")] = field(default_factory=SearchOptions)
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def test_defaults_are_those_of_the_functions():
             for name, parameter in inspect.signature(function).parameters.items()
         }
 
-    search, detection = options.Search(), options.Detection()
+    search, detection = options.SearchOptions(), options.Detection()
     assert search.workers == defaults(compute_proposals)["workers"]
     fields = dataclasses.asdict(search)
     del fields["workers"]

@@ -20,10 +20,10 @@ IMAGES = [
 ]
 
 
-def write(root, annotations, images=IMAGES, categories=CATEGORIES):
+def write(root, annotations, images=IMAGES):
     for name in ("a.jpg", "sub/b.png"):
         write_picture(root, "val", name)
-    return write_instances(root, "val", images, annotations, categories)
+    return write_instances(root, "val", images, annotations, CATEGORIES)
 
 
 def test_reads_boxes_labels_and_crowds_in_the_order_of_the_file(tmp_path):

@@ -19,11 +19,9 @@ from fastrcnn_engine.data.images import (
 )
 from fastrcnn_engine.data.proposals.store import fingerprint
 
-PLAIN = Preprocessing("RGB", (0, 0, 0))
 
-
-def random_image(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def random_image(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def resize_reference(image, factor):

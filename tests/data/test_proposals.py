@@ -341,19 +341,6 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------- many images
 
 
-def test_all_images_are_searched_and_the_number_of_workers_does_not_matter(tmp_path):
-    items = save_scenes(tmp_path)
-    for workers in (1, 3):
-        store = compute_proposals(
-            items, tmp_path / f"{workers}.npz", workers=workers, progress=False
-        )
-    assert list(store) == [image_id for image_id, _ in items]
-    assert store.settings["mode"] == "fine"
-    for image_id, path in items:
-        np.testing.assert_array_equal(store[image_id], selective_search(load_image(path)))
-    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "3.npz").read_bytes()
-
-
 def test_as_many_are_searched_at_once_as_the_process_may_use_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)

@@ -27,8 +27,8 @@ def one_class(boxes, scores):
     return np.repeat(boxes[:, None], 2, axis=1).astype(np.float32), both
 
 
-def kept_rows(outputs, total, threshold=0.3):
-    found = best_of_set(outputs, total, nms_threshold=threshold)
+def kept_rows(outputs, total):
+    found = best_of_set(outputs, total, nms_threshold=0.3)
     return {image_id: one.rows.tolist() for image_id, one in found.items()}
 
 

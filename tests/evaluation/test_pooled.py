@@ -47,15 +47,17 @@ def blocks():
 def seen_by(model: FastRCNN, cell: int) -> float:
     """The middle, in pixels of the input, of the rows that a row of the map is computed from."""
     for name, layer in list(model.backbone.named_children()):
-        if isinstance(layer, nn.Conv2d):  # a mean, so that no place is more important
+        if isinstance(layer, nn.Conv2d):  # a sum: no place is more important, one channel will do
+            shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            layer = nn.Conv2d(1, 1, *shape, bias=False)
             nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            setattr(model.backbone, name, layer)
         elif isinstance(layer, nn.MaxPool2d):
             mean = nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
             setattr(model.backbone, name, mean)
         else:
             setattr(model.backbone, name, nn.Identity())
-    image = torch.zeros(1, 3, 480, 480, dtype=torch.float64, requires_grad=True)
+    image = torch.zeros(1, 1, 480, 480, dtype=torch.float64, requires_grad=True)
     model.backbone.double()(image)[0, 0, cell, cell].backward()
     weights = image.grad[0, 0].sum(dim=1)
     return float((weights * torch.arange(480)).sum() / weights.sum())

@@ -146,11 +146,13 @@ def test_class_colours_differ_and_carry_white_text():
 
 
 def test_grid_places_pictures_row_by_row():
-    pictures = [np.full((10, 20, 3), value, np.uint8) for value in (10, 20, 30)]
-    grid = picture_grid(pictures, columns=2, gap=4)
-    assert grid.shape == (24, 44, 3)
-    assert (grid[:10, :20] == 10).all() and (grid[:10, 24:] == 20).all()
-    assert (grid[14:, :20] == 30).all() and (grid[14:, 24:] == 255).all()
+    pictures = [np.full((10, 20, 3), value, np.uint8) for value in (10, 20, 30, 40)]
+    grid = picture_grid(pictures)
+    assert grid.shape == (28, 76, 3)
+    assert (grid[:10, :20] == 10).all() and (grid[:10, 28:48] == 20).all()
+    assert (grid[:10, 56:] == 30).all() and (grid[18:, :20] == 40).all()
+    assert (grid[18:, 28:] == 255).all() and (grid[10:18] == 255).all()
+    assert picture_grid(pictures[:2]).shape == (10, 48, 3)
 
 
 def test_wrong_arguments_are_named():

@@ -19,8 +19,7 @@ from fastrcnn_engine.data.voc import split_file
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
 from fastrcnn_engine.evaluation.voc import METRICS, VOCResult
 from fastrcnn_engine.models import FastRCNN
-from fastrcnn_engine.options import Detect, Eval, Export, Metric
-from fastrcnn_engine.options import Search as SearchOptions
+from fastrcnn_engine.options import Detect, Eval, Export, Metric, SearchOptions
 from fastrcnn_engine.pipeline import Run
 from fastrcnn_engine.report.html import number
 from fastrcnn_engine.training.checkpoint import path_of_training

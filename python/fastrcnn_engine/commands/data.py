@@ -22,7 +22,7 @@ from fastrcnn_engine.data.proposals import (
     write_proposals,
 )
 from fastrcnn_engine.data.records import Dataset
-from fastrcnn_engine.options import CheckData, Proposals, Search
+from fastrcnn_engine.options import CheckData, Proposals, SearchOptions
 from fastrcnn_engine.pipeline import RECALL_THRESHOLDS, search_datasets, write_json
 from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.gallery import sample_pictures
@@ -116,7 +116,7 @@ def _read_and_merged(
         raise ValueError(f"--out: {out} exists already; give another file")
     for name in ("method", "mode", "short_side", "min_size", "edge_model"):
         given = getattr(options.search, name)
-        if given != getattr(Search, name):
+        if given != getattr(SearchOptions, name):
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} is {given}, but with --read nothing is searched")
     search = search_of(options.search)  # checks the limit and the seed

@@ -29,18 +29,17 @@ def compress(options: Compress) -> None:
     console = plain_console()
     if options.rois < 1:
         raise ValueError(f"--rois is {options.rois}; it must be at least 1")
-    ranks = {name: getattr(options, name) for name in RANKS}
-    if options.energy is not None and any(rank is not None for rank in ranks.values()):
-        raise ValueError("give either --energy or ranks, --fc6 and --fc7")
+    ranks = {name: rank for name in RANKS if (rank := getattr(options, name)) is not None}
     if options.energy is None:
-        ranks = {name: RANKS[name] if rank is None else rank for name, rank in ranks.items()}
+        ranks = RANKS | ranks
+    elif ranks:
+        raise ValueError("give either --energy or ranks, --fc6 and --fc7")
     checkpoint = checkpoint_file(options.checkpoint)
     out = _new_checkpoint(options.out or checkpoint.parent / "compressed")
     content = load_checkpoint(checkpoint, tensors=False)
     model = load_network(checkpoint, device=options.device)
     head = model.head
-    by_energy = options.energy is not None
-    for layer in compress_head(model, None if by_energy else ranks, energy=options.energy):
+    for layer in compress_head(model, ranks or None, energy=options.energy):
         console.print(
             f"{layer.name}: {layer.outputs} x {layer.inputs}, rank {layer.rank} keeps "
             f"{100 * layer.energy:.2f} % of the squared singular values"

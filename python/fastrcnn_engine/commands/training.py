@@ -29,7 +29,7 @@ from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
-from fastrcnn_engine.options import Demo, Detection, Metric, Search
+from fastrcnn_engine.options import Demo, Detection, Metric, SearchOptions
 from fastrcnn_engine.pipeline import (
     Run,
     detect_dataset,
@@ -73,7 +73,7 @@ class Train(TrainConfig):
     metric: Metric = "area"
     """Headline AP of the test: area (VOC10 and later), 11point (the paper's VOC07 tables) or coco
     (its twelve numbers; difficult objects of VOC count as crowds)."""
-    search: Search = field(default_factory=Search)
+    search: SearchOptions = field(default_factory=SearchOptions)
     detection: Detection = field(default_factory=Detection)
 
 
@@ -105,7 +105,7 @@ def demo(options: Demo, command: str) -> None:
         )
     training_set, test_set = load_dataset(data, "train"), load_dataset(data, "test")
     # The images are small and clear: a coarse and quick search finds their objects.
-    search = Search(short_side=120)
+    search = SearchOptions(short_side=120)
     with run.timed("proposals"):
         store = search_datasets([training_set, test_set], out / CACHE, search_of(search))
     config = TrainConfig(

@@ -44,9 +44,7 @@ class DrawnObject:
     difficult: bool
 
 
-def write_demo_set(
-    root: str | os.PathLike[str], *, seed: int, train: int = 240, test: int = 80
-) -> Path:
+def write_demo_set(root: str | os.PathLike[str], *, seed: int, train: int, test: int) -> Path:
     """Draws `train` + `test` images of 320x240 with their annotations under `root`; returns it.
 
     Splits are named train and test. The same seed gives the same pixels and annotations; image i of

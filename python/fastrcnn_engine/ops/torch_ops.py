@@ -344,20 +344,15 @@ _not_differentiable("smooth_l1_backward", "second derivative")
 # ---- boxes --------------------------------------------------------------------------------------
 
 
-@_operator(
+_operator(
     "encode_boxes(Tensor reference_boxes, Tensor proposals) -> Tensor",
     lambda reference_boxes, proposals: proposals.new_empty((proposals.shape[0], 4)),
-)
-def _encode_boxes(reference_boxes, proposals):
-    return encode(reference_boxes, proposals)
+)(encode)
 
-
-@_operator(
+_operator(
     "decode_boxes(Tensor deltas, Tensor boxes, float max_log_ratio) -> Tensor",
     lambda deltas, boxes, max_log_ratio: deltas.new_empty(deltas.shape),
-)
-def _decode_boxes(deltas, boxes, max_log_ratio):
-    return decode(deltas, boxes, max_log_ratio)
+)(decode)
 
 
 @_operator(
@@ -380,13 +375,10 @@ def _clip_gradient(ctx, gradient):
 _differentiable("clip_boxes", _keep_what_stayed, _clip_gradient)
 
 
-@_operator(
+_operator(
     "box_iou(Tensor boxes1, Tensor boxes2, bool inclusive) -> Tensor",
     lambda boxes1, boxes2, inclusive: boxes1.new_empty((boxes1.shape[0], boxes2.shape[0])),
-)
-def _box_iou(boxes1, boxes2, inclusive):
-    return iou(boxes1, boxes2, inclusive)
-
+)(iou)
 
 for _name in ("encode_boxes", "decode_boxes", "box_iou"):
     _not_differentiable(_name)
@@ -400,12 +392,10 @@ def _unknown_size() -> Any:
     return torch.library.get_ctx().new_dynamic_size()
 
 
-@_operator(
+_operator(
     "nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, bool inclusive) -> Tensor",
     lambda boxes, *others: boxes.new_empty((_unknown_size(),), dtype=torch.int64),
-)
-def _nms(boxes, scores, idxs, iou_threshold, inclusive):
-    return kept(boxes, scores, idxs, iou_threshold, inclusive)
+)(kept)
 
 
 def _fake_nms_padded(boxes, scores, idxs, iou_threshold, max_output_size, inclusive):

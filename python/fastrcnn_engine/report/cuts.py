@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.evaluation.mistakes import FalsePositive, Mistakes
+from fastrcnn_engine.evaluation.mistakes import FalsePositive, MissedObject, Mistakes
 from fastrcnn_engine.report.draw import (
     Mark,
     detection_mark,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HIGHEST, OF_EACH_KIND = 24, 6  # false positives that are shown
 LARGEST = 12  # missed objects that are shown
+SIDE = 280  # the longer one of a picture, in pixels
 
 Window = tuple[int, int, int, int]  # x1, y1 and, outside, x2, y2 in pixels of the image
 
@@ -56,52 +57,43 @@ def shown_wrong(wrong: Sequence[FalsePositive]) -> list[FalsePositive]:
 
 
 def cut_wrong(
-    records: Sequence[ImageRecord],
-    classes: Sequence[str],
-    drawn: Drawn,
-    mistakes: Mistakes,
-    *,
-    size: int = 280,
+    records: Sequence[ImageRecord], classes: Sequence[str], drawn: Drawn, mistakes: Mistakes
 ) -> list[Cut]:
-    """The false positives to show (see shown_wrong), by falling score, with the object beside them.
-
-    size: of the longer side of a picture, in pixels.
-    """
-    by_id = {record.image_id: record for record in records}
-    cuts = []
-    for one in shown_wrong(mistakes.wrong):
-        record, found = by_id[one.image_id], drawn.detections[one.image_id]
-        match = drawn.result.matches[one.image_id]
-        marks, beside = [], ""
-        if one.truth is not None:
-            marks.append(truth_mark(record, match, one.truth))
-            beside = _overlap(classes[int(record.labels[one.truth]) - 1], one.iou)
-        marks.append(detection_mark(found, match, one.row))
-        name = detection_name(found, one.row, classes)
-        cuts.append(Cut(_picture(record, marks, size), name, one.kind, beside, one.image_id))
-    return cuts
+    """The false positives of shown_wrong, by falling score, with the object beside each."""
+    return _cuts(records, classes, drawn, shown_wrong(mistakes.wrong))
 
 
 def cut_missed(
+    records: Sequence[ImageRecord], classes: Sequence[str], drawn: Drawn, mistakes: Mistakes
+) -> list[Cut]:
+    """The LARGEST first of the missed objects, with the detection that overlaps each most."""
+    return _cuts(records, classes, drawn, mistakes.lost[:LARGEST])
+
+
+def _cuts(
     records: Sequence[ImageRecord],
     classes: Sequence[str],
     drawn: Drawn,
-    mistakes: Mistakes,
-    *,
-    size: int = 280,
+    mistakes: Sequence[FalsePositive | MissedObject],
 ) -> list[Cut]:
-    """The LARGEST first of the missed objects, with the detection that overlaps each most."""
     by_id = {record.image_id: record for record in records}
     cuts = []
-    for one in mistakes.lost[:LARGEST]:
+    for one in mistakes:
         record, found = by_id[one.image_id], drawn.detections[one.image_id]
         match = drawn.result.matches[one.image_id]
-        marks, beside = [truth_mark(record, match, one.truth)], ""
+        marks, names = [], []
+        if one.truth is not None:
+            marks.append(truth_mark(record, match, one.truth))
+            names.append(classes[int(record.labels[one.truth]) - 1])
         if one.row is not None:
             marks.append(detection_mark(found, match, one.row))
-            beside = _overlap(detection_name(found, one.row, classes), one.iou)
-        name = classes[int(record.labels[one.truth]) - 1]
-        cuts.append(Cut(_picture(record, marks, size), name, "", beside, one.image_id))
+            names.append(detection_name(found, one.row, classes))
+        kind = ""
+        if isinstance(one, FalsePositive):
+            kind = one.kind
+            names.reverse()  # the detection is the mistake, the object stands beside it
+        beside = _overlap(names[1], one.iou) if len(names) == 2 else ""
+        cuts.append(Cut(_picture(record, marks), names[0], kind, beside, one.image_id))
     return cuts
 
 
@@ -132,10 +124,10 @@ def draw_cut(image: np.ndarray, window: Window, marks: Sequence[Mark], size: int
     return draw_marks(piece, moved, width=max(round((right - left) * scale), 1))
 
 
-def _picture(record: ImageRecord, marks: Sequence[Mark], size: int) -> np.ndarray:
+def _picture(record: ImageRecord, marks: Sequence[Mark]) -> np.ndarray:
     image = load_image(record.image_path)
     window = window_around(np.array([mark.box for mark in marks]), *image.shape[:2])
-    return draw_cut(image, window, marks, size)
+    return draw_cut(image, window, marks, SIDE)
 
 
 def _overlap(name: str, iou: float) -> str:

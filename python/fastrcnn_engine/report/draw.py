@@ -58,15 +58,15 @@ def class_colour(label: int) -> Colour:
 
 
 def detection_marks(detections: Any, classes: Sequence[str]) -> list[Mark]:
-    """Detections in the colour of their class, labelled with class and score, weakest first.
-
-    The weakest come first because later marks cover earlier ones.
-    """
-    marks = [
-        Mark(tuple(box), class_colour(label), f"{classes[label - 1]} {score:.2f}")
-        for box, score, label in _rows(detections)
+    """Detections in the colour of their class, labelled with class and score, weakest first."""
+    return [
+        Mark(
+            tuple(detections.boxes[row].tolist()),
+            class_colour(int(detections.labels[row])),
+            detection_name(detections, row, classes),
+        )
+        for row in _weakest_first(detections)
     ]
-    return marks[::-1]
 
 
 def verdict_marks(
@@ -81,8 +81,7 @@ def verdict_marks(
     for row, label in enumerate(record.labels.tolist()):
         mark = truth_mark(record, match, row)
         marks.append(replace(mark, label=classes[label - 1]) if mark.colour == MISSED else mark)
-    order = np.argsort(-np.asarray(detections.scores), kind="stable")
-    for row in order[::-1].tolist():  # the strongest on top
+    for row in _weakest_first(detections):
         name = detection_name(detections, row, classes)
         marks.append(replace(detection_mark(detections, match, row), label=name))
     return marks
@@ -147,15 +146,13 @@ def draw_marks(
     return np.asarray(canvas)
 
 
-def picture_grid(pictures: Sequence[np.ndarray], *, columns: int = 3, gap: int = 8) -> np.ndarray:
-    """Pictures, (h, w, 3) uint8 each, in rows on white ground; each keeps its size."""
-    if not pictures or columns < 1:
-        raise ValueError(
-            f"needs at least one picture and one column, got {len(pictures)} pictures in {columns}"
-        )
+def picture_grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures, (h, w, 3) uint8 each, in rows of three on white ground; each keeps its size."""
+    if not pictures:
+        raise ValueError("needs at least one picture, got 0 pictures")
     cell_height = max(p.shape[0] for p in pictures)
     cell_width = max(p.shape[1] for p in pictures)
-    columns = min(columns, len(pictures))
+    columns, gap = min(3, len(pictures)), 8
     rows = -(-len(pictures) // columns)
     height = rows * (cell_height + gap) - gap
     grid = np.full((height, columns * (cell_width + gap) - gap, 3), 255, np.uint8)
@@ -166,13 +163,9 @@ def picture_grid(pictures: Sequence[np.ndarray], *, columns: int = 3, gap: int =
     return grid
 
 
-def _rows(detections: Any) -> list[tuple[list[float], float, int]]:
-    """(box, score, label) by falling score."""
-    order = np.argsort(-np.asarray(detections.scores), kind="stable")
-    boxes = np.asarray(detections.boxes)[order].tolist()
-    scores = np.asarray(detections.scores)[order].tolist()
-    labels = np.asarray(detections.labels)[order].tolist()
-    return list(zip(boxes, scores, labels, strict=True))
+def _weakest_first(detections: Any) -> list[int]:
+    """The rows by rising score, as later marks cover earlier ones."""
+    return np.argsort(-np.asarray(detections.scores), kind="stable")[::-1].tolist()
 
 
 @lru_cache(maxsize=16)

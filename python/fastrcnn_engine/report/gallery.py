@@ -22,6 +22,10 @@ from fastrcnn_engine.report.draw import Mark, class_colour, draw_marks, verdict_
 if TYPE_CHECKING:
     from fastrcnn_engine.data.records import Dataset, ImageRecord
 
+# How many pictures there are, and their width in pixels.
+GALLERY, GALLERY_WIDTH = 6, 640
+SAMPLES, SAMPLE_WIDTH = 9, 420
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -71,18 +75,13 @@ def drawn_at(
 
 
 def make_gallery(
-    records: Sequence[ImageRecord],
-    classes: Sequence[str],
-    drawn: Drawn,
-    *,
-    count: int = 6,
-    width: int = 640,
+    records: Sequence[ImageRecord], classes: Sequence[str], drawn: Drawn
 ) -> Gallery:
-    """Draws the `count` best and `count` worst images with their detections.
+    """Draws the GALLERY best and GALLERY worst images with their detections.
 
     Images are ranked by F1 = 2 right / (2 right + wrong + missed), ties by more objects found and
     then by their order; an image without objects and detections has F1 1. No image is shown twice:
-    a small set is split in halves. `width` is the width of the pictures in pixels.
+    a small set is split in halves.
     """
 
     def rank(record: ImageRecord) -> tuple[float, int]:
@@ -91,13 +90,13 @@ def make_gallery(
         return (2 * right / total if total else 1.0, right)
 
     ranked = sorted(records, key=rank, reverse=True)
-    best = min(count, (len(ranked) + 1) // 2)
-    worst = min(count, len(ranked) - best)
+    best = min(GALLERY, (len(ranked) + 1) // 2)
+    worst = min(GALLERY, len(ranked) - best)
 
     def show(record: ImageRecord) -> Shown:
         match = drawn.result.matches[record.image_id]
         marks = verdict_marks(record, drawn.detections[record.image_id], match, classes)
-        picture = draw_marks(load_image(record.image_path), marks, width=width)
+        picture = draw_marks(load_image(record.image_path), marks, width=GALLERY_WIDTH)
         return Shown(record.image_id, picture, *verdict_counts(record, match))
 
     return Gallery(
@@ -113,17 +112,16 @@ def verdict_counts(record: ImageRecord, match: ImageMatch) -> tuple[int, int, in
     return right, wrong, int((~match.found & ~record.difficult).sum())
 
 
-def sample_pictures(dataset: Dataset, *, count: int = 9, width: int = 420) -> list[np.ndarray]:
-    """Images from all over a data set with their objects drawn in, dashed where difficult.
+def sample_pictures(dataset: Dataset) -> list[np.ndarray]:
+    """SAMPLES images from all over a data set with their objects drawn in, dashed where difficult.
 
-    Images with objects come first, those that cannot be decoded are left out. `width` is that of
-    each picture, (h, w, 3) uint8.
+    Images with objects come first, those that cannot be decoded are left out. (h, w, 3) uint8 each.
     """
     pictures: list[np.ndarray] = []
-    step = max(len(dataset.records) // count, 1)
+    step = max(len(dataset.records) // SAMPLES, 1)
     spread = {record.image_id: record for record in [*dataset.records[::step], *dataset.records]}
     for record in sorted(spread.values(), key=lambda record: not len(record.boxes)):
-        if len(pictures) == count:
+        if len(pictures) == SAMPLES:
             break
         marks = [
             Mark(tuple(box), class_colour(label), dataset.classes[label - 1], bool(difficult))
@@ -132,7 +130,7 @@ def sample_pictures(dataset: Dataset, *, count: int = 9, width: int = 420) -> li
             )
         ]
         try:
-            pictures.append(draw_marks(load_image(record.image_path), marks, width=width))
+            pictures.append(draw_marks(load_image(record.image_path), marks, width=SAMPLE_WIDTH))
         except (OSError, ValueError):
             continue
     return pictures

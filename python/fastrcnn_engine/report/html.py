@@ -18,9 +18,8 @@ from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.mistakes import KINDS, Mistakes
 from fastrcnn_engine.evaluation.voc import ClassResult, VOCResult
 from fastrcnn_engine.report.cuts import HIGHEST, OF_EACH_KIND, Cut
-from fastrcnn_engine.report.draw import class_colour
 from fastrcnn_engine.report.gallery import Drawn, Gallery, Shown
-from fastrcnn_engine.report.plots import curves_svg, precision_recall_svg
+from fastrcnn_engine.report.plots import curves_svg, hex_colour, precision_recall_svg
 from fastrcnn_engine.report.pooled import RIGHT_ONES, WRONG_ONES, Looked
 from fastrcnn_engine.report.style import CSS
 
@@ -222,7 +221,7 @@ def _class_row(
     label: int, one: ClassResult, at: ClassResult, averages: Sequence[float | None]
 ) -> str:
     ap, *others = averages
-    bar = f'<i style="width:{100 * (ap or 0):.1f}%;background:{_colour(label)}"></i>'
+    bar = f'<i style="width:{100 * (ap or 0):.1f}%;background:{hex_colour(label)}"></i>'
     cells = _cells(
         *map(number, others),
         one.npos,
@@ -231,7 +230,7 @@ def _class_row(
         number(_ratio(at.tp, at.npos)),
     )
     return (
-        f'<tr><td><i class="dot" style="background:{_colour(label)}"></i>{escape(one.name)}</td>'
+        f'<tr><td><i class="dot" style="background:{hex_colour(label)}"></i>{escape(one.name)}</td>'
         f'<td class="bar">{bar}</td><td><b>{number(ap)}</b></td>{cells}</tr>'
     )
 
@@ -263,7 +262,7 @@ def _mistakes(mistakes: Mistakes | None, drawn: Drawn) -> str:
     if mistakes is None:
         return ""
     kinds = "".join(
-        f'<tr><td><i class="dot" style="background:{_colour(label)}"></i>{escape(name)}</td>'
+        f'<tr><td><i class="dot" style="background:{hex_colour(label)}"></i>{escape(name)}</td>'
         f"{_cells(one.tp, *counts, missed)}</tr>"
         for label, (name, one, counts, missed) in enumerate(
             zip(
@@ -498,10 +497,6 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def _cells(*values: Any) -> str:
     return "".join(f"<td>{value}</td>" for value in values)
-
-
-def _colour(label: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*class_colour(label))
 
 
 def _ratio(part: int, whole: int) -> float | None:

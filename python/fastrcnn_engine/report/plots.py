@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastrcnn_engine.evaluation.voc import ClassResult
-from fastrcnn_engine.report.draw import Colour, class_colour
+from fastrcnn_engine.report.draw import class_colour
 from fastrcnn_engine.report.style import spelt_out
 
 _INK = "#334155"
@@ -36,7 +36,7 @@ def precision_recall_svg(result: ClassResult, label: int, *, score: float | None
 
     label: 1..K, for the colour. score: marks the point reached by the detections at or above it.
     """
-    colour = _hex(class_colour(label))
+    colour = hex_colour(label)
     with _axes(3.4, 2.7) as (axes, svg):
         if len(result.recall) and result.npos:
             envelope = np.maximum.accumulate(result.precision[::-1])[::-1]
@@ -112,7 +112,7 @@ def runs_svg(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> str:
 
 def run_colour(place: int) -> str:
     """The colour of the first, second, ... run of a comparison, for a style sheet."""
-    return _hex(class_colour(place + 1))
+    return hex_colour(place + 1)
 
 
 def sizes_svg(sizes: Mapping[int, np.ndarray], classes: Sequence[str]) -> str:
@@ -129,7 +129,7 @@ def sizes_svg(sizes: Mapping[int, np.ndarray], classes: Sequence[str]) -> str:
             labels = list(sizes)
             axes.hist(
                 [sizes[label] for label in labels], edges, stacked=True,
-                color=[_hex(class_colour(label)) for label in labels],
+                color=[hex_colour(label) for label in labels],
                 label=[_legend(classes[label - 1]) for label in labels],
             )  # fmt: skip
             axes.set_xscale("log", base=2)
@@ -163,10 +163,11 @@ def _axes(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
         svg.append(buffer.getvalue())
 
 
+def hex_colour(label: int) -> str:
+    """The colour of class `label`, as a style sheet and matplotlib take it."""
+    return "#{:02x}{:02x}{:02x}".format(*class_colour(label))
+
+
 def _legend(name: str) -> str:
     """A name for a legend: matplotlib reads $ as mathematics and leaves out what begins with _."""
     return " " * name.startswith("_") + spelt_out(name).replace("$", r"\$")
-
-
-def _hex(colour: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastrcnn_engine.data.records import ImageRecord
 
 RIGHT_ONES, WRONG_ONES = 8, 4  # detections that are looked into
+SIDE = 320  # the longer one of a picture, in pixels
 # From the fewest maxima to the most: laid over a darkened photo ever less transparent.
 DARKENED, LINES = 0.4, 150
 HEAT = np.array([[190, 30, 30], [250, 140, 20], [255, 225, 80]], np.float64)
@@ -73,13 +74,10 @@ def look(
     classes: Sequence[str],
     roi: Sequence[float],
     pooled: PooledRoI,
-    *,
-    size: int = 320,
 ) -> Looked:
     """Draws what was pooled from an image, (H, W, 3) uint8, for one detection.
 
     roi: x1 y1 x2 y2 of its proposal in pixels of the image. pooled: of that very RoI.
-    size: of the longer side of a picture, in pixels.
     """
     found = drawn.detections[image_id]
     mark = detection_mark(found, drawn.result.matches[image_id], row)
@@ -87,10 +85,10 @@ def look(
     cells = np.concatenate([pooled.bins[:, :2] - 0.5, pooled.bins[:, 2:] + 0.5], axis=1)
     boxes = np.array([mark.box, outline.box])
     window = window_around(np.concatenate([boxes, cells * pooled.cell]), *image.shape[:2])
-    photo = draw_cut(image, window, [outline, mark], size)
+    photo = draw_cut(image, window, [outline, mark], SIDE)
     return Looked(
         photo=photo,
-        heat=draw_heat(draw_cut(image, window, [], size), window, pooled, roi),
+        heat=draw_heat(draw_cut(image, window, [], SIDE), window, pooled, roi),
         name=detection_name(found, row, classes),
         verdict=verdict,
         image_id=image_id,

@@ -78,17 +78,8 @@ FRCNN_HD AreaRange<T> overlapping_areas(T area, T threshold) {
   return {area * threshold * T(0.999), area / threshold * T(1.001)};
 }
 
-// Falling score, then rising index; NaN scores last.
-template <typename T>
-FRCNN_HD bool ranks_before(T score_a, int64_t index_a, T score_b, int64_t index_b) {
-  const bool nan_a = score_a != score_a, nan_b = score_b != score_b;
-  if (nan_a != nan_b) return nan_b;
-  if (!nan_a && score_a != score_b) return score_a > score_b;
-  return index_a < index_b;
-}
-
-// Rising keys are falling scores, equal keys equal scores: the order of ranks_before for sorting by
-// digits. Not for NaN.
+// Rising keys are falling scores, equal keys equal scores, for sorting by digits; of equal ones the
+// lower index comes first. Not for NaN.
 template <typename T>
 using RankKey = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
 template <typename T>
