@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CPP_SUFFIXES = {".h", ".hpp", ".cuh", ".cpp", ".cu"}
 
 # Python rooms, lowest first. A room imports itself, lower rooms, and its neighbours.
-# The modules beside the rooms, and commands/, serve the command line and belong to it.
+# The other modules beside the rooms, and commands/, serve the command line and belong to it.
 LEVELS = {
+    "files": 0,
     "ops": 0,
     "models": 1,
     "data": 1,
@@ -277,6 +278,7 @@ PLANTED = [
     ("python/fastrcnn_engine/report/a.py", "from fastrcnn_engine.cli import main\n",
      "stands above"),
     ("python/fastrcnn_engine/__init__.py", "from .training import loop\n", "stands above"),
+    ("python/fastrcnn_engine/files.py", "from fastrcnn_engine.data import voc\n", "stands above"),
     ("python/fastrcnn_engine/ops/a.py", "import math\ny = math.floor(2.5)\n", "outside semantics"),
     ("python/fastrcnn_engine/attic/a.py", "import math\n", "no place among"),
     ("tests/reference/a.py", "import torch\n", "reference imports torch"),

@@ -23,10 +23,10 @@ from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.files import is_alone, write_row
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import detection_rows, read_json, write_json
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files
-from fastrcnn_engine.training.log import is_alone, write_row
 
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
 # A part of Parquet is written after so many images, or seconds: a kill costs no more than these.

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from fastrcnn_engine.files import alone_in
 from fastrcnn_engine.training import load_checkpoint, load_network, loop, train
-from fastrcnn_engine.training.log import TrainLog, alone_in
+from fastrcnn_engine.training.log import TrainLog
 
 from .small import assert_same_checkpoint, lines_of, own_network
 

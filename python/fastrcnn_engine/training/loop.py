@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.files import alone_in
 from fastrcnn_engine.models import (
     NETWORKS,
     FastRCNN,
@@ -40,7 +41,7 @@ from fastrcnn_engine.training.config import (
 )
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
 from fastrcnn_engine.training.interrupt import Interrupt, Stopped
-from fastrcnn_engine.training.log import Meter, TrainLog, alone_in, summary_writer
+from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
 from fastrcnn_engine.training.resume import checked_to_resume, data_fingerprint, resume, start_from
 from fastrcnn_engine.training.sampling import build_roidb
