@@ -2,18 +2,77 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+@contextmanager
+def whole_file(path: Path, *, replace_link: bool = False) -> Iterator[BinaryIO]:
+    """A file for the block to write. At its end it is on the disk in place of `path`; after an
+    exception `path` is what it was. Makes the folder.
+
+    Where a link is, what it leads to is replaced, or with `replace_link` the link. Raises OSError
+    that names the file where it cannot be written.
+    """
+    if not replace_link:
+        path = Path(os.path.realpath(path))
+    partial = path.with_name(f"{_begin(path)}{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.strerror is None or error.filename not in (None, str(partial)):
+            raise  # it says already what it is about
+        left = "; what was there is untouched" if path.is_file() else ""
+        raise OSError(f"cannot write {path}: {error.strerror}{left}") from error
+    finally:
+        with suppress(OSError):  # it has its name, or the disk is gone
+            partial.unlink()
+    with suppress(OSError):  # Windows
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, is on the disk
+        finally:
+            os.close(folder)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """As `whole_file`. Text is written in UTF-8; of a file name in it that is not UTF-8 the bytes
+    are spelt out.
+    """
+    with whole_file(path) as file:
+        text = isinstance(content, str)
+        file.write(content.encode("utf-8", "backslashreplace") if text else content)
+
+
+def forget_unfinished(path: Path) -> None:
+    """Takes away what was left of `path` where its writing was killed, an hour ago or more."""
+    for partial in path.parent.glob(f"{glob.escape(_begin(path))}*.partial"):
+        with suppress(OSError):  # another process was quicker
+            if time.time() - partial.stat().st_mtime > 3600:  # nobody is writing it any more
+                partial.unlink()
+
+
+def _begin(path: Path) -> str:
+    # Readers of a folder pass over a dot. Cut, as the longest of names must have room.
+    return f".{path.name[-50:]}."
 
 
 def write_row(file: FileIO, row: dict[str, Any], name: str) -> None:

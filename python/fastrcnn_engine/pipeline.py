@@ -30,6 +30,7 @@ from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.pooled import where_pooled
 from fastrcnn_engine.evaluation.voc import Metric, VOCResult, evaluate_voc
+from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report.compare import RunFiles
@@ -37,7 +38,7 @@ from fastrcnn_engine.report.cuts import cut_missed, cut_wrong
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import Drawn, drawn_at, make_gallery
-from fastrcnn_engine.report.html import Report, write_report, write_whole
+from fastrcnn_engine.report.html import Report, write_report
 from fastrcnn_engine.report.pooled import Looked, look, to_look_into
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files, shard_of
 from fastrcnn_engine.training.distributed import Processes

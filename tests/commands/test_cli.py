@@ -24,7 +24,7 @@ from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
-from fastrcnn_engine.report.html import write_whole
+from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.training.log import TrainLog
 
 from .steps import failure, nothing_is_begun, run

@@ -84,6 +84,17 @@ def test_killed_at_any_moment_a_run_ends_as_if_nothing_had_happened(voc, tmp_pat
     assert names == {p.name for p in killed.iterdir() if not p.name.endswith(".partial")}
 
 
+def test_the_next_run_takes_away_what_a_killed_one_left(voc):
+    voc.output.mkdir()
+    names = ("checkpoint.pt", "best.pt", "log.jsonl")
+    left = [voc.output / f".{name}.0123abcd.partial" for name in names]
+    for path in left:
+        path.touch()
+        os.utime(path, (0, 0))
+    run(replace(voc, iterations=2))
+    assert not [path for path in left if path.exists()]
+
+
 @pytest.fixture
 def file_size():
     """Sets how large a file may become; to whoever writes it looks like a full disk."""

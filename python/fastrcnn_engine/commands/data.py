@@ -22,11 +22,12 @@ from fastrcnn_engine.data.proposals import (
     write_proposals,
 )
 from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.options import CheckData, Proposals, Search
 from fastrcnn_engine.pipeline import RECALL_THRESHOLDS, search_datasets, write_json
 from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.gallery import sample_pictures
-from fastrcnn_engine.report.html import number, write_whole
+from fastrcnn_engine.report.html import number
 from fastrcnn_engine.report.plots import sizes_svg
 from fastrcnn_engine.shards import WHOLE
 

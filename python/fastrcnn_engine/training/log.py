@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastrcnn_engine.files import write_row
+from fastrcnn_engine.files import whole_file, write_row
 
 
 def summary_writer() -> type:
@@ -33,11 +33,9 @@ class TrainLog:
 
     def __init__(self, path: Path, start: int, *, tensorboard: bool = False):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         lines = _lines_until(path, start)
-        partial.write_bytes(b"".join(lines))
-        os.replace(partial, path)
+        with whole_file(path, replace_link=True) as file:
+            file.writelines(lines)
         self.events = None
         if tensorboard:
             folder = path.with_name("tensorboard")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.files import alone_in
+from fastrcnn_engine.files import alone_in, forget_unfinished
 from fastrcnn_engine.models import (
     NETWORKS,
     FastRCNN,
@@ -276,6 +276,8 @@ def _train(
     with ExitStack() as stack:
         if first:
             stack.enter_context(alone_in(config.output))
+            for path in (checkpoint, config.output / "best.pt", log):
+                forget_unfinished(path)
         if config.resume:
             # Read once the folder is this run's: another may write its last checkpoint until then.
             processes.gathered(None)

@@ -1,0 +1,139 @@
+"""What every writer of a file promises, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from fastrcnn_engine import bulk, pipeline
+from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
+from fastrcnn_engine.files import forget_unfinished, whole_file, write_whole
+from fastrcnn_engine.models import build_network
+from fastrcnn_engine.training import save_checkpoint
+from fastrcnn_engine.training.log import TrainLog
+
+MODEL = build_network("tiny", ["cat"]).eval()
+
+
+def write_log(path):
+    with TrainLog(path, 0):
+        pass
+
+
+WRITERS = {
+    "page.html": lambda path: write_whole(path, "<p>"),
+    "metrics.json": lambda path: pipeline.write_json(path, {"mAP": 1}),
+    "proposals.npz": lambda path: write_proposals(path, [("a", np.zeros((1, 4)))]),
+    "checkpoint.pt": lambda path: save_checkpoint(path, MODEL),
+    "log.jsonl": write_log,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(name, tmp_path, monkeypatch):
+    path, write = tmp_path / "new" / name, WRITERS[name]
+    write(path)
+    whole = path.read_bytes()
+    assert list(path.parent.iterdir()) == [path]
+    path.write_text("old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        write(path)
+    told = f"cannot write {path}: No space left on device; what was there is untouched"
+    assert str(error.value) == told
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    monkeypatch.undo()
+    write(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_part_of_parquet_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    parts = bulk.ParquetParts(tmp_path / "parts")
+    parts.add({"image": "a", "error": "none"})
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt), parts:
+        pass
+    assert not list((tmp_path / "parts").iterdir())
+    monkeypatch.undo()
+    with parts:
+        pass
+    assert bulk.ParquetParts(tmp_path / "parts").known == {"a"}
+
+
+def test_what_goes_wrong_for_another_reason_is_told_as_it_is(tmp_path):
+    path = tmp_path / "file"
+    for error in (ValueError("no"), FileNotFoundError("a.jpg: no such image file"),
+                  PermissionError(errno.EACCES, "no", "other")):  # fmt: skip
+        with pytest.raises(type(error)) as raised, whole_file(path) as file:
+            file.write(b"half")
+            raise error
+        assert raised.value is error and not list(tmp_path.iterdir())
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "file"
+    contents = [bytes([65 + i]) * 300_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_whole(path, content), contents))
+    assert path.read_bytes() in contents and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "\u00fc" * 127, "a[b]*.npz"])
+def test_any_name_will_do(name, tmp_path):
+    write_whole(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from fastrcnn_engine.files import whole_file
+
+with whole_file(pathlib.Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_leaves_is_no_image_and_is_taken_away_in_time(tmp_path):
+    path, other = tmp_path / "a[1].png", tmp_path / ".a[1].png.of-somebody"
+    for one in (path, other):
+        one.write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)])
+    assert done.returncode == -signal.SIGKILL and path.read_text() == "old"
+    (left,) = set(tmp_path.iterdir()) - {path, other}
+    assert left.name.startswith(".a[1].png.") and left.read_text() == "half"
+    assert pipeline.expand_folders([tmp_path]) == [path]
+    forget_unfinished(path)
+    assert left.exists()  # another process may be writing it
+    hours_ago = time.time() - 2 * 3600
+    for one in (left, other):
+        os.utime(one, (hours_ago, hours_ago))
+    forget_unfinished(tmp_path / "a1.png")
+    assert left.exists()
+    forget_unfinished(path)
+    assert set(tmp_path.iterdir()) == {path, other}
+
+
+def test_the_next_search_takes_away_what_a_killed_one_left(tmp_path):
+    left = tmp_path / ".p.npz.0123abcd.partial"
+    left.touch()
+    os.utime(left, (0, 0))
+    compute_proposals([], tmp_path / "p.npz", Search("grid"), progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
