@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fastrcnn_engine.data.proposals import Search, compute_proposals, write_prop
 from fastrcnn_engine.files import forget_unfinished, whole_file, write_whole
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.training import save_checkpoint
+from fastrcnn_engine.training.checkpoint import keep_checkpoints
 from fastrcnn_engine.training.log import TrainLog
 
 MODEL = build_network("tiny", ["cat"]).eval()
@@ -137,3 +139,18 @@ def test_the_next_search_takes_away_what_a_killed_one_left(tmp_path):
     os.utime(left, (0, 0))
     compute_proposals([], tmp_path / "p.npz", Search("grid"), progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_a_link_to_the_checkpoint_of_another_run_leaves_that_one_alone(tmp_path):
+    first, second = tmp_path / "first/checkpoint.pt", tmp_path / "second/checkpoint.pt"
+    save_checkpoint(first, MODEL, iteration=1)
+    before = first.read_bytes()
+    second.parent.mkdir()
+    second.symlink_to(first)
+    keep_checkpoints(second, 1, keep=2)
+    save_checkpoint(second, MODEL, iteration=2)
+    keep_checkpoints(second, 2, keep=2)
+    assert first.read_bytes() == before != second.read_bytes()
+    save_checkpoint(first, MODEL, iteration=3)
+    kept = [Path(second.parent, f"checkpoint-{i}.pt").read_bytes() for i in (1, 2)]
+    assert kept == [before, second.read_bytes()]

@@ -61,7 +61,7 @@ def keep_checkpoints(path: Path, iteration: int, keep: int) -> None:
     kept = path.with_name(f"{path.stem}-{iteration}{path.suffix}")
     kept.unlink(missing_ok=True)  # of the same iteration, by a run that was killed after it
     try:
-        os.link(path, kept)  # the checkpoint is never written to again, only replaced
+        os.link(path.resolve(), kept)  # what is there is never written to again, only replaced
     except OSError:  # a file system without links
         with whole_file(kept) as file, open(path, "rb") as checkpoint:
             shutil.copyfileobj(checkpoint, file)
