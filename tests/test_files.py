@@ -16,6 +16,7 @@ import pytest
 
 from fastrcnn_engine import bulk, pipeline
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
+from fastrcnn_engine.evaluation.export import export_onnx
 from fastrcnn_engine.files import forget_unfinished, whole_file, write_whole
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.training import save_checkpoint
@@ -34,6 +35,7 @@ WRITERS = {
     "page.html": lambda path: write_whole(path, "<p>"),
     "metrics.json": lambda path: pipeline.write_json(path, {"mAP": 1}),
     "proposals.npz": lambda path: write_proposals(path, [("a", np.zeros((1, 4)))]),
+    "detector.onnx": lambda path: export_onnx(MODEL, path),
     "checkpoint.pt": lambda path: save_checkpoint(path, MODEL),
     "log.jsonl": write_log,
 }

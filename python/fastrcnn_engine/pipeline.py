@@ -30,7 +30,7 @@ from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.pooled import where_pooled
 from fastrcnn_engine.evaluation.voc import Metric, VOCResult, evaluate_voc
-from fastrcnn_engine.files import write_whole
+from fastrcnn_engine.files import whole_file, write_whole
 from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report.compare import RunFiles
@@ -175,14 +175,14 @@ def evaluate_and_report(
         mistakes = find_mistakes(dataset.records, dataset.classes, drawn.detections, drawn.result)
         wrong = cut_wrong(dataset.records, dataset.classes, drawn, mistakes)
         missed = cut_missed(dataset.records, dataset.classes, drawn, mistakes)
-        run.out.mkdir(parents=True, exist_ok=True)
         # A sheet with all classes in their colours, for a README or a slide.
         sheet = [record for record in dataset.records if len(record.boxes)][:9]
         if sheet:
             pictures = [
                 draw_detections(r.image_path, drawn.detections[r.image_id], dataset) for r in sheet
             ]
-            Image.fromarray(picture_grid(pictures)).save(run.out / "detections.jpg", quality=90)
+            with whole_file(run.out / "detections.jpg") as file:
+                Image.fromarray(picture_grid(pictures)).save(file, format="JPEG", quality=90)
     with run.timed("looking into RoI pooling"):
         looked = look_into_pooling(model, dataset, store, drawn, mistakes)
     run.settings["Proposals"] = {
@@ -360,7 +360,8 @@ def detect_files(
         drawn = _free_name(out, path.stem, taken)
         taken.add(drawn.resolve())
         picture = draw_marks(image, detection_marks(found, model.classes))
-        Image.fromarray(picture).save(drawn, quality=92, comment=DRAWN)
+        with whole_file(drawn) as file:
+            Image.fromarray(picture).save(file, format="JPEG", quality=92, comment=DRAWN)
         results.append((path, drawn, found))
     content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
     write_json(out / "detections.json", content)
