@@ -126,9 +126,7 @@ class ParquetParts:
         with whole_file(part) as file:
             self.arrow.parquet.write_table(table, file)
             if part.exists():
-                raise FileExistsError(
-                    f"{part} is there already: another run works on the same part"
-                )
+                raise FileExistsError(f"{part} is there: another run works on the same part")
         self.next += 1
         self._start()
 

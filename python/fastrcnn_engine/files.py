@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -29,7 +27,7 @@ def whole_file(path: Path, *, replace_link: bool = False) -> Iterator[BinaryIO]:
     """
     if not replace_link:
         path = Path(os.path.realpath(path))
-    partial = path.with_name(f"{_begin(path)}{uuid.uuid4().hex[:8]}.partial")
+    partial = path.with_name(f"{_begin(path)}{os.urandom(4).hex()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "xb") as file:
@@ -54,9 +52,7 @@ def whole_file(path: Path, *, replace_link: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """As `whole_file`. Text is written in UTF-8; of a file name in it that is not UTF-8 the bytes
-    are spelt out.
-    """
+    """As `whole_file`, text in UTF-8; of a file name in it that is not, the bytes are spelt out."""
     with whole_file(path) as file:
         text = isinstance(content, str)
         file.write(content.encode("utf-8", "backslashreplace") if text else content)
@@ -64,9 +60,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def forget_unfinished(path: Path) -> None:
     """Takes away what was left of `path` where its writing was killed, an hour ago or more."""
-    for partial in path.parent.glob(f"{glob.escape(_begin(path))}*.partial"):
+    for partial in path.parent.glob(".*.partial"):
         with suppress(OSError):  # another process was quicker
-            if time.time() - partial.stat().st_mtime > 3600:  # nobody is writing it any more
+            old = time.time() - partial.stat().st_mtime > 3600  # nobody is writing it any more
+            if old and partial.name.startswith(_begin(path)):
                 partial.unlink()
 
 
