@@ -63,6 +63,25 @@ def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(name, tmp_pa
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_who_may_read_and_write_a_file_stays(name, tmp_path):
+    path = tmp_path / name
+    for mode in (0o664, 0o600):
+        path.touch()
+        path.chmod(mode)
+        WRITERS[name](path)
+        assert path.stat().st_mode & 0o777 == mode and path.stat().st_size + (name == "log.jsonl")
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, "page")
+    assert os.read(reader, 10) == b"page" and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    os.close(reader)
+
+
 def test_a_part_of_parquet_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     parts = bulk.ParquetParts(tmp_path / "parts")
     parts.add({"image": "a", "error": "none"})
@@ -141,6 +160,16 @@ def test_the_next_search_takes_away_what_a_killed_one_left(tmp_path):
     os.utime(left, (0, 0))
     compute_proposals([], tmp_path / "p.npz", Search("grid"), progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+
+
+@pytest.mark.parametrize("name", sorted(set(WRITERS) - {"checkpoint.pt", "log.jsonl"}))
+def test_what_a_link_leads_to_is_written(name, tmp_path):
+    path = tmp_path / name
+    path.symlink_to(tmp_path / "elsewhere" / name)
+    for _ in range(2):
+        WRITERS[name](path)
+        assert path.is_symlink() and path.stat().st_size
+    assert len(list(tmp_path.rglob(f"*{name}*"))) == 2
 
 
 def test_a_link_to_the_checkpoint_of_another_run_leaves_that_one_alone(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,18 +20,24 @@ except ImportError:  # Windows
 
 @contextmanager
 def whole_file(path: Path, *, replace_link: bool = False) -> Iterator[BinaryIO]:
-    """A file for the block to write. At its end it is on the disk in place of `path`; after an
-    exception `path` is what it was. Makes the folder.
+    """A file for the block to write. At its end it is on the disk in place of `path`, with the same
+    permissions; after an exception `path` is what it was. Makes the folder.
 
     Where a link is, what it leads to is replaced, or with `replace_link` the link. Raises OSError
     that names the file where it cannot be written.
     """
+    if path.exists() and not path.is_file():  # such as /dev/stdout, which nothing must replace
+        with open(path, "wb") as file:
+            yield file
+        return
     if not replace_link:
         path = Path(os.path.realpath(path))
     partial = path.with_name(f"{_begin(path)}{os.urandom(4).hex()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "xb") as file:
+            with suppress(OSError):  # there is none, or its file system has no permissions
+                shutil.copymode(path, partial)
             yield file
             file.flush()
             os.fsync(file.fileno())
