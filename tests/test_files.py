@@ -185,3 +185,13 @@ def test_a_link_to_the_checkpoint_of_another_run_leaves_that_one_alone(tmp_path)
     save_checkpoint(first, MODEL, iteration=3)
     kept = [Path(second.parent, f"checkpoint-{i}.pt").read_bytes() for i in (1, 2)]
     assert kept == [before, second.read_bytes()]
+
+
+def test_a_link_to_the_log_of_another_run_leaves_that_one_alone(tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text('{"iteration": 1}\n{"iteration": 2}\n')
+    second.symlink_to(first)
+    with TrainLog(second, 1) as log:
+        log.write({"iteration": 2, "loss": 0.5})
+    assert first.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
+    assert second.read_text() == '{"iteration": 1}\n{"iteration": 2, "loss": 0.5}\n'
