@@ -7,7 +7,6 @@ x1, y1, x2, y2, or {"image": path, "error": why} for a file that is missing or n
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +22,10 @@ from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.files import is_alone, whole_file, write_row
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import detection_rows, read_json, write_json
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files
-from fastrcnn_engine.training.log import is_alone, write_row
 
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
 # A part of Parquet is written after so many images, or seconds: a kill costs no more than these.
@@ -123,21 +122,11 @@ class ParquetParts:
 
     def _write(self) -> None:
         part = self._part(f"{self.next:05}")
-        # Readers of a folder pass over a dot. The process: another run may work on the same part.
-        unfinished = part.with_name(f".{part.name}.{os.getpid()}.tmp")
         table = self.arrow.Table.from_batches(self.rows).combine_chunks()
-        try:
-            with open(unfinished, "wb") as file:
-                self.arrow.parquet.write_table(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise OSError(f"cannot write {part}: {error.strerror or error}") from error
-        if part.exists():
-            unfinished.unlink()
-            raise FileExistsError(f"{part} is there already: another run works on the same part")
-        os.replace(unfinished, part)
+        with whole_file(part) as file:
+            self.arrow.parquet.write_table(table, file)
+            if part.exists():
+                raise FileExistsError(f"{part} is there: another run works on the same part")
         self.next += 1
         self._start()
 

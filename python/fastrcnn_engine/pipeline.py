@@ -30,6 +30,7 @@ from fastrcnn_engine.evaluation.mistakes import KINDS, Mistakes, find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.pooled import where_pooled
 from fastrcnn_engine.evaluation.voc import Metric, VOCResult, evaluate_voc
+from fastrcnn_engine.files import whole_file, write_whole
 from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.report.compare import RunFiles
@@ -37,7 +38,7 @@ from fastrcnn_engine.report.cuts import cut_missed, cut_wrong
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import Drawn, drawn_at, make_gallery
-from fastrcnn_engine.report.html import Report, write_report, write_whole
+from fastrcnn_engine.report.html import Report, write_report
 from fastrcnn_engine.report.pooled import Looked, look, to_look_into
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files, shard_of
 from fastrcnn_engine.training.distributed import Processes
@@ -188,14 +189,14 @@ def evaluate_and_report(
         mistakes = find_mistakes(dataset.records, dataset.classes, drawn.detections, drawn.result)
         wrong = cut_wrong(dataset.records, dataset.classes, drawn, mistakes)
         missed = cut_missed(dataset.records, dataset.classes, drawn, mistakes)
-        run.out.mkdir(parents=True, exist_ok=True)
         # A sheet with all classes in their colours, for a README or a slide.
         sheet = [record for record in dataset.records if len(record.boxes)][:9]
         if sheet:
             pictures = [
                 draw_detections(r.image_path, drawn.detections[r.image_id], dataset) for r in sheet
             ]
-            Image.fromarray(picture_grid(pictures)).save(run.out / "detections.jpg", quality=90)
+            with whole_file(run.out / "detections.jpg") as file:
+                Image.fromarray(picture_grid(pictures)).save(file, format="JPEG", quality=90)
     with run.timed("looking into RoI pooling"):
         looked = look_into_pooling(model, dataset, store, drawn, mistakes)
     run.settings["Proposals"] = {
@@ -373,7 +374,8 @@ def detect_files(
         drawn = _free_name(out, path.stem, taken)
         taken.add(drawn.resolve())
         picture = draw_marks(image, detection_marks(found, model.classes))
-        Image.fromarray(picture).save(drawn, quality=92, comment=DRAWN)
+        with whole_file(drawn) as file:
+            Image.fromarray(picture).save(file, format="JPEG", quality=92, comment=DRAWN)
         results.append((path, drawn, found))
     content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
     write_json(out / "detections.json", content)

@@ -17,6 +17,7 @@ import sys
 from typing import get_args
 
 import pytest
+from PIL import Image
 
 from data.coco_files import annotation, write_instances, write_picture
 from fastrcnn_engine import cli, options, pipeline
@@ -26,7 +27,7 @@ from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
-from fastrcnn_engine.report.html import write_whole
+from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.training.log import TrainLog
 
 from .steps import failure, nothing_is_begun, run
@@ -257,6 +258,28 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=r"cannot write .*page\.html: No space left on device"):
             write(path, "new")
     assert [one.read_text() for one in path.parent.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("command", ["check-data", "detect", "eval"])
+def test_a_picture_is_written_whole_or_not_at_all(
+    command, drawn, trained, capsys, tmp_path, monkeypatch
+):
+    save = Image.Image.save
+
+    def full(image, file, **options):  # a disk, told late
+        save(image, file, **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    arguments, name = {
+        "check-data": (("--data", drawn, "--split", "test"), "samples.jpg"),
+        "detect": ((drawn / "JPEGImages/test_0000.jpg", "--checkpoint", trained),
+                   "test_0000-detections.jpg"),
+        "eval": (("--checkpoint", trained, "--split", "test"), "detections.jpg"),
+    }[command]  # fmt: skip
+    monkeypatch.setattr(Image.Image, "save", full)
+    line = failure(capsys, command, *arguments, "--out", tmp_path / "out")
+    assert f"cannot write {tmp_path / 'out' / name}: No space left on device" in line
+    assert not list((tmp_path / "out").glob("*.jpg*"))
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

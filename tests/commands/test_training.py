@@ -17,10 +17,10 @@ from fastrcnn_engine.commands import training
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
+from fastrcnn_engine.files import alone_in
 from fastrcnn_engine.pipeline import read_log, search_datasets
 from fastrcnn_engine.training import loop, resume
 from fastrcnn_engine.training.interrupt import Stopped
-from fastrcnn_engine.training.log import alone_in
 
 from .steps import failure, metrics_of, nothing_is_begun, run
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fastrcnn_engine.files import alone_in, write_row
 from fastrcnn_engine.training import load_checkpoint, load_network, loop, train
-from fastrcnn_engine.training.log import Meter, TrainLog, alone_in, write_row
+from fastrcnn_engine.training.log import Meter, TrainLog
 
 from .small import assert_same_checkpoint, lines_of, own_network
 
@@ -82,6 +83,17 @@ def test_killed_at_any_moment_a_run_ends_as_if_nothing_had_happened(voc, tmp_pat
     assert names == {path.name for path in whole.iterdir()}
     # What was being written when the last kill came may still lie there; nothing reads it.
     assert names == {p.name for p in killed.iterdir() if not p.name.endswith(".partial")}
+
+
+def test_the_next_run_takes_away_what_a_killed_one_left(voc):
+    voc.output.mkdir()
+    names = ("checkpoint.pt", "best.pt", "log.jsonl")
+    left = [voc.output / f".{name}.0123abcd.partial" for name in names]
+    for path in left:
+        path.touch()
+        os.utime(path, (0, 0))
+    run(replace(voc, iterations=2))
+    assert not [path for path in left if path.exists()]
 
 
 @pytest.fixture

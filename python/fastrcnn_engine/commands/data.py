@@ -22,11 +22,12 @@ from fastrcnn_engine.data.proposals import (
     write_proposals,
 )
 from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.files import whole_file, write_whole
 from fastrcnn_engine.options import CheckData, Proposals, SearchOptions
 from fastrcnn_engine.pipeline import RECALL_THRESHOLDS, search_datasets, write_json
 from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.gallery import sample_pictures
-from fastrcnn_engine.report.html import number, write_whole
+from fastrcnn_engine.report.html import number
 from fastrcnn_engine.report.plots import sizes_svg
 from fastrcnn_engine.shards import WHOLE
 
@@ -49,7 +50,8 @@ def check_data(options: CheckData) -> None:
     write_whole(options.out / "sizes.svg", sizes_svg(sizes, names))
     samples = sample_pictures(check.dataset)
     if samples:
-        Image.fromarray(picture_grid(samples)).save(options.out / "samples.jpg", quality=88)
+        with whole_file(options.out / "samples.jpg") as file:
+            Image.fromarray(picture_grid(samples)).save(file, format="JPEG", quality=88)
     count = sum(map(len, check.errors.values()))
     console.print(
         f"images read: {len(check.dataset.records)}, objects: {len(check.sizes())}, "

@@ -20,6 +20,7 @@ from fastrcnn_engine.commands.common import (
 )
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.evaluation.voc import check_settings
+from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.options import Eval, ReportRuns
 from fastrcnn_engine.pipeline import (
     Run,
@@ -31,7 +32,6 @@ from fastrcnn_engine.pipeline import (
     search_datasets,
 )
 from fastrcnn_engine.report.compare import render_comparison
-from fastrcnn_engine.report.html import write_whole
 from fastrcnn_engine.training import load_checkpoint, load_network
 from fastrcnn_engine.training.checkpoint import checkpoint_file, path_of_training
 from fastrcnn_engine.training.distributed import join

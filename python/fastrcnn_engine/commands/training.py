@@ -29,6 +29,7 @@ from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.files import check_idle
 from fastrcnn_engine.options import Demo, Detection, Metric, SearchOptions
 from fastrcnn_engine.pipeline import (
     Run,
@@ -43,7 +44,6 @@ from fastrcnn_engine.report.html import number
 from fastrcnn_engine.training import TrainConfig, TrainResult, settled
 from fastrcnn_engine.training import train as run_training
 from fastrcnn_engine.training.distributed import environment, join
-from fastrcnn_engine.training.log import check_idle
 
 # What a demo takes away before it starts again in the folder of an earlier one.
 DEMO_FILES = (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html")

@@ -14,6 +14,7 @@ from torch import nn
 
 import fastrcnn_engine.ops as ops
 from fastrcnn_engine.evaluation.detect import SCORE_THRESHOLDS
+from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.models import FastRCNN
 
 INPUTS = {
@@ -149,5 +150,4 @@ def export_onnx(
         },
         allow_nan=False,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    program.save(path)
+    write_whole(path, program.model_proto.SerializeToString())

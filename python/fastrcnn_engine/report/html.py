@@ -17,6 +17,7 @@ from PIL import Image
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.mistakes import KINDS, Mistakes
 from fastrcnn_engine.evaluation.voc import ClassResult, VOCResult
+from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.report.cuts import HIGHEST, OF_EACH_KIND, Cut
 from fastrcnn_engine.report.gallery import Drawn, Gallery, Shown
 from fastrcnn_engine.report.plots import curves_svg, hex_colour, precision_recall_svg
@@ -69,23 +70,6 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
     path = Path(path)
     write_whole(path, render_report(report))
     return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text in UTF-8 whole or not at all; makes the folder. Of a file name in it that is
-    not UTF-8 the bytes are spelt out. Raises OSError that names the file.
-    """
-    path = Path(os.path.realpath(path))  # what a link leads to, not the link
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process: parts of a job that begin together write the same file.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def render_report(report: Report) -> str:

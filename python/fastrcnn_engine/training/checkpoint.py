@@ -7,7 +7,6 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.data.records import checked_classes
+from fastrcnn_engine.files import whole_file
 from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, split_layers
 from fastrcnn_engine.training.config import checked_device
 
@@ -28,13 +28,12 @@ PATHS = ("data", "proposals", "output")  # of the config
 def save_checkpoint(path: Path, model: FastRCNN, **state: Any) -> None:
     """Write the model, what is needed to rebuild it, and ``state`` to ``path``.
 
-    The file is written beside ``path`` and then renamed, so neither a crash nor a power cut leaves
-    half a file.
+    Neither a crash nor a power cut leaves half a file. A link is replaced: what it leads to, the
+    checkpoint of another run perhaps, stays.
 
     Raises:
         OSError: it cannot be written (disk full, read-only, ...); ``path`` is what it was.
     """
-    path = Path(path)
     content = {
         "format": FORMAT,
         "network": {
@@ -50,13 +49,13 @@ def save_checkpoint(path: Path, model: FastRCNN, **state: Any) -> None:
         **state,
     }
 
-    def write(partial: Path) -> None:
-        with open(partial, "wb") as file:
+    with whole_file(Path(path), replace_link=True) as file:
+        try:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    _put(path, write)
+        except RuntimeError as error:  # torch's, of what the file said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def keep_checkpoints(path: Path, iteration: int, keep: int) -> None:
@@ -65,57 +64,16 @@ def keep_checkpoints(path: Path, iteration: int, keep: int) -> None:
     Raises OSError when it cannot be written.
     """
     kept = path.with_name(f"{path.stem}-{iteration}{path.suffix}")
-
-    def copy(partial: Path) -> None:
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(path, partial)  # the checkpoint is never written to again, only replaced
-        except OSError:  # a file system without links
-            shutil.copyfile(path, partial)
-
-    _put(kept, copy)
+    kept.unlink(missing_ok=True)  # of the same iteration, by a run that was killed after it
+    try:
+        os.link(path.resolve(), kept)  # what is there is never written to again, only replaced
+    except OSError:  # a file system without links
+        with whole_file(kept) as file, open(path, "rb") as checkpoint:
+            shutil.copyfileobj(checkpoint, file)
     pattern = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
     numbered = [(int(m[1]), f) for f in path.parent.iterdir() if (m := pattern.fullmatch(f.name))]
     for _, old in sorted(numbered)[:-keep]:
         old.unlink()
-
-
-def _put(path: Path, write: Callable[[Path], None]) -> None:
-    """Have ``write`` make a file beside ``path`` and move it there, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, is on the disk
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch.save wraps what the file said
-        _discard(partial)
-        left = "; the last one is untouched" if path.is_file() else ""
-        raise OSError(f"cannot write checkpoint {path}: {_reason(error)}{left}") from error
-    except BaseException:
-        _discard(partial)
-        raise
-
-
-def _discard(partial: Path) -> None:
-    try:
-        partial.unlink(missing_ok=True)
-    except OSError:
-        pass  # on a disk that went away; what stopped the writing is the message
-
-
-def _reason(error: BaseException | None) -> str:
-    """What the system said, where torch's own exception came of it."""
-    first = error
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror or str(error)
-        error = error.__cause__ or error.__context__
-    return str(first).splitlines()[0]
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.files import alone_in, forget_unfinished
 from fastrcnn_engine.models import (
     NETWORKS,
     FastRCNN,
@@ -41,7 +42,7 @@ from fastrcnn_engine.training.config import (
 )
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
 from fastrcnn_engine.training.interrupt import Interrupt, Stopped
-from fastrcnn_engine.training.log import Meter, TrainLog, alone_in, summary_writer
+from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
 from fastrcnn_engine.training.resume import checked_to_resume, data_fingerprint, resume, start_from
 from fastrcnn_engine.training.sampling import build_roidb
@@ -281,6 +282,8 @@ def _train(
     with ExitStack() as stack:
         if first:
             stack.enter_context(alone_in(config.output))
+            for path in (checkpoint, config.output / "best.pt", log):
+                forget_unfinished(path)
         if config.resume:
             # Read once the folder is this run's: another may write its last checkpoint until then.
             processes.gathered(None)

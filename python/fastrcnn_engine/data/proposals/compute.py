@@ -17,6 +17,7 @@ from fastrcnn_engine.data.proposals.opencv import one_thread_each
 from fastrcnn_engine.data.proposals.search import Search, same_boxes
 from fastrcnn_engine.data.proposals.store import ProposalStore, fingerprint, write_proposals
 from fastrcnn_engine.data.records import collecting
+from fastrcnn_engine.files import forget_unfinished
 
 SAVE_SECONDS = 120  # a killed run loses at most this much work
 UNREADABLE = "unreadable"  # in place of a checksum, so that the image is read again next time
@@ -58,6 +59,7 @@ def compute_proposals(
         paths[image_id] = path
     settings = search.to_dict()
     out_path = Path(out_path)
+    forget_unfinished(out_path)
     fingerprints: dict[str, str] = {}
     for image_id, path in paths.items():
         with collecting(errors):

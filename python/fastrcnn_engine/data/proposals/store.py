@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fastrcnn_engine.data.proposals.boxes import bad_row, well_formed
+from fastrcnn_engine.files import whole_file
 
 ALIGNMENT = 64  # bytes, of each array in the file: mapped arrays are as good as allocated ones
 
@@ -160,34 +161,20 @@ def write_proposals(
     Raises ValueError for an id that comes twice or boxes that are not (P, 4) finite numbers with
     x1 <= x2 and y1 <= y2.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     seen: set[str] = set()
-    try:
-        with open(unfinished, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                if settings is not None:
-                    text = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
-                    archive.comment = text.encode()
-                for image_id, boxes in items:
-                    if image_id in seen:
-                        raise ValueError(f"proposals of image {image_id!r} come twice")
-                    seen.add(image_id)
-                    member = io.BytesIO()
-                    np.lib.format.write_array(member, _checked(image_id, boxes), version=(1, 0))
-                    info = _aligned_member(f"{image_id}.npy", file.tell())
-                    info.comment = (fingerprints or {}).get(image_id, "").encode()
-                    archive.writestr(info, member.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        if error.strerror is None or error.filename is not None:
-            raise  # it says already what it is about
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        if settings is not None:
+            text = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
+            archive.comment = text.encode()
+        for image_id, boxes in items:
+            if image_id in seen:
+                raise ValueError(f"proposals of image {image_id!r} come twice")
+            seen.add(image_id)
+            member = io.BytesIO()
+            np.lib.format.write_array(member, _checked(image_id, boxes), version=(1, 0))
+            info = _aligned_member(f"{image_id}.npy", file.tell())
+            info.comment = (fingerprints or {}).get(image_id, "").encode()
+            archive.writestr(info, member.getvalue())
 
 
 def _checked(image_id: str, boxes: np.ndarray) -> np.ndarray:
