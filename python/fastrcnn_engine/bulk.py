@@ -138,12 +138,11 @@ class ParquetParts:
             self._write()
 
 
-def check_made_by(path: Path, made_by: dict[str, Any]) -> bool:
-    """Whether what is at `path` (the file or folder of the whole; its parts count) was made as
-    `made_by` says, plain values. That is written down beside it before the first row.
+def check_made_by(path: Path, made_by: dict[str, Any]) -> None:
+    """What is at `path` (the file or folder of the whole; its parts count) was made as `made_by`
+    says, plain values. That is written down beside it before the first row.
 
-    False for rows of which it was not written down, by an older version: they may be of anything.
-    Raises ValueError, naming what differs, when it was something else.
+    Raises ValueError when it was something else, naming what differs, or is not written down.
     """
     note = path.with_name(f"{path.name}.made-by.json")
     if path.is_dir():
@@ -153,9 +152,12 @@ def check_made_by(path: Path, made_by: dict[str, Any]) -> bool:
         rows = any(one.stat().st_size for one in files)
     if not rows:
         write_json(note, made_by)
-        return True
+        return
     if not note.is_file():
-        return False
+        raise ValueError(
+            f"{path} has rows, and {note.name}, which says what made them, is not there; give "
+            "another folder"
+        )
     before = read_json(note)
     changed = [
         f"{name} was {before.get(name)!r}, is {made_by.get(name)!r}"
@@ -167,7 +169,6 @@ def check_made_by(path: Path, made_by: dict[str, Any]) -> bool:
             f"{path} has rows that were made in another way ({note.name}): {'; '.join(changed)}; "
             "give another folder, or the same settings"
         )
-    return True
 
 
 @dataclass(frozen=True)

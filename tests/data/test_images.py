@@ -188,7 +188,7 @@ def test_several_short_sides_are_the_levels_of_a_pyramid():
         assert torch.equal(prepare_image(image, level)[0], prepare_image(image, alone)[0])
 
 
-def test_one_short_side_is_a_number_as_in_older_files():
+def test_one_short_side_is_a_number():
     assert Preprocessing(short_side=(480,)) == Preprocessing(short_side=480)
     assert Preprocessing(short_side=480).levels() == (Preprocessing(short_side=480),)
     old = {

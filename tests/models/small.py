@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
 
+from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.models import FastRCNN, FullyConnectedHead
 from fastrcnn_engine.models.paper import frozen_layers
 
@@ -17,7 +19,12 @@ CONVOLUTIONS = {
 CHANNELS, POOLED, HIDDEN, OUTPUTS = 4, 2, 8, 6
 
 
-def small_network(name: str, freeze_to: str = "none") -> FastRCNN:
+def small_network(
+    name: str,
+    classes: Sequence[str] = ("a", "b"),
+    preprocessing: Preprocessing | None = None,
+    freeze_to: str = "none",
+) -> FastRCNN:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     inputs = 3
     for convolution in CONVOLUTIONS[name]:
@@ -31,8 +38,9 @@ def small_network(name: str, freeze_to: str = "none") -> FastRCNN:
         stride=2,
         head=FullyConnectedHead(CHANNELS, POOLED, HIDDEN, OUTPUTS),
         head_features=OUTPUTS,
-        classes=("a", "b"),
+        classes=classes,
         pooled_size=POOLED,
+        preprocessing=preprocessing,
         name=name,
     )
     model.freeze(frozen_layers(model, freeze_to))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -66,8 +65,6 @@ def test_what_a_run_has_not_got_is_left_out():
     assert "not tested" in text
     for heading in ("Average precision", "Training", "Mistakes", "Settings that differ"):
         assert heading not in text
-    old = replace(ONE, metrics={k: v for k, v in METRICS.items() if k != "mistakes"})
-    assert "Mistakes" not in rows_of(Page(render_comparison([old])))
     for bad in ([], [ONE, ONE]):
         with pytest.raises(ValueError, match="each with a name of its own"):
             render_comparison(bad)

@@ -43,13 +43,6 @@ def test_whether_boxes_are_regressed_and_at_which_sizes_comes_back(tmp_path, sav
     assert not loaded.box_regression and loaded.preprocessing.short_side == (100, 200)
 
 
-def test_a_file_that_does_not_tell_of_box_regression_has_it(saved):
-    content = load_checkpoint(saved[0])
-    del content["network"]["box_regression"]
-    torch.save(content, saved[0])
-    assert load_network(saved[0]).box_regression
-
-
 def test_frozen_layers_come_back(tmp_path, saved):
     path, model = saved
     model.freeze(["backbone.stem", "cls_score"])
@@ -100,14 +93,6 @@ def test_ranks_that_do_not_belong_to_the_weights_are_refused(saved, ranks, says)
     torch.save(content, path)
     with pytest.raises(ValueError, match=says):
         load_network(path)
-
-
-def test_an_older_file_has_the_networks_own_frozen_layers(saved):
-    path, _ = saved
-    content = load_checkpoint(path)
-    del content["network"]["frozen"], content["network"]["ranks"]
-    torch.save(content, path)
-    assert load_network(path).frozen == ()
 
 
 def test_an_unknown_device_is_refused(saved):

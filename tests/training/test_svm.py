@@ -16,7 +16,6 @@ from fastrcnn_engine.evaluation.detect import detect_image, proposal_features, s
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.ops import box_iou
 from fastrcnn_engine.training import (
-    load_checkpoint,
     load_network,
     save_checkpoint,
     svm,
@@ -211,10 +210,6 @@ def test_a_checkpoint_says_how_it_scores_and_is_not_trained_on(voc, detector):
     assert loaded.classifier == "svm"
     assert torch.equal(loaded.cls_score.weight, model.cls_score.weight)
     assert not loaded.cls_score.weight[0].any() and loaded.cls_score.bias[0] == 0
-    older = load_checkpoint(voc.output / "checkpoint.pt")
-    assert older["network"].pop("classifier") == "softmax"
-    torch.save(older, voc.output / "older.pt")
-    assert load_network(voc.output / "older.pt").classifier == "softmax"
     again = dataclasses.replace(voc, init=path, output=voc.output / "again")
     with pytest.raises(ValueError, match="scores by SVMs; it is for detection and does not learn"):
         train(again, progress=False)

@@ -110,12 +110,7 @@ def search_of_training(
     path = path_of_training(checkpoint, content, "proposals")
     if path is None:
         return Search()
-    missing = not path.is_file()
-    # Older checkpoints do not say how; the file may.
-    told = "proposals_made_with" in content
     settings = content.get("proposals_made_with")
-    if not told and not missing:
-        settings = ProposalStore(path).settings
     search = Search.from_dict(settings)
     if search is not None:
         checksum = search.to_dict().get("edge_model_crc32")
@@ -124,19 +119,15 @@ def search_of_training(
                 f"{search.edge_model}: another model than the one that made the proposals of {path}"
             )
         return search
-    if missing and needed:
+    if needed and not path.is_file():
         raise FileNotFoundError(
             f"{path}: the proposals of the training are not there, and nothing tells how to make "
             "them again; give --proposals"
         )
-    if settings is not None:
-        reason = "does not say how to make more of its kind"
-    elif missing and not told:
-        reason = "is not there, and this older checkpoint does not say how it was made"
-    else:
-        reason = "does not say how it was made"
+    what = "it was made" if settings is None else "to make more of its kind"
     console.print(
-        f"proposals: {path} {reason}; images are searched by {Search().method}", soft_wrap=True
+        f"proposals: {path} does not say how {what}; images are searched by {Search().method}",
+        soft_wrap=True,
     )
     return Search()
 

@@ -96,12 +96,7 @@ def _detect_many(
     else:
         rows = JsonLines(shard_file(path, options.shard))
     with rows:  # they are ours before anything is said of them
-        if not check_made_by(path, made_by):
-            console.print(
-                f"rows: {path} has some of an older version, which does not say what made them; "
-                "they stay as they are",
-                soft_wrap=True,
-            )
+        check_made_by(path, made_by)
         many = detect_many(model, images, rows, search=search, detection=detection)
     speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
     console.print(

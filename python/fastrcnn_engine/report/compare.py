@@ -130,7 +130,7 @@ def _curves(runs: Sequence[RunFiles]) -> str:
 
 
 def _mistakes(runs: Sequence[RunFiles]) -> str:
-    told = [(run.metrics or {}).get("mistakes") for run in runs]  # older files do not say
+    told = [run.metrics["mistakes"] if run.metrics else None for run in runs]
     if not any(told):
         return ""
 

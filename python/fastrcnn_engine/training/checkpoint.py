@@ -19,6 +19,8 @@ from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, 
 from fastrcnn_engine.training.config import checked_device
 
 FORMAT = 1
+NETWORK_KEYS = {"name", "classes", "preprocessing", "box_regression", "classifier", "frozen",
+                "ranks"}  # fmt: skip
 # What may stand beside the network and its weights, as far as anybody looks into it.
 KINDS = {"iteration": int, "config": dict, "proposals_made_with": (dict, type(None)),
          "optimiser": dict, "meter": dict}  # fmt: skip
@@ -110,12 +112,12 @@ def load_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
             f"{path} is not a checkpoint of this package (format {FORMAT} expected); "
             "bare state dicts of pre-trained networks go to the weights option"
         )
-    network, needed = content.get("network"), {"name", "classes", "preprocessing"}
-    whole = isinstance(network, dict) and needed <= network.keys()
+    network = content.get("network")
+    whole = isinstance(network, dict) and network.keys() >= NETWORK_KEYS
     if not whole or not isinstance(content.get("model"), dict):
         raise ValueError(
             f"{path} is not a whole checkpoint: it must hold the network "
-            f"({', '.join(sorted(needed))}) and the weights of its model"
+            f"({', '.join(sorted(NETWORK_KEYS))}) and the weights of its model"
         )
     said = {name: (content[name], kind) for name, kind in KINDS.items() if name in content}
     if isinstance(config := content.get("config"), dict):
@@ -144,8 +146,6 @@ def path_of_training(path: Path, content: dict[str, Any], name: str) -> Path | N
     if stored.is_absolute() == output.is_absolute():
         way = os.path.relpath(stored, output)
         places.append(Path(os.path.normpath(path.parent.absolute() / way)))
-    if not stored.is_absolute():  # of older checkpoints: as seen from the folder of that day
-        places.reverse()
     return next((place for place in places if place.exists()), stored)
 
 
@@ -187,13 +187,12 @@ def _built(network: dict[str, Any]) -> FastRCNN:
         network["name"],
         checked_classes(network["classes"]),
         preprocessing=Preprocessing.from_dict(network["preprocessing"]),
-        freeze_to="none" if "frozen" in network else None,  # older files do not say
+        freeze_to="none",
     )
-    if network.get("ranks"):
+    if network["ranks"]:
         split_layers(model, network["ranks"])
-    model.freeze(network.get("frozen", ()))
-    model.classifier = network.get("classifier", "softmax")  # older files do not say
-    model.box_regression = network.get("box_regression", True)  # nor do they say this
+    model.freeze(network["frozen"])
+    model.classifier, model.box_regression = network["classifier"], network["box_regression"]
     for name, known in (("classifier", ["softmax", "svm"]), ("box_regression", [True, False])):
         if getattr(model, name) not in known:
             raise ValueError(f"{name} must be one of {known}, got {getattr(model, name)!r}")
@@ -206,13 +205,13 @@ def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
     Raises ValueError when they do not fit, naming the layers, and when they are compressed or SVMs
     and the model is not.
     """
-    ranks = content["network"].get("ranks")
+    ranks = content["network"]["ranks"]
     if ranks and ranks != ranks_of(model):
         raise ValueError(
             f"{path} holds a compressed network ({ranks}); it is for detection and does not learn: "
             "take the checkpoint it was made of"
         )
-    if content["network"].get("classifier", "softmax") != model.classifier:
+    if content["network"]["classifier"] != model.classifier:
         raise ValueError(
             f"{path} holds a network that scores by SVMs; it is for detection and does not learn: "
             "take the checkpoint it was made of"

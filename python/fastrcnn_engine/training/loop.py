@@ -287,10 +287,10 @@ def _train(
         if config.resume:
             # Read once the folder is this run's: another may write its last checkpoint until then.
             processes.gathered(None)
-            content = checked_to_resume(checkpoint, config, dataset, store, learned_from)
+            content = checked_to_resume(checkpoint, config, dataset, learned_from)
             resume(checkpoint, content, model, optimiser, amp, config, processes)
             start, best = content["iteration"], content.get("best")
-            meter.restore(content.get("meter", {}))  # older files have none
+            meter.restore(content["meter"])
             if best is not None and best["split"] != config.val_split:
                 best = None
         network = processes.parallel(model)

@@ -22,19 +22,13 @@ from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig
 from fastrcnn_engine.training.distributed import Processes
 
 
-def data_fingerprint(
-    records: list[ImageRecord], proposals: ProposalStore, *, proposed: bool = True
-) -> str:
-    """A short hash of what is learned from: image ids, ground truth, proposals.
-
-    proposed: older checkpoints were without it; of the proposals they knew the number alone.
-    """
+def data_fingerprint(records: list[ImageRecord], proposals: ProposalStore) -> str:
+    """A short hash of what is learned from: image ids, ground truth, proposals."""
     digest = hashlib.sha256()
     for record in records:
         boxes = proposals[record.image_id]
         digest.update(f"{record.image_id} {len(boxes)}\n".encode())
-        if proposed:
-            digest.update(boxes.tobytes())
+        digest.update(boxes.tobytes())
         digest.update(record.boxes.tobytes() + record.labels.tobytes())
         if record.crowd.any():
             digest.update(record.crowd.tobytes())
@@ -68,11 +62,7 @@ def start_from(path: Path, model: FastRCNN) -> None:
 
 
 def checked_to_resume(
-    path: Path,
-    config: ResolvedConfig,
-    dataset: Dataset,
-    proposals: ProposalStore,
-    learned_from: str,
+    path: Path, config: ResolvedConfig, dataset: Dataset, learned_from: str
 ) -> dict[str, Any]:
     """What is in a checkpoint that a run of these settings, on these data, may go on from.
 
@@ -82,9 +72,9 @@ def checked_to_resume(
         ValueError: other settings, other data, or fewer iterations than it has behind it.
     """
     content = load_checkpoint(path)
-    if not {"config", "iteration"} <= content.keys():
+    if missing := {"config", "iteration", "learned_from"} - content.keys():
         raise ValueError(
-            f"cannot resume from {path}: it has no config or no iteration, so it is not of a "
+            f"cannot resume from {path}: it lacks {', '.join(sorted(missing))}, so it is not of a "
             "training under way; init begins with its weights"
         )
     if config.iterations < content["iteration"]:
@@ -92,9 +82,7 @@ def checked_to_resume(
             f"cannot resume from {path}: iterations is {config.iterations}, and it has "
             f"{content['iteration']} behind it already. Give at least as many"
         )
-    now = config.to_dict()
-    # A setting that the checkpoint is older than has the value it always had, its default.
-    before = TrainConfig(config.data, config.proposals).to_dict() | content["config"]
+    now, before = config.to_dict(), content["config"]
     changed = [
         f"{key} was {before.get(key)!r}, is {now[key]!r}"
         for key in now
@@ -102,10 +90,7 @@ def checked_to_resume(
     ]
     if content["network"]["classes"] != list(dataset.classes):
         changed.append(f"classes were {content['network']['classes']}, are {list(dataset.classes)}")
-    known = content.get("learned_from")
-    if known != learned_from and known != data_fingerprint(
-        dataset.records, proposals, proposed=False
-    ):
+    if content["learned_from"] != learned_from:
         changed.append("images, objects or proposals are not those it learned from")
     if changed:
         raise ValueError(
