@@ -73,6 +73,22 @@ def test_who_may_read_and_write_a_file_stays(name, tmp_path):
         assert path.stat().st_mode & 0o777 == mode and path.stat().st_size + (name == "log.jsonl")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_device_that_is_full_is_named():
+    with pytest.raises(OSError, match="^cannot write /dev/full: No space left on device$"):
+        write_whole(Path("/dev/full"), "page")
+
+
+def test_what_is_left_beside_the_target_of_a_link_is_found(tmp_path):
+    (tmp_path / "link.npz").symlink_to(tmp_path / "there" / "proposals.npz")
+    left = tmp_path / "there" / ".proposals.npz.0123abcd.partial"
+    left.parent.mkdir()
+    left.touch()
+    os.utime(left, (0, 0))
+    forget_unfinished(tmp_path / "link.npz")
+    assert not left.exists()
+
+
 def test_a_pipe_is_written_to_and_stays_one(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

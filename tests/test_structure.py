@@ -207,7 +207,10 @@ def arithmetic_in_ops(root: Path) -> Iterator[str]:
 
 def half_written_files(root: Path) -> Iterator[str]:
     """What a kill or a full disk spoils. The drawn set is drawn anew, from its seed, after one."""
-    writes = re.compile(r"os\.replace\(|\.write_(text|bytes)\(|open\([^)]*[\"'][wx]|tempfile")
+    writes = re.compile(
+        r"os\.replace\(|\.write_(text|bytes)\(|open\([^)]*[\"'][wx]|tempfile"
+        r"|\.save\((?!file|buffer|content, file)"
+    )
     for path in sorted((root / "python/fastrcnn_engine").rglob("*.py")):
         place = path.relative_to(root / "python/fastrcnn_engine").as_posix()
         for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -293,6 +296,8 @@ PLANTED = [
     ("python/fastrcnn_engine/ops/a.py", "import math\ny = math.floor(2.5)\n", "outside semantics"),
     ("python/fastrcnn_engine/data/a.py", "path.write_text('half')\n", "without files.whole_file"),
     ("python/fastrcnn_engine/data/a.py", "file = open(path, 'wb')\n", "without files.whole_file"),
+    ("python/fastrcnn_engine/data/a.py", "image.save(path)\n", "without files.whole_file"),
+    ("python/fastrcnn_engine/data/a.py", "torch.save(x, path)\n", "without files.whole_file"),
     ("python/fastrcnn_engine/attic/a.py", "import math\n", "no place among"),
     ("tests/reference/a.py", "import torch\n", "reference imports torch"),
     ("tests/reference/a.py", "m = __import__('fastrcnn_engine')\n", "names the package"),

@@ -7,6 +7,7 @@ x1, y1, x2, y2, or {"image": path, "error": why} for a file that is missing or n
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,6 +107,8 @@ class ParquetParts:
                 raise ValueError("columns of another kind")
             return set(file.read(["image"])["image"].to_pylist())
         except (ValueError, OSError) as error:  # pyarrow's own are either
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's, of a part that may be good
             raise ValueError(
                 f"{part}: not a part of detections ({error}); give another folder"
             ) from None
@@ -125,6 +128,8 @@ class ParquetParts:
         table = self.arrow.Table.from_batches(self.rows).combine_chunks()
         with whole_file(part) as file:
             self.arrow.parquet.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())  # which takes long, so the look comes after it
             if part.exists():
                 raise FileExistsError(f"{part} is there: another run works on the same part")
         self.next += 1

@@ -179,8 +179,8 @@ def _keep_freed_memory() -> None:
     page by page: on a virtual machine a quarter of the time of a detection. Nothing else does.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**27)
+    # The last alone would have every tensor mapped anew. Older glibc take no more than 2**25.
+    if mallopt and (mallopt(M_MMAP_THRESHOLD, 2**27) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, 2**30)
 
 

@@ -26,9 +26,12 @@ def whole_file(path: Path, *, replace_link: bool = False) -> Iterator[BinaryIO]:
     Where a link is, what it leads to is replaced, or with `replace_link` the link. Raises OSError
     that names the file where it cannot be written.
     """
-    if path.exists() and not path.is_file():  # such as /dev/stdout, which nothing must replace
-        with open(path, "wb") as file:
-            yield file
+    if path.exists() and not path.is_file():  # a pipe or device, which nothing must replace
+        try:
+            with open(path, "wb") as file:
+                yield file
+        except OSError as error:
+            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
         return
     if not replace_link:
         path = Path(os.path.realpath(path))
@@ -50,12 +53,7 @@ def whole_file(path: Path, *, replace_link: bool = False) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # it has its name, or the disk is gone
             partial.unlink()
-    with suppress(OSError):  # Windows
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, is on the disk
-        finally:
-            os.close(folder)
+    sync_folder(path.parent)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -65,8 +63,19 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8", "backslashreplace") if text else content)
 
 
+def sync_folder(path: Path) -> None:
+    """Has the names of its files on the disk too."""
+    with suppress(OSError):  # Windows
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
 def forget_unfinished(path: Path) -> None:
     """Takes away what was left of `path` where its writing was killed, an hour ago or more."""
+    path = Path(os.path.realpath(path))
     for partial in path.parent.glob(".*.partial"):
         with suppress(OSError):  # another process was quicker
             old = time.time() - partial.stat().st_mtime > 3600  # nobody is writing it any more

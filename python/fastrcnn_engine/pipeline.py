@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,20 +46,20 @@ from fastrcnn_engine.training.distributed import Processes
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
 DRAWN = b"drawn by fastrcnn-engine detect"  # the comment in a picture that detect_files makes
-# Of metrics.json, what a comparison of runs needs: by its keys the numbers there, None for n/a.
-OF_A_TEST: dict[str, Callable[[Mapping[str, Any]], Sequence[float | None]]] = {
-    "mAP": lambda test: [test["mAP"]],
-    "metric": lambda test: [len("" + test["metric"])],
-    "images": lambda test: [test["images"]],
-    "seconds": lambda test: [test["seconds"]["total"] + 0],
-    "settings": lambda test: [len(test["settings"]["Evaluation"]["split"])],
-    "classes": lambda test: [one["AP"] for one in test["classes"].values()],
-    "mistakes": lambda test: [
-        one["score"]
-        + sum(one["missed"].values())
-        + sum(kinds[kind] for kinds in one["false_positives"].values() for kind in KINDS)
-        for one in [test["mistakes"]]
-    ],
+# Of metrics.json, what a comparison of runs needs, and whether it is there.
+OF_A_TEST: dict[str, Callable[[Any], bool]] = {
+    "mAP": lambda mean: mean is None or _are_numbers([mean]),
+    "metric": lambda metric: isinstance(metric, str),
+    "images": lambda images: _are_numbers([images]),
+    "seconds": lambda seconds: _are_numbers([seconds["total"]]),
+    "settings": lambda settings: isinstance(settings["Evaluation"]["split"], str),
+    "classes": lambda classes: _are_numbers(
+        one["AP"] for one in classes.values() if one["AP"] is not None
+    ),
+    "mistakes": lambda mistakes: _are_numbers(
+        [mistakes["score"], *mistakes["missed"].values()]
+        + [kinds[kind] for kinds in mistakes["false_positives"].values() for kind in KINDS]
+    ),
 }
 
 
@@ -432,10 +432,13 @@ def run_files(folder: Path) -> RunFiles:
 
 def _tells(tested: Mapping[str, Any], name: str) -> bool:
     try:
-        numbers = OF_A_TEST[name](tested)
+        return OF_A_TEST[name](tested[name])
     except (KeyError, TypeError, AttributeError):
         return False
-    return all(one is None or isinstance(one, (int, float)) for one in numbers)
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -466,13 +469,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             # All but the ids of bad images are numbers, or null.
             told = [v for name, v in row.items() if name != "bad_images" and v is not None]
-            float(row["iteration"] + sum(told))
-            rows.append(row)
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+            good = _are_numbers([row["iteration"], *told])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
             raise ValueError(
                 f"{path}, line {number}: not a line of a training log; take it out, or move the "
                 "file away"
             ) from None
+        rows.append(row)
     return rows
 
 

@@ -182,7 +182,7 @@ def test_a_part_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     with bulk.ParquetParts(tmp_path) as rows:
         rows.add({"image": "a", "detections": []})
     part = tmp_path / "part-00000.parquet"
-    assert sizes == [part.stat().st_size] and list(tmp_path.iterdir()) == [part]
+    assert set(sizes) == {part.stat().st_size} and list(tmp_path.iterdir()) == [part]
     # Of two at work on the same part one is told, and what the other wrote stays.
     first, second = bulk.ParquetParts(tmp_path), bulk.ParquetParts(tmp_path)
     with first:
@@ -196,6 +196,23 @@ def test_a_part_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
         with bulk.ParquetParts(tmp_path) as rows:
             rows.add({"image": "d", "detections": []})
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_part_that_another_run_wrote_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    """Of a large part the wait for the disk is long."""
+    pytest.importorskip("pyarrow")
+    first, second = bulk.ParquetParts(tmp_path), bulk.ParquetParts(tmp_path)
+    first.add({"image": "a", "detections": []})
+
+    def waited(_):
+        monkeypatch.undo()
+        with second:
+            second.add({"image": "b", "detections": []})
+
+    monkeypatch.setattr(os, "fsync", waited)
+    with pytest.raises(FileExistsError, match="00000.parquet is there: another run"), first:
+        pass
+    assert [row["image"] for row in rows_of(tmp_path)] == ["b"]
 
 
 def test_a_setting_that_is_no_more_makes_other_rows_too(tmp_path):

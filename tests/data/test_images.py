@@ -281,7 +281,7 @@ def test_files_that_are_no_images_are_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"nothing\.jpg"):
         load_image(tmp_path / "nothing.jpg")
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.jpg: not readable"):
+    with pytest.raises(ValueError, match=r"text\.jpg: not readable as an image: none of JPEG, PNG"):
         load_image(tmp_path / "text.jpg")
     Image.fromarray(random_image(64, 64)).save(tmp_path / "short.jpg")
     (tmp_path / "short.jpg").write_bytes((tmp_path / "short.jpg").read_bytes()[:800])
@@ -330,6 +330,17 @@ def test_damaged_files_are_read_or_named(tmp_path, kind, monkeypatch):
             load_image(path)
         except ValueError as error:
             assert str(error).startswith(f"{path}: not readable as an image: ")
+
+
+def test_a_machine_without_memory_makes_no_broken_image(tmp_path, monkeypatch):
+    Image.fromarray(random_image(5, 6)).save(tmp_path / "image.png")
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(MemoryError):
+        load_image(tmp_path / "image.png")
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path):

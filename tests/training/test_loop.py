@@ -580,6 +580,21 @@ def test_a_run_of_several_scales_resumes_bit_for_bit_and_keeps_them(voc, tmp_pat
         run(replace(parts, short_side=(72, 96), resume=True))
 
 
+def test_the_best_network_is_none_to_go_on_from(voc):
+    content = load_checkpoint(run(replace(voc, iterations=2)).checkpoint)
+    for name in ("meter", "optimiser", "random_state"):
+        del content[name]
+    torch.save(content, voc.output / "checkpoint.pt")
+    with pytest.raises(ValueError, match="it lacks meter, optimiser, random_state, as best.pt"):
+        run(replace(voc, resume=True))
+
+
+def test_a_data_set_of_another_split_is_refused(voc):
+    other = replace(load_voc(voc.data, "train", CLASSES), split="test")
+    with pytest.raises(ValueError, match="dataset is of split 'test', config of 'train'"):
+        train(voc, dataset=other, progress=False)
+
+
 def test_other_tasks_are_no_continuation(voc):
     run(replace(voc, tasks="classification"))
     with pytest.raises(ValueError, match="tasks was 'classification', is 'both'"):

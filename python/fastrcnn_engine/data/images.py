@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 BoxArray = TypeVar("BoxArray", np.ndarray, torch.Tensor)
 # Whatever the name of a file says, its content chooses among these. Pillow knows many more; one of
@@ -112,8 +112,14 @@ def opened_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             yield image
+    except MemoryError:
+        raise  # the file may be good
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"{path}: not readable as an image: none of {known}") from None
     except Exception as error:  # Pillow has no list of what a broken file raises
-        raise ValueError(f"{path}: not readable as an image: {error}") from None
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: not readable as an image: {reason}") from None
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:

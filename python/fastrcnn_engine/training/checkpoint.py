@@ -14,7 +14,7 @@ import torch
 
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.data.records import checked_classes
-from fastrcnn_engine.files import whole_file
+from fastrcnn_engine.files import sync_folder, whole_file
 from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, split_layers
 from fastrcnn_engine.training.config import checked_device
 
@@ -23,19 +23,25 @@ NETWORK_KEYS = {"name", "classes", "preprocessing", "box_regression", "classifie
                 "ranks"}  # fmt: skip
 # What may stand beside the network and its weights, as far as anybody looks into it.
 KINDS = {"iteration": int, "config": dict, "proposals_made_with": (dict, type(None)),
-         "optimiser": dict, "meter": dict}  # fmt: skip
+         "optimiser": dict, "meter": dict, "best": (dict, type(None)), "random_state": dict,
+         "random_states": list, "scaler": dict}  # fmt: skip
 PATHS = ("data", "proposals", "output")  # of the config
 
 
 def save_checkpoint(path: Path, model: FastRCNN, **state: Any) -> None:
-    """Write the model, what is needed to rebuild it, and ``state`` to ``path``.
+    """Write the model, what is needed to rebuild it, and ``state`` to ``path``: tensors and plain
+    values, of which those named in KINDS must be of that kind.
 
     Neither a crash nor a power cut leaves half a file. A link is replaced: what it leads to, the
     checkpoint of another run perhaps, stays.
 
     Raises:
+        ValueError: a value of ``state`` is of another kind than who reads the file expects.
         OSError: it cannot be written (disk full, read-only, ...); ``path`` is what it was.
     """
+    for name, kind in KINDS.items():
+        if name in state and not isinstance(state[name], kind):
+            raise ValueError(f"{name} is {state[name]!r:.60}; it must be of {kind}")
     content = {
         "format": FORMAT,
         "network": {
@@ -72,6 +78,7 @@ def keep_checkpoints(path: Path, iteration: int, keep: int) -> None:
     except OSError:  # a file system without links
         with whole_file(kept) as file, open(path, "rb") as checkpoint:
             shutil.copyfileobj(checkpoint, file)
+    sync_folder(kept.parent)
     pattern = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
     numbered = [(int(m[1]), f) for f in path.parent.iterdir() if (m := pattern.fullmatch(f.name))]
     for _, old in sorted(numbered)[:-keep]:

@@ -233,6 +233,8 @@ def _train(
         # To batch and summary unreadable images are as others.
         skips = config.on_bad_image == "skip"
         dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
+    elif dataset.split != config.split:
+        raise ValueError(f"dataset is of split {dataset.split!r}, config of {config.split!r}")
     if not config.difficult:
         dataset = dataset.without_difficult()
     store = ProposalStore(config.proposals)

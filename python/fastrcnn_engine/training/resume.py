@@ -111,6 +111,11 @@ def resume(
 ) -> None:
     """Put the content of a checkpoint into model, optimiser and generators."""
     load_weights(model, content, path)
+    if missing := {"optimiser", "meter", "random_state"} - content.keys():
+        raise ValueError(
+            f"cannot resume from {path}: it lacks {', '.join(sorted(missing))}, as best.pt does, "
+            "so it is not of a training under way; init begins with its weights"
+        )
     # Pre-trained weights brought their own with them.
     model.preprocessing = Preprocessing.from_dict(content["network"]["preprocessing"])
     optimiser.load_state_dict(content["optimiser"])
