@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -465,18 +465,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), start=1):
         if not line:
             continue
-        try:
+        row, good = None, False
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
             row = json.loads(line)
             # All but the ids of bad images are numbers, or null.
             told = [v for name, v in row.items() if name != "bad_images" and v is not None]
             good = _are_numbers([row["iteration"], *told])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            good = False
         if not good:
             raise ValueError(
                 f"{path}, line {number}: not a line of a training log; take it out, or move the "
                 "file away"
-            ) from None
+            )
         rows.append(row)
     return rows
 

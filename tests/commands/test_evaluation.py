@@ -81,8 +81,7 @@ def test_annotations_that_were_lost_are_no_secret(trained, drawn, tmp_path, caps
 @pytest.mark.parametrize(
     "line",
     ["{iteration: 4}", "[4]", "7", '{"loss": 1}', "\xff", '{"iteration": "4"}',
-     '{"iteration": 4, "loss": "x"}', '{"iteration": 4, "loss": [1]}',
-     f'{{"iteration": 4{400 * "0"}}}', 10**5 * "["],
+     '{"iteration": 4, "loss": "x"}', '{"iteration": 4, "loss": [1]}', 10**5 * "["],
 )  # fmt: skip
 def test_a_bad_line_of_a_log_is_named_before_the_detection(
     trained, tmp_path, capsys, monkeypatch, line
