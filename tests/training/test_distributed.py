@@ -172,6 +172,27 @@ def test_several_processes_do_not_search_for_proposals(voc, tmp_path):
     assert list(voc.output.glob("*.npz")) == []
 
 
+MEETINGS = """
+import torch
+from torch import nn
+from fastrcnn_engine.training.distributed import join
+
+for meeting in range(10):
+    with join("cpu") as processes:
+        network = processes.parallel(nn.Linear(2, 2))
+        network(torch.ones(1, 2)).sum().backward()
+        processes.all([meeting])
+    assert "reducer" not in vars(network)
+"""
+
+
+def test_processes_part_right_after_they_met(tmp_path):
+    """What holds the group last must not wait for its threads with the lock that they wait for."""
+    (tmp_path / "meetings.py").write_text(MEETINGS)
+    done = torchrun(tmp_path / "meetings.py")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_killed_process_ends_the_job_and_a_restart_resumes(voc, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     done = torchrun("--max-restarts", 1, tmp_path / "worker.py", tmp_path, "killed", "dies")

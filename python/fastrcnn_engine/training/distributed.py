@@ -51,6 +51,7 @@ class Processes:
 
     def __init__(self, rank: int, count: int, device: torch.device):
         self.rank, self.count, self.device = rank, count, device
+        self._parallel: list[DistributedDataParallel] = []
 
     def share(self, items: Sequence[Item]) -> Iterator[Item]:
         """This process's part, every so many; all go through the same items to the end.
@@ -96,8 +97,23 @@ class Processes:
         return values
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The module to call in training; its gradients are means over the processes."""
-        return model if self.count == 1 else DistributedDataParallel(model)
+        """The module to call in training, as long as these processes are met; its gradients are
+        means over them.
+        """
+        if self.count == 1:
+            return model
+        self._parallel.append(DistributedDataParallel(model))
+        return self._parallel[-1]
+
+    def part(self) -> None:
+        """End what holds the group of processes beside Python, for whoever ends it next.
+
+        The last to hold it waits for gloo's threads, and these for Python's lock if they still have
+        a tensor to give back. Python lets go of its lock for that; what is ended here does not.
+        """
+        while self._parallel:
+            network = self._parallel.pop()
+            del network.logger, network.reducer
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
         """Within it gradients stay with their process, until one more backward pass outside."""
@@ -131,8 +147,9 @@ def join(device: str) -> Iterator[Processes]:
         "nccl" if target.type == "cuda" else "gloo", timeout=TIMEOUT, rank=rank, world_size=count,
         store=PrefixStore(f"start-{restarts()}-{next(_meetings)}", store),
     )  # fmt: skip
+    processes, group = Processes(rank, count, target), dist.group.WORLD
     try:
-        yield Processes(rank, count, target)
+        yield processes
     except RuntimeError as error:
         # What gloo raises has no type of its own.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
@@ -143,8 +160,10 @@ def join(device: str) -> Iterator[Processes]:
             f"from it ({str(error).splitlines()[0]})"
         ) from error
     finally:
+        processes.part()
         if dist.is_initialized():
             dist.destroy_process_group()
+        del group
 
 
 class _SumOverProcesses(torch.autograd.Function):
