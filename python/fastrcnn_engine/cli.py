@@ -176,7 +176,7 @@ def _keep_freed_memory() -> None:
     """Has glibc keep what is freed for the next who asks.
 
     By itself it gives tens of megabytes back to the system after every layer, and takes them anew
-    page by page: on a virtual machine a quarter of the time of a detection. Nothing else does.
+    page by page, which a virtual machine takes long for. Nothing else in the package does this.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # The last alone would have every tensor mapped anew. Older glibc take no more than 2**25.
