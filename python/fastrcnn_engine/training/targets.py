@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastrcnn_engine.ops import encode_boxes
-from fastrcnn_engine.training.sampling import RoiEntry
+from fastrcnn_engine.training.sampling import RoiEntry, drawn_boxes
 
 
 def target_statistics(
@@ -31,8 +31,8 @@ def target_statistics(
         rows = entry.foreground
         if len(rows) == 0:
             continue
-        targets = np.asarray(encode_boxes(entry.matched[rows], entry.boxes[rows]), np.float64)
-        labels = entry.labels[rows]
+        boxes, labels, matched = drawn_boxes(entry, False, rows)
+        targets = np.asarray(encode_boxes(matched, boxes), np.float64)
         np.add.at(count, labels, 1)
         np.add.at(total, labels, targets)
         np.add.at(squares, labels, targets**2)
