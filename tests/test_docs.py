@@ -138,7 +138,7 @@ def test_commands_of_a_page_are_understood(page, tmp_path, monkeypatch, capsys):
         if not options:
             continue  # a sentence about the command
         try:
-            tyro.cli(cli._command_class(name), args=options, **cli._defaults(name, options))
+            tyro.cli(cli._options_of(name), args=options, **cli._defaults(name, options))
         except SystemExit:
             pytest.fail(f"{name} {shlex.join(options)}\n{capsys.readouterr()}")
 
@@ -161,7 +161,7 @@ def options() -> set[str]:
     for name in cli.COMMANDS:
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-            tyro.cli(cli._command_class(name), args=["--help"])
+            tyro.cli(cli._options_of(name), args=["--help"])
         texts.append(shown.getvalue())
     return {option for text in texts for option in OPTION.findall(text)}
 

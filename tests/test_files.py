@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrcnn_engine import bulk, pipeline
+from fastrcnn_engine import bulk
+from fastrcnn_engine.commands.detection import expand_folders
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.evaluation.export import export_onnx
-from fastrcnn_engine.files import forget_unfinished, whole_file, write_whole
+from fastrcnn_engine.files import forget_unfinished, whole_file, write_json, write_whole
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.training import save_checkpoint
 from fastrcnn_engine.training.checkpoint import keep_checkpoints
@@ -33,7 +34,7 @@ def write_log(path):
 
 WRITERS = {
     "page.html": lambda path: write_whole(path, "<p>"),
-    "metrics.json": lambda path: pipeline.write_json(path, {"mAP": 1}),
+    "metrics.json": lambda path: write_json(path, {"mAP": 1}),
     "proposals.npz": lambda path: write_proposals(path, [("a", np.zeros((1, 4)))]),
     "detector.onnx": lambda path: export_onnx(MODEL, path),
     "checkpoint.pt": lambda path: save_checkpoint(path, MODEL),
@@ -158,7 +159,7 @@ def test_what_a_killed_process_leaves_is_no_image_and_is_taken_away_in_time(tmp_
     assert done.returncode == -signal.SIGKILL and path.read_text() == "old"
     (left,) = set(tmp_path.iterdir()) - {path, other}
     assert left.name.startswith(".a[1].png.") and left.read_text() == "half"
-    assert pipeline.expand_folders([tmp_path]) == [path]
+    assert expand_folders([tmp_path]) == [path]
     forget_unfinished(path)
     assert left.exists()  # another process may be writing it
     hours_ago = time.time() - 2 * 3600

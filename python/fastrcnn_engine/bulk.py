@@ -23,9 +23,9 @@ from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
-from fastrcnn_engine.files import is_alone, whole_file, write_row
+from fastrcnn_engine.files import is_alone, read_json, whole_file, write_json, write_row
 from fastrcnn_engine.models import FastRCNN
-from fastrcnn_engine.pipeline import detection_rows, read_json, write_json
+from fastrcnn_engine.pipeline import detection_rows
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files
 
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals

@@ -34,20 +34,29 @@ from fastrcnn_engine.options import (
 )
 from fastrcnn_engine.report.style import spelt_out
 
-# One line for each command; the class of its options holds the rest.
-COMMANDS = {
-    "demo": "The whole of Fast R-CNN in minutes, on images it draws itself; needs no download.",
-    "check-data": "What is wrong with a data set, and what is in it, before training on it.",
-    "proposals": "Compute region proposals of a data set, once, into a file.",
-    "train": "Train a detector on a VOC or COCO directory, and test it.",
-    "eval": "Average precision of a trained detector on a split.",
-    "detect": "Detect objects on image files: JSON and drawn pictures.",
-    "compress": "A faster detector of a trained one, by truncated SVD of fc6 and fc7.",
-    "export": "A trained detector as one ONNX file.",
-    "report": "Several runs on one page: results, curves, the settings in which they differ.",
-    "svm": "A detector that scores by linear SVMs in place of the softmax of a trained one.",
-    "env": "Versions and hardware, for a bug report.",
-}
+# What each command is for, and its options; those of train are the settings of the training loop,
+# which needs torch.
+COMMANDS: dict[str, tuple[str, type | None]] = {
+    "demo": (
+        "The whole of Fast R-CNN in minutes, on images it draws itself; needs no download.", Demo
+    ),
+    "check-data": (
+        "What is wrong with a data set, and what is in it, before training on it.", CheckData
+    ),
+    "proposals": ("Compute region proposals of a data set, once, into a file.", Proposals),
+    "train": ("Train a detector on a VOC or COCO directory, and test it.", None),
+    "eval": ("Average precision of a trained detector on a split.", Eval),
+    "detect": ("Detect objects on image files: JSON and drawn pictures.", Detect),
+    "compress": ("A faster detector of a trained one, by truncated SVD of fc6 and fc7.", Compress),
+    "export": ("A trained detector as one ONNX file.", Export),
+    "report": (
+        "Several runs on one page: results, curves, the settings in which they differ.", ReportRuns
+    ),
+    "svm": (
+        "A detector that scores by linear SVMs in place of the softmax of a trained one.", Svm
+    ),
+    "env": ("Versions and hardware, for a bug report.", Env),
+}  # fmt: skip
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -74,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in COMMANDS:
             raise ValueError(f"{name!r} is not a command; there are {', '.join(COMMANDS)}")
         chosen = tyro.cli(
-            _command_class(name), prog=f"fastrcnn-engine {name}", args=rest, **_defaults(name, rest)
+            _options_of(name), prog=f"fastrcnn-engine {name}", args=rest, **_defaults(name, rest)
         )
         _run(chosen, shlex.join(["fastrcnn-engine", *arguments]))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -98,16 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
 
 
-def _command_class(name: str) -> type:
-    if name == "train":  # its settings are those of the training loop, which needs torch
-        from fastrcnn_engine.commands.training import Train
+def _options_of(name: str) -> type:
+    _, options = COMMANDS[name]
+    if options is not None:
+        return options
+    from fastrcnn_engine.commands.training import Train
 
-        return Train
-    return {
-        "demo": Demo, "check-data": CheckData, "proposals": Proposals, "eval": Eval,
-        "detect": Detect, "compress": Compress, "export": Export, "report": ReportRuns, "svm": Svm,
-        "env": Env,
-    }[name]  # fmt: skip
+    return Train
 
 
 def _defaults(name: str, arguments: list[str]) -> dict[str, Any]:
@@ -199,7 +205,7 @@ def _print_help() -> None:
     console.print("Fast R-CNN: train and use an object detector on precomputed proposals.\n")
     console.print(Text("usage:", "bold"), "fastrcnn-engine COMMAND [OPTIONS]\n")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
-    for name, summary in COMMANDS.items():
+    for name, (summary, _) in COMMANDS.items():
         table.add_row(Text(name, "bold"), summary)
     console.print(table)
     console.print(

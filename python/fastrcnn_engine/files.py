@@ -63,6 +63,22 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8", "backslashreplace") if text else content)
 
 
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """As `write_whole`. Raises ValueError for a number that JSON has not."""
+    write_whole(path, json.dumps(content, indent=indent, default=str, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The keys and values of a JSON file. Raises ValueError, naming it, for other content."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold keys and values, got {content!r:.60}")
+    return content
+
+
 def sync_folder(path: Path) -> None:
     """Has the names of its files on the disk too."""
     with suppress(OSError):  # Windows

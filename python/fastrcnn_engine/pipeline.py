@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,25 +13,23 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from fastrcnn_engine.data.images import load_image, opened_image
+from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     Search,
     compute_proposals,
     proposal_recall,
 )
-from fastrcnn_engine.data.records import Dataset, collecting
-from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
+from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.evaluation.coco import COCOResult, coco_results, evaluate_coco
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS, detect_image
-from fastrcnn_engine.evaluation.mistakes import KINDS, Mistakes, find_mistakes
+from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.pooled import where_pooled
 from fastrcnn_engine.evaluation.voc import Metric, VOCResult, evaluate_voc
-from fastrcnn_engine.files import whole_file, write_whole
+from fastrcnn_engine.files import whole_file, write_json, write_whole
 from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
-from fastrcnn_engine.report.compare import RunFiles
 from fastrcnn_engine.report.cuts import cut_missed, cut_wrong
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
@@ -45,22 +41,6 @@ from fastrcnn_engine.training.distributed import Processes
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
 RECALL_THRESHOLDS = (0.5, 0.7)
-DRAWN = b"drawn by fastrcnn-engine detect"  # the comment in a picture that detect_files makes
-# Of metrics.json, what a comparison of runs needs, and whether it is there.
-OF_A_TEST: dict[str, Callable[[Any], bool]] = {
-    "mAP": lambda mean: mean is None or _are_numbers([mean]),
-    "metric": lambda metric: isinstance(metric, str),
-    "images": lambda images: _are_numbers([images]),
-    "seconds": lambda seconds: _are_numbers([seconds["total"]]),
-    "settings": lambda settings: isinstance(settings["Evaluation"]["split"], str),
-    "classes": lambda classes: _are_numbers(
-        one["AP"] for one in classes.values() if one["AP"] is not None
-    ),
-    "mistakes": lambda mistakes: _are_numbers(
-        [mistakes["score"], *mistakes["missed"].values()]
-        + [kinds[kind] for kinds in mistakes["false_positives"].values() for kind in KINDS]
-    ),
-}
 
 
 @dataclass
@@ -336,170 +316,3 @@ def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detect
             for score, box in zip(one.scores[own], one.boxes[own] + 1, strict=True):
                 lines.append(f"{image_id} {score:.9g} {' '.join(f'{x:.9g}' for x in box)}\n")
         write_whole(path, "".join(lines))
-
-
-def detect_files(
-    model: FastRCNN,
-    images: Sequence[Path],
-    out: Path,
-    *,
-    search: Search,
-    detection: Mapping[str, Any],
-    errors: list[str],
-) -> list[tuple[Path, Path, Detections]]:
-    """Detects on image files, with proposals made on the fly; an image goes by its name without
-    folder and suffix there.
-
-    Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
-    which may be the folder of the images: of pictures only earlier drawings that are not among the
-    images are written over. Returns (image, drawn picture, detections) of each. A path that leads
-    nowhere stops it before the first search; an image that cannot be read is told in `errors`.
-    """
-    if not images:
-        raise ValueError("images: name at least one image file")
-    for path in images:
-        if not path.is_file():
-            raise FileNotFoundError(f"images: {path}: no such file")
-    out.mkdir(parents=True, exist_ok=True)
-    results = []
-    taken = {path.resolve() for path in images}
-    for path in track(images, "detection"):
-        image = None
-        with collecting(errors):
-            image = load_image(path)
-        if image is None:
-            continue
-        found = detect_image(model, image, search.boxes(image, path.stem), **detection)
-        drawn = _free_name(out, path.stem, taken)
-        taken.add(drawn.resolve())
-        picture = draw_marks(image, detection_marks(found, model.classes))
-        with whole_file(drawn) as file:
-            Image.fromarray(picture).save(file, format="JPEG", quality=92, comment=DRAWN)
-        results.append((path, drawn, found))
-    content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
-    write_json(out / "detections.json", content)
-    return results
-
-
-def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
-    """Image files, with every folder replaced by the images in it, by name, but for those that
-    detect_files drew there.
-
-    lists: a text file (.txt) is replaced by the images it names, one a line.
-    """
-    files = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            inside = [one for one in inside if not _is_drawn(one)]
-            if not inside:
-                raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
-            files += inside
-        elif lists and path.suffix.lower() == ".txt":
-            files += [Path(line) for line in read_lines(path) if line]
-        else:
-            files.append(path)
-    return files
-
-
-def run_files(folder: Path) -> RunFiles:
-    """What a folder of a run, or of a test, holds.
-
-    Raises FileNotFoundError where it is none, and ValueError for a file that cannot be read.
-    """
-    tests = sorted(folder.glob("eval-*/metrics.json"), key=lambda path: path.stat().st_mtime)
-    metrics = next((p for p in (folder / "metrics.json", *tests[::-1]) if p.is_file()), None)
-    log, config = folder / "log.jsonl", folder / "config.json"
-    if metrics is None and not log.is_file():
-        raise FileNotFoundError(f"{folder}: no run here; looked for metrics.json and log.jsonl")
-    settings: dict[str, Any] = {}
-    if config.is_file():
-        content = read_json(config)
-        for name in ("training", "detection"):
-            part = content.get(name) or {}
-            if not isinstance(part, dict):
-                raise ValueError(f"{config}: {name} must be a section, got {part!r:.60}")
-            settings |= part
-    tested = None if metrics is None else read_json(metrics)
-    missing = [name for name in OF_A_TEST if tested is not None and not _tells(tested, name)]
-    if missing:
-        raise ValueError(
-            f"{metrics}: not of a test by this program; it lacks {', '.join(missing)}, or they are "
-            "of another kind"
-        )
-    return RunFiles(str(folder), tested, read_log(log), settings)
-
-
-def _tells(tested: Mapping[str, Any], name: str) -> bool:
-    try:
-        return OF_A_TEST[name](tested[name])
-    except (KeyError, TypeError, AttributeError):
-        return False
-
-
-def _are_numbers(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file. Raises ValueError, naming it, for other content."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold keys and values, got {content!r:.60}")
-    return content
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a training log, one JSON object a line; none if there is no such file.
-
-    Raises ValueError for another line, naming it.
-    """
-    if not path.is_file():
-        return []
-    rows = []
-    # What follows the last line's end was cut off when the run was killed.
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    for number, line in enumerate(whole.splitlines(), start=1):
-        if not line:
-            continue
-        row, good = None, False
-        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            row = json.loads(line)
-            # All but the ids of bad images are numbers, or null.
-            told = [v for name, v in row.items() if name != "bad_images" and v is not None]
-            good = _are_numbers([row["iteration"], *told])
-        if not good:
-            raise ValueError(
-                f"{path}, line {number}: not a line of a training log; take it out, or move the "
-                "file away"
-            )
-        rows.append(row)
-    return rows
-
-
-def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    """As `write_whole`. Raises ValueError for a number that JSON has not."""
-    write_whole(path, json.dumps(content, indent=indent, default=str, allow_nan=False) + "\n")
-
-
-def _is_drawn(path: Path) -> bool:
-    """Whether detect_files drew this picture. The name alone might be that of somebody's photo."""
-    if not re.search(r"-detections(-\d+)?\.jpg$", path.name):
-        return False
-    try:
-        with opened_image(path) as image:
-            return image.info.get("comment") == DRAWN
-    except (OSError, ValueError):
-        return False  # whatever reads the images tells of it
-
-
-def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    # Two images of one name from different folders must not overwrite each other, nor an input, nor
-    # what is somebody's own.
-    name, number = folder / f"{stem}-detections.jpg", 2
-    while name.resolve() in taken or (name.exists() and not _is_drawn(name)):
-        name, number = folder / f"{stem}-detections-{number}.jpg", number + 1
-    return name

@@ -20,14 +20,14 @@ import pytest
 from PIL import Image
 
 from data.coco_files import annotation, write_instances, write_picture
-from fastrcnn_engine import cli, options, pipeline
+from fastrcnn_engine import cli, options
 from fastrcnn_engine.bulk import JsonLines
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
-from fastrcnn_engine.files import write_whole
+from fastrcnn_engine.files import write_json, write_whole
 from fastrcnn_engine.training.log import TrainLog
 
 from .steps import failure, nothing_is_begun, run
@@ -254,7 +254,7 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    for write in (write_whole, pipeline.write_json):
+    for write in (write_whole, write_json):
         with pytest.raises(OSError, match=r"cannot write .*page\.html: No space left on device"):
             write(path, "new")
     assert [one.read_text() for one in path.parent.iterdir()] == ["old"]
@@ -287,7 +287,7 @@ def test_what_json_has_no_number_for_is_not_written(number, tmp_path):
     path = tmp_path / "file"
     with TrainLog(path, 0) as log, JsonLines(path) as rows:
         for write in (
-            lambda: pipeline.write_json(path, {"score": [number]}),
+            lambda: write_json(path, {"score": [number]}),
             lambda: rows.add({"score": number}),
             lambda: log.write({"loss": number}),
             lambda: write_proposals(path, [], settings={"size": number}),

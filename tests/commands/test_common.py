@@ -12,6 +12,7 @@ import torch
 
 from data.edge_models import write_edge_model
 from fastrcnn_engine import bulk, pipeline
+from fastrcnn_engine.commands import detection
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search, write_proposals
@@ -56,7 +57,7 @@ def test_proposals_on_the_fly_are_made_as_those_of_the_training(
         used.append(proposals)
         return detect_image(model, pixels, proposals, **options)
 
-    for place in (bulk, pipeline):
+    for place in (bulk, detection, pipeline):
         monkeypatch.setattr(place, "detect_image", noted)
     for many in ((), ("--many",)):
         run("detect", image, "--checkpoint", folder, "--out", tmp_path / "found", *many)

@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastrcnn_engine import bulk, pipeline
+from fastrcnn_engine import bulk
+from fastrcnn_engine.commands.detection import expand_folders
 from fastrcnn_engine.training import load_checkpoint
 
 from .steps import failure, run
@@ -238,7 +239,7 @@ def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):
     images, listed = sorted((drawn / "JPEGImages").glob("test*.jpg")), tmp_path / "list.txt"
     text = "".join(f"  {path}\t\r\n\r\n" for path in images)
     listed.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert pipeline.expand_folders([listed], lists=True) == images
+    assert expand_folders([listed], lists=True) == images
     listed.write_text(text, encoding="utf-16")
     line = failure(capsys, "detect", listed, "--many", "--checkpoint", trained)
     assert "list.txt: not readable as UTF-8" in line and "save it as UTF-8" in line

@@ -19,7 +19,7 @@ from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
 from fastrcnn_engine.ops import Detections
-from fastrcnn_engine.pipeline import read_log, run_files
+from fastrcnn_engine.report.runs import read_log, run_files
 from fastrcnn_engine.training import load_checkpoint
 
 from .steps import failure, metrics_of, nothing_is_begun, run

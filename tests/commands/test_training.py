@@ -18,7 +18,8 @@ from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.files import alone_in
-from fastrcnn_engine.pipeline import read_log, search_datasets
+from fastrcnn_engine.pipeline import search_datasets
+from fastrcnn_engine.report.runs import read_log
 from fastrcnn_engine.training import loop, resume
 from fastrcnn_engine.training.interrupt import Stopped
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.pipeline import run_files
-from fastrcnn_engine.report.compare import RunFiles, render_comparison
+from fastrcnn_engine.report.compare import render_comparison
+from fastrcnn_engine.report.runs import RunFiles, run_files
 
 from .test_html import Page
 

@@ -22,9 +22,9 @@ from fastrcnn_engine.data.proposals import (
     write_proposals,
 )
 from fastrcnn_engine.data.records import Dataset
-from fastrcnn_engine.files import whole_file, write_whole
+from fastrcnn_engine.files import whole_file, write_json, write_whole
 from fastrcnn_engine.options import CheckData, Proposals, SearchOptions
-from fastrcnn_engine.pipeline import RECALL_THRESHOLDS, search_datasets, write_json
+from fastrcnn_engine.pipeline import RECALL_THRESHOLDS, search_datasets
 from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.gallery import sample_pictures
 from fastrcnn_engine.report.html import number

@@ -1,27 +1,39 @@
-"""What detect does."""
+"""What detect does: on a few images, or on very many."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from fastrcnn_engine.bulk import JsonLines, ParquetParts, check_made_by, detect_many
 from fastrcnn_engine.commands import plain_console
 from fastrcnn_engine.commands.common import print_notes, resize, search_of_training
+from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.proposals import Search
-from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES
+from fastrcnn_engine.data.records import collecting
+from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
+from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
+from fastrcnn_engine.files import whole_file, write_json
 from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.options import Detect, Detection
-from fastrcnn_engine.pipeline import detect_files, expand_folders
+from fastrcnn_engine.pipeline import detections_as_json
+from fastrcnn_engine.report.draw import detection_marks, draw_marks
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_of
 from fastrcnn_engine.training import load_checkpoint, load_network
 from fastrcnn_engine.training.checkpoint import checkpoint_file
+
+DRAWN = b"drawn by fastrcnn-engine detect"  # the comment in a picture that detect_files makes
 
 
 def detect(options: Detect) -> None:
@@ -104,3 +116,87 @@ def _detect_many(
         f"not be read; results: {many.path}",
         soft_wrap=True,
     )
+
+
+def detect_files(
+    model: FastRCNN,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    search: Search,
+    detection: Mapping[str, Any],
+    errors: list[str],
+) -> list[tuple[Path, Path, Detections]]:
+    """Detects on image files, with proposals made on the fly; an image goes by its name without
+    folder and suffix there.
+
+    Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
+    which may be the folder of the images: of pictures only earlier drawings that are not among the
+    images are written over. Returns (image, drawn picture, detections) of each. A path that leads
+    nowhere stops it before the first search; an image that cannot be read is told in `errors`.
+    """
+    if not images:
+        raise ValueError("images: name at least one image file")
+    for path in images:
+        if not path.is_file():
+            raise FileNotFoundError(f"images: {path}: no such file")
+    out.mkdir(parents=True, exist_ok=True)
+    results = []
+    taken = {path.resolve() for path in images}
+    for path in track(images, "detection"):
+        image = None
+        with collecting(errors):
+            image = load_image(path)
+        if image is None:
+            continue
+        found = detect_image(model, image, search.boxes(image, path.stem), **detection)
+        drawn = _free_name(out, path.stem, taken)
+        taken.add(drawn.resolve())
+        picture = draw_marks(image, detection_marks(found, model.classes))
+        with whole_file(drawn) as file:
+            Image.fromarray(picture).save(file, format="JPEG", quality=92, comment=DRAWN)
+        results.append((path, drawn, found))
+    content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
+    write_json(out / "detections.json", content)
+    return results
+
+
+def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
+    """Image files, with every folder replaced by the images in it, by name, but for those that
+    detect_files drew there.
+
+    lists: a text file (.txt) is replaced by the images it names, one a line.
+    """
+    files = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = [one for one in inside if not _is_drawn(one)]
+            if not inside:
+                raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
+            files += inside
+        elif lists and path.suffix.lower() == ".txt":
+            files += [Path(line) for line in read_lines(path) if line]
+        else:
+            files.append(path)
+    return files
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether detect_files drew this picture. The name alone might be that of somebody's photo."""
+    if not re.search(r"-detections(-\d+)?\.jpg$", path.name):
+        return False
+    try:
+        with opened_image(path) as image:
+            return image.info.get("comment") == DRAWN
+    except (OSError, ValueError):
+        return False  # whatever reads the images tells of it
+
+
+def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
+    # Two images of one name from different folders must not overwrite each other, nor an input, nor
+    # what is somebody's own.
+    name, number = folder / f"{stem}-detections.jpg", 2
+    while name.resolve() in taken or (name.exists() and not _is_drawn(name)):
+        name, number = folder / f"{stem}-detections-{number}.jpg", number + 1
+    return name

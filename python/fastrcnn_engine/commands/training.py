@@ -29,18 +29,17 @@ from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
-from fastrcnn_engine.files import check_idle
+from fastrcnn_engine.files import check_idle, write_json
 from fastrcnn_engine.options import Demo, Detection, Metric, SearchOptions
 from fastrcnn_engine.pipeline import (
     Run,
     detect_dataset,
     evaluate_and_report,
-    read_log,
     search_datasets,
-    write_json,
 )
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.html import number
+from fastrcnn_engine.report.runs import read_log
 from fastrcnn_engine.training import TrainConfig, TrainResult, settled
 from fastrcnn_engine.training import train as run_training
 from fastrcnn_engine.training.distributed import environment, join

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from shlex import quote
 from typing import Any
@@ -11,20 +10,7 @@ from typing import Any
 from fastrcnn_engine.evaluation.mistakes import KINDS
 from fastrcnn_engine.report.html import embedded_svg, number, page, shown
 from fastrcnn_engine.report.plots import run_colour, runs_svg
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What the folder of a run holds; a run that has not been tested has no metrics.
-
-    metrics: of metrics.json. log: the rows of log.jsonl. settings: of config.json, flat: name ->
-    value.
-    """
-
-    name: str
-    metrics: Mapping[str, Any] | None
-    log: Sequence[Mapping[str, Any]]
-    settings: Mapping[str, Any]
+from fastrcnn_engine.report.runs import RunFiles
 
 
 def render_comparison(runs: Sequence[RunFiles]) -> str:
