@@ -13,6 +13,8 @@ from fastrcnn_engine.models import build_network, compress, ranks_of
 from fastrcnn_engine.training import checkpoint
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 
+from .small import own_network
+
 
 @pytest.fixture
 def saved(tmp_path):
@@ -205,12 +207,27 @@ def test_weights_that_find_nothing_are_refused(saved, number):
         load_network(path)
 
 
-def test_a_network_of_your_own_is_named(tmp_path, saved):
-    _, model = saved
-    model.name = "mine"
-    save_checkpoint(tmp_path / "mine.pt", model)
-    with pytest.raises(ValueError, match="your own, 'mine'; build it as for training and give"):
-        load_network(tmp_path / "mine.pt")
+def test_a_network_of_your_own_is_named_and_filled_in(tmp_path):
+    path = tmp_path / "mine.pt"
+    trained = own_network()
+    trained.preprocessing = replace(trained.preprocessing, short_side=77)
+    trained.delta_std.uniform_(0.1, 0.3)
+    trained.freeze(["head.fc6"])
+    trained.box_regression, trained.classifier = False, "svm"
+    compress(trained.eval(), {"fc7": 3})
+    save_checkpoint(path, trained)
+    with pytest.raises(ValueError, match=r"your own, 'custom'.*load_network\(path, model=model\)"):
+        load_network(path)
+    model = own_network()
+    assert load_network(path, model=model) is model and not model.training
+    for name in ("preprocessing", "frozen", "box_regression", "classifier"):
+        assert getattr(model, name) == getattr(trained, name), name
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"classes \['brick', 'leaf'\], but .* \['cat', 'dog'\]"):
+        load_network(path, model=build_network("tiny", ["cat", "dog"]))
+    with pytest.raises(ValueError, match=r"mine\.pt does not fit the model: frozen"):
+        load_network(path, model=build_network("tiny", ["brick", "leaf"]))
 
 
 def test_weights_of_another_network_are_refused_by_layer(tmp_path, saved):

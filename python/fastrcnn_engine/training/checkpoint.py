@@ -156,28 +156,42 @@ def path_of_training(path: Path, content: dict[str, Any], name: str) -> Path | N
     return next((place for place in places if place.exists()), stored)
 
 
-def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
-    """Rebuild a trained network from a checkpoint, in evaluation mode.
+def load_network(
+    path: Path, *, model: FastRCNN | None = None, device: str = "cpu"
+) -> FastRCNN:
+    """A trained network from a checkpoint, in evaluation mode.
+
+    Args:
+        model: for a backbone or head of your own: the network, built as for the training, which is
+            filled in and returned. Its weights, how images are prepared for it and what it puts
+            out are those of the checkpoint. None builds one of the networks with a name.
 
     Raises:
-        ValueError: no such device, unreadable file, or a network of your own: build it yourself and
-            give it ``load_checkpoint(path)["model"]``.
+        ValueError: no such device, an unreadable file, a network without a name and no ``model``,
+            or a model of other classes or layers.
     """
     target = checked_device(device)
     # Mapped: what the optimiser kept, as large as the weights, is not read.
     content = load_checkpoint(path, tensors=False)
     network = content["network"]
-    if network["name"] not in NETWORKS:
+    if model is None and network["name"] not in NETWORKS:
         raise ValueError(
             f"{path} holds a network of your own, {network['name']!r}; build it as for training "
-            "and give it the weights: model.load_state_dict(load_checkpoint(path)['model'])"
+            "and have it filled in, in Python: load_network(path, model=model)"
         )
-    try:
-        model = _built(network)
-    except Exception as error:  # plain values of any kind may be in it
+    if model is not None and list(model.classes) != network["classes"]:
         raise ValueError(
-            f"{path} does not describe a network that can be built: {error}; take another"
-        ) from error
+            f"{path} holds a network for the classes {network['classes']}, but those of the model "
+            f"are {list(model.classes)}"
+        )
+    fits = "describe a network that can be built" if model is None else "fit the model"
+    try:
+        if model is None:
+            classes = checked_classes(network["classes"])
+            model = build_network(network["name"], classes, freeze_to="none")
+        _fill_in(model, network)
+    except Exception as error:  # plain values of any kind may be in it
+        raise ValueError(f"{path} does not {fits}: {error}; take another") from error
     load_weights(model, content, path)
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if broken:
@@ -188,22 +202,16 @@ def load_network(path: Path, *, device: str = "cpu") -> FastRCNN:
     return model.to(target).eval()
 
 
-def _built(network: dict[str, Any]) -> FastRCNN:
-    """The network that a checkpoint describes, with random weights."""
-    model = build_network(
-        network["name"],
-        checked_classes(network["classes"]),
-        preprocessing=Preprocessing.from_dict(network["preprocessing"]),
-        freeze_to="none",
-    )
-    if network["ranks"]:
+def _fill_in(model: FastRCNN, network: dict[str, Any]) -> None:
+    """All that a checkpoint tells of a network beside the weights."""
+    model.preprocessing = Preprocessing.from_dict(network["preprocessing"])
+    if network["ranks"] != ranks_of(model):
         split_layers(model, network["ranks"])
-    model.freeze(network["frozen"])
+    model.freeze([name for name in network["frozen"] if name not in model.frozen])
     model.classifier, model.box_regression = network["classifier"], network["box_regression"]
     for name, known in (("classifier", ["softmax", "svm"]), ("box_regression", [True, False])):
         if getattr(model, name) not in known:
             raise ValueError(f"{name} must be one of {known}, got {getattr(model, name)!r}")
-    return model
 
 
 def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
