@@ -147,6 +147,15 @@ def test_cuda_without_cuda_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="device is 'cuda', but torch finds no CUDA device"):
         checked_device("cuda")
     assert checked_device("cpu").type == "cpu"
+    # torch's CUDA is there, but ours is not: told before hours of searching for proposals.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    built = "fastrcnn_engine.training.config.build_info"
+    monkeypatch.setattr(built, lambda: {"cuda_device": "no nvcc was found"})
+    with pytest.raises(ValueError, match="device is 'cuda', but this build .* no nvcc was found; "):
+        checked_device("cuda")
+    monkeypatch.setattr(built, lambda: {"cuda_device": "available"})
+    assert checked_device("cuda").type == "cuda"
 
 
 def test_a_gpu_takes_convolutions_that_are_the_same_on_every_run(voc, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.models import FreezeTo
+from fastrcnn_engine.ops import build_info
 
 Config = TypeVar("Config", bound="TrainConfig")
 
@@ -294,7 +295,8 @@ def checked_device(name: str) -> torch.device:
     """The torch device of that name: cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: another name, or a CUDA device that torch does not find.
+        ValueError: another name, a CUDA device that torch does not find, or CUDA where this build
+            of the engine cannot use it.
     """
     try:
         device = torch.device(name)
@@ -306,6 +308,12 @@ def checked_device(name: str) -> torch.device:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
             raise ValueError(f"device is {name!r}, but torch finds {found or 'no'} CUDA devices")
+        reason = build_info()["cuda_device"]
+        if reason != "available":
+            raise ValueError(
+                f"device is {name!r}, but this build of fastrcnn_engine has no use of CUDA: "
+                f"{reason}; fastrcnn-engine env tells more, docs/install.md how to build it"
+            )
     return device
 
 
