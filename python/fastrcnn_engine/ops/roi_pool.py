@@ -121,7 +121,8 @@ def roi_pool_backward(
         (N, C, H, W) in the kind and dtype of grad_output and the memory layout of argmax.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, a batch index outside [0, N).
+        ValueError: shapes, dtypes or devices that do not fit, or (host memory) a batch index
+            outside [0, N), naming the row. On a GPU such a RoI passes nothing.
 
     Source: paper section 2.3, equation 4.
     """

@@ -49,7 +49,8 @@ def smooth_l1(
 
     Raises:
         ValueError: shapes or dtypes that do not fit, a negative beta, targets or weights that
-            require a gradient, or (host memory) a label outside 0..K, naming the row.
+            require a gradient, or (host memory) a label outside 0..K, naming the row. On a GPU such
+            a row contributes nothing.
 
     Source: paper section 2.3, equations 1 to 3; divided by the number of RoIs as in the original
     code.
