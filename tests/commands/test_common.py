@@ -12,11 +12,15 @@ import torch
 
 from data.edge_models import write_edge_model
 from fastrcnn_engine import bulk, pipeline
-from fastrcnn_engine.commands import detection
+from fastrcnn_engine.commands import detection, plain_console
+from fastrcnn_engine.commands.common import print_result
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search, write_proposals
+from fastrcnn_engine.data.records import Dataset, record_of
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.training import load_checkpoint
 
 from .steps import failure, run
@@ -91,6 +95,18 @@ def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path
     write_edge_model(model, threshold=0.9)
     line = failure(capsys, *asked, retrained(settings))
     assert "model.yml: another model than the one that made the proposals" in line
+
+
+def test_classes_that_are_never_found_are_named(tmp_path, capsys):
+    box = np.zeros((1, 4), np.float32)
+    labels = np.array([1, 1, 2])
+    record = record_of("a", tmp_path / "a.png", (9, 9), [(0, 0, 8, 8)] * 3, labels, [False] * 3)
+    found = Detections(box, np.float32([0.9]), np.array([2]), np.array([0]))
+    dataset = Dataset(("cat", "dog", "emu"), [record], [], tmp_path, "test")
+    result = evaluate_voc([record], dataset.classes, {"a": found})
+    print_result(plain_console(), pipeline.Run("", tmp_path, "", 3), dataset, result, None)
+    said = capsys.readouterr().out
+    assert "1 classes with objects and without a detection:\n  cat\n" in said  # and not of emu
 
 
 def train_in(folder, drawn, monkeypatch, **made) -> Path:

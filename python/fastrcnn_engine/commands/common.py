@@ -56,6 +56,8 @@ def print_result(
     if coco is not None:
         for name, meaning in NUMBERS.items():
             console.print(f"{name:>5} {number(coco.numbers[name])}  {meaning}")
+    never = [one.name for one in result.per_class if one.npos and not one.ndet]
+    print_notes(console, "classes with objects and without a detection", never)
     total = sum(run.seconds.values())
     console.print(f"{headline}:", Text(number(value), "bold"), f"  {total:.0f} s")
     console.print(f"figures: {run.out / 'metrics.json'}", soft_wrap=True)

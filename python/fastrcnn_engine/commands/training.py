@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +43,7 @@ from fastrcnn_engine.report.html import number
 from fastrcnn_engine.report.runs import read_log
 from fastrcnn_engine.training import TrainConfig, TrainResult, settled
 from fastrcnn_engine.training import train as run_training
+from fastrcnn_engine.training.config import checked_device
 from fastrcnn_engine.training.distributed import environment, join
 
 # What a demo takes away before it starts again in the folder of an earlier one.
@@ -143,8 +145,13 @@ def train(options: Train, command: str) -> None:
     test_set = datasets[1] if len(datasets) > 1 else None
     if config.val_split is not None:
         datasets.append(load_test_set(config.data, config.val_split, datasets[0].classes))
+    first = environment()[0] == 0  # of several processes it alone prints
+    if config.device == "cpu" and first:
+        with suppress(ValueError):
+            checked_device("cuda")
+            console.print("a GPU is there and is not used: --device cuda")
     from_scratch = config.weights is None and config.init is None and not config.resume
-    if from_scratch and config.network != "tiny" and environment()[0] == 0:
+    if from_scratch and config.network != "tiny" and first:
         console.print(
             f"{config.network} starts from random weights, from which it hardly learns; give it "
             "--weights, or take --network tiny"
