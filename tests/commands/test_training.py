@@ -407,12 +407,12 @@ def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, caps
 
 def test_a_gpu_that_nobody_uses_is_told(drawn, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "_train_and_test", lambda *_: None)
+    build = {"cuda_device": "available"}
+    monkeypatch.setattr("fastrcnn_engine.training.config.build_info", lambda: build)
     for there in (False, True):
         counted = {"is_available": there, "device_count": int(there)}
         for name, value in counted.items():
             monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-        build = {"cuda_device": "available"}
-        monkeypatch.setattr("fastrcnn_engine.training.config.build_info", lambda: build)
         run("train", "--data", drawn, "--split", "train", "--network", "tiny",
             "--proposals", trained / "proposals.npz", "--out", tmp_path / str(there))  # fmt: skip
         assert ("a GPU is there and is not used: --device cuda" in capsys.readouterr().out) is there
