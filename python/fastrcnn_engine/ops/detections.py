@@ -46,7 +46,8 @@ def detections(
 
     Returns:
         `Detections`; of equal scores the lower row and then the lower label comes first. A NaN
-        score or a box with NaN is never detected.
+        score or a box with NaN is never detected. Boxes are decoded as by `decode_boxes`, whose
+        exp() may differ in the last place between CPU and GPU.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, thresholds or sizes out of range.
