@@ -51,7 +51,7 @@ def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:
 
 
 def encode(reference_boxes: Any, proposals: Any) -> Any:
-    """`encode_boxes`, its arguments looked at."""
+    """`encode_boxes` after argument checks."""
     arrays = arrays_of(proposals, "proposals")
     proposals = arrays.take(proposals, "proposals")
     targets = arrays.take(reference_boxes, "reference_boxes")
@@ -88,7 +88,7 @@ def decode_boxes(
 
 
 def decode(deltas: Any, boxes: Any, max_log_ratio: float) -> Any:
-    """`decode_boxes`, its arguments looked at."""
+    """`decode_boxes` after argument checks."""
     arrays = arrays_of(deltas, "deltas")
     deltas = arrays.take(deltas, "deltas")
     boxes = arrays.take(boxes, "boxes")
