@@ -1,3 +1,5 @@
+// Makes an Array of a Python object, by its buffer, a DLPack capsule or torch's table of functions. Knows no
+// operator, and imports neither torch nor NumPy.
 #include "array.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// encode_boxes, decode_boxes, clip_boxes: makes views of arrays and calls the engine, which checks shapes.
 #include "fastrcnn_engine/box_codec.h"
 
 #include "dispatch.h"

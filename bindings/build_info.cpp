@@ -1,3 +1,4 @@
+// The engine's build_info as a dictionary.
 #include "fastrcnn_engine/build_info.h"
 
 #include <pybind11/pybind11.h>

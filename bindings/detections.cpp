@@ -1,3 +1,5 @@
+// detect_boxes: makes views of arrays and calls the engine, which checks shapes. Python allocates the
+// results.
 #include "fastrcnn_engine/detections.h"
 
 #include <pybind11/stl.h>

@@ -1,3 +1,4 @@
+// The module _core: calls the bind_ functions of the other files; arguments are theirs.
 #include <pybind11/pybind11.h>
 
 #include "fastrcnn_engine/error.h"

@@ -1,3 +1,5 @@
+// box_iou and nms: makes views of arrays and calls the engine, which checks shapes. Python allocates the
+// results.
 #include "fastrcnn_engine/nms.h"
 
 #include <pybind11/stl.h>

@@ -1,3 +1,5 @@
+// RoI pooling, its gradient and the number of threads: makes views of arrays and calls the engine. Checks
+// only what the engine cannot see: whether arrays share memory, and a scale that float32 cannot hold.
 #include "fastrcnn_engine/roi_pool.h"
 
 #include <cmath>

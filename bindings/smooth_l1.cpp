@@ -1,3 +1,5 @@
+// The box loss and its gradient: makes views of arrays and calls the engine, which checks all shapes but
+// those of labels and weights, as it gets pointers to them.
 #include "fastrcnn_engine/smooth_l1.h"
 
 #include <optional>

@@ -1,3 +1,4 @@
+// Whether a GPU can be used, and if not, the driver's reason. Launches nothing; having none is no error.
 #include "fastrcnn_engine/build_info.h"
 
 #include <cuda_runtime.h>

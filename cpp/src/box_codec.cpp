@@ -1,3 +1,5 @@
+// Box coding and clipping: the checks of both backends, and the CPU's loops over rows. The formulas are in
+// semantics/, none is here.
 #include "fastrcnn_engine/box_codec.h"
 
 #include "checks.h"

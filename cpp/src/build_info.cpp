@@ -1,3 +1,5 @@
+// What the build was told (version, compiler, CUDA or why not), and the instruction set that was chosen.
+// Looks for no GPU: cuda::why_unavailable does.
 #include "fastrcnn_engine/build_info.h"
 
 #include "instruction_set.h"

@@ -1,3 +1,5 @@
+// The detection step: the checks of both backends, and the CPU's sequence of steps. The steps themselves are
+// shared: semantics/ decodes and clips, GreedySuppression suppresses.
 #include "fastrcnn_engine/detections.h"
 
 #include <algorithm>

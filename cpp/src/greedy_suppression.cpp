@@ -1,3 +1,5 @@
+// Where the kept boxes of a class are stored, and which of them a new box is compared with. nms_kernels.cpp
+// compares. Boxes arrive best first; scores are unknown here.
 #include "greedy_suppression.h"
 
 #include <algorithm>

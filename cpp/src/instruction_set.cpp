@@ -1,3 +1,4 @@
+// Asks the processor what it can run, and the environment what is wanted. Knows no kernel.
 #include "instruction_set.h"
 
 #include <cstdlib>

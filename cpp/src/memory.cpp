@@ -1,3 +1,4 @@
+// Asks the system for huge pages, which only Linux has. Allocates nothing, and knows no operator.
 #include "memory.h"
 
 #if defined(__linux__)

@@ -1,3 +1,5 @@
+// Overlaps and NMS: the checks of both backends, and the CPU's loops. Class ids, which may be any numbers,
+// become 0, 1, 2 and so on here; what a box is compared with is left to GreedySuppression.
 #include "fastrcnn_engine/nms.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The hot loops of suppression: one box against lists of kept ones, scores against a threshold. Knows no
+// classes. Uses plain pointers, lanes.h and semantics/ only: docs/cpu-kernels.md.
 #include "nms_kernels.h"
 
 #include "fastrcnn_engine/semantics/iou.h"

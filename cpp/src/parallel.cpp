@@ -1,3 +1,5 @@
+// How many threads a call gets, and which: those of the process's OpenMP runtime, else its own. The runtime
+// is looked up when called, not linked. Knows no operator.
 #include "parallel.h"
 
 #include <algorithm>

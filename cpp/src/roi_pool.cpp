@@ -1,3 +1,5 @@
+// RoI max pooling and its gradient on the CPU, up to the hot loops: the checks of both backends, RoIs by
+// image, what is packed together, memory, threads. Only roi_pool*_kernels.cpp read features and gradients.
 #include "fastrcnn_engine/roi_pool.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The hot loops of RoI pooling's gradient: each bin's gradient is added to the cell that argmax names. Knows
+// neither threads nor where bins lie. Uses plain pointers, lanes.h and semantics/ only: docs/cpu-kernels.md.
 #include <bit>
 
 #include "lanes.h"

@@ -1,3 +1,5 @@
+// The hot loops of RoI pooling: a block of channels is packed, RoIs are pooled from it. roi_pool.cpp decides
+// which RoIs and which window. Uses plain pointers, lanes.h and semantics/ only: docs/cpu-kernels.md.
 #include "roi_pool_kernels.h"
 
 #include <limits>

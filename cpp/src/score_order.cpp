@@ -1,3 +1,5 @@
+// The sort that nms and detections begin with, by the digits of a key. semantics/iou.h makes keys; boxes and
+// classes are unknown here.
 #include "score_order.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The box loss and its gradient: the checks of both backends, and the CPU's loops, which sum in the order of
+// the contract. The formulas are in semantics/, none is here.
 #include "fastrcnn_engine/smooth_l1.h"
 
 #include <algorithm>

@@ -22,9 +22,9 @@ MAX_SIDE = 2**24  # of an image: float32 boxes tell no pixel from the next beyon
 class ImageRecord:
     """One image and its objects. Boxes are 0-based pixel indices with both ends inclusive.
 
-    What is difficult is trained on, unless TrainConfig.difficult is False, and not counted by the
-    evaluation, as in VOC. A crowd (COCO: a region of objects that were not told apart) is difficult
-    and never trained on; None is none.
+    As in VOC, difficult objects are trained on, unless TrainConfig.difficult is False, and the
+    evaluation does not count them. A crowd (COCO: a region of objects that were not told apart) is
+    difficult and never trained on. `crowd=None` means that there are no crowds.
     """
 
     image_id: str

@@ -31,7 +31,7 @@ def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:
         proposals: (R, 4), the same dtype, float32 or float64.
 
     Returns:
-        (R, 4) deltas, not normalised.
+        (R, 4) deltas, not normalised. log() of CPU and GPU may differ in the last place.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, or (host memory) a box that is not finite or
@@ -51,7 +51,7 @@ def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:
 
 
 def encode(reference_boxes: Any, proposals: Any) -> Any:
-    """`encode_boxes`, its arguments looked at."""
+    """`encode_boxes` after argument checks."""
     arrays = arrays_of(proposals, "proposals")
     proposals = arrays.take(proposals, "proposals")
     targets = arrays.take(reference_boxes, "reference_boxes")
@@ -72,7 +72,7 @@ def decode_boxes(
         max_log_ratio: dw and dh are held at this before exp().
 
     Returns:
-        (R, 4 * G) boxes, not clipped.
+        (R, 4 * G) boxes, not clipped. exp() of CPU and GPU may differ in the last place.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, or an argument that requires a gradient.
@@ -88,7 +88,7 @@ def decode_boxes(
 
 
 def decode(deltas: Any, boxes: Any, max_log_ratio: float) -> Any:
-    """`decode_boxes`, its arguments looked at."""
+    """`decode_boxes` after argument checks."""
     arrays = arrays_of(deltas, "deltas")
     deltas = arrays.take(deltas, "deltas")
     boxes = arrays.take(boxes, "boxes")

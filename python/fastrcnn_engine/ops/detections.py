@@ -46,7 +46,8 @@ def detections(
 
     Returns:
         `Detections`; of equal scores the lower row and then the lower label comes first. A NaN
-        score or a box with NaN is never detected.
+        score or a box with NaN is never detected. Boxes are decoded as by `decode_boxes`, whose
+        exp() may differ in the last place between CPU and GPU.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, thresholds or sizes out of range.
@@ -100,7 +101,7 @@ def _arguments(
     boxes: Any, scores: Any, deltas: Any, image_size: tuple[int, int], score_threshold: float,
     nms_threshold: float, max_detections: int, inclusive: bool, max_log_ratio: float,
 ) -> tuple:  # fmt: skip
-    """Looked at, and in the types of the operator's schema (torch_ops.py)."""
+    """The arguments, checked and in the types of the operator's schema (torch_ops.py)."""
     height, width = height_and_width(image_size, "image_size")
     return (
         boxes, scores, deltas, height, width, float(score_threshold), float(nms_threshold),
@@ -113,13 +114,13 @@ def _detached(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> tuple:
 
 
 def found(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> Detections[Any]:
-    """`detections` of arguments that are looked at."""
+    """`detections` after argument checks."""
     arrays, out, count = _detect(boxes, scores, deltas, *settings, is_padded=False)
     return Detections(*[arrays.give(arrays.first(array, count)) for array in out])
 
 
 def padded(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> PaddedDetections[Any]:
-    """`detections_padded` of arguments that are looked at."""
+    """`detections_padded` after argument checks."""
     arrays, out, count = _detect(boxes, scores, deltas, *settings, is_padded=True)
     return PaddedDetections(*[arrays.give(array) for array in (*out, count)])
 

@@ -41,7 +41,7 @@ def box_iou(boxes1: Array, boxes2: AnyArray, *, inclusive: bool = False) -> Arra
 
 
 def iou(boxes1: Any, boxes2: Any, inclusive: bool) -> Any:
-    """`box_iou`, its arguments looked at."""
+    """`box_iou` after argument checks."""
     arrays = arrays_of(boxes1, "boxes1")
     boxes1 = arrays.take(boxes1, "boxes1")
     boxes2 = arrays.take(boxes2, "boxes2")
@@ -147,13 +147,13 @@ def _nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bo
 def padded(
     boxes: Any, scores: Any, idxs: Any, iou_threshold: float, places: int, inclusive: bool
 ) -> PaddedIndices[Any]:
-    """`nms_padded`, its arguments looked at."""
+    """`nms_padded` after argument checks."""
     arrays, keep, count = _suppress(boxes, scores, idxs, iou_threshold, inclusive, places)
     return PaddedIndices(arrays.give(keep), arrays.give(count))
 
 
 def kept(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:
-    """`nms` or `batched_nms`, its arguments looked at."""
+    """`nms` or `batched_nms` after argument checks."""
     arrays, keep, count = _suppress(boxes, scores, idxs, iou_threshold, inclusive, None)
     return arrays.give(arrays.first(keep, count))
 
