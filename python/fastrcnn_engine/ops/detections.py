@@ -133,9 +133,13 @@ def _detect(
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")
     scores = arrays.take(scores, "scores")
+    shape_of(boxes, 2, "boxes")
+    rows, columns = shape_of(scores, 2, "scores")
     if deltas is not None:
         deltas = arrays.take(deltas, "deltas")
-    rows, columns = shape_of(scores, 2, "scores")
+        given = shape_of(deltas, 2, "deltas")
+        if 0 in given and rows * columns > 0:  # no memory: the engine would read them as None
+            raise ValueError(f"deltas must be {(rows, 4 * columns)}, got {given}")
     places = max_detections if is_padded else min(max_detections, rows * max(columns - 1, 0))
     out = Detections(
         boxes=arrays.empty((places, 4), boxes.dtype, boxes),
