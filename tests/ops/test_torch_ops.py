@@ -564,6 +564,16 @@ def test_a_gradient_that_torch_keeps_with_the_other_sign():
     assert fe.roi_pool_backward(minus, where, ROIS[:1], (1, 1, 1, 1)).item() == -1
 
 
+def test_arguments_that_torch_keeps_with_the_other_sign():
+    minus, zero = torch.complex(ONE, ONE).conj().imag, torch.zeros(1, 1, 1, 1)
+    assert fe.roi_pool(minus.view(1, 1, 1, 1), torch.zeros(1, 5), 1).item() == -1
+    assert fe.smooth_l1(minus.view(1, 1), torch.ones(1, 1)).item() == 1.5
+    assert fe.smooth_l1(torch.ones(1, 1), minus.view(1, 1)).item() == 1.5
+    assert fe.smooth_l1(2 * torch.ones(1, 1), zero[0, 0], weights=minus.view(1, 1)).item() == -1.5
+    keep = fe.nms(torch._neg_view(-BOXES), torch._neg_view(-SCORES), 0.3)  # dense ones
+    assert torch.equal(keep, fe.nms(BOXES, SCORES, 0.3))
+
+
 # ---- autocast, determinism ----------------------------------------------------------------------
 
 

@@ -11,7 +11,9 @@ from fastrcnn_engine.ops._arrays import (
     Arrays,
     arrays_of,
     count_of,
+    flag_of,
     is_traced,
+    number_of,
     shape_of,
 )
 from fastrcnn_engine.ops.box_codec import MAX_LOG_RATIO, height_and_width
@@ -60,7 +62,7 @@ def detections(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return Detections(*torch_ops.call("detections", *_detached(*arguments)))
+        return Detections(*torch_ops.call("detections", *arguments, detached=True))
     return found(*arguments)
 
 
@@ -92,7 +94,9 @@ def detections_padded(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return PaddedDetections(*torch_ops.call("detections_padded", *_detached(*arguments)))
+        return PaddedDetections(
+            *torch_ops.call("detections_padded", *arguments, detached=True)
+        )
     return padded(*arguments)
 
 
@@ -103,13 +107,10 @@ def _arguments(
     """Looked at, and in the types of the operator's schema (torch_ops.py)."""
     height, width = height_and_width(image_size, "image_size")
     return (
-        boxes, scores, deltas, height, width, float(score_threshold), float(nms_threshold),
-        count_of(max_detections, "max_detections"), inclusive, float(max_log_ratio),
+        boxes, scores, deltas, height, width, number_of(score_threshold, "score_threshold"),
+        number_of(nms_threshold, "nms_threshold"), count_of(max_detections, "max_detections"),
+        flag_of(inclusive, "inclusive"), number_of(max_log_ratio, "max_log_ratio"),
     )  # fmt: skip
-
-
-def _detached(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> tuple:
-    return boxes.detach(), scores.detach(), None if deltas is None else deltas.detach(), *settings
 
 
 def found(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> Detections[Any]:

@@ -12,6 +12,7 @@ where torch is imported already, so that saved programs find them.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,13 +29,19 @@ from fastrcnn_engine.ops.roi_pool import pool, scatter
 from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
 
 LIBRARY = torch.library.Library("fastrcnn_engine", "DEF")
-_NAMES: list[str] = []  # of all operators
+_TENSORS: dict[str, list[str]] = {}  # of each operator's first arguments, "name?" where optional
 _ARRAYS = TorchArrays()
 
 
-def call(name: str, *arguments: Any) -> Any:
-    """The result of an operator of this module. What autocast made narrow is widened, but the maps
-    of RoI pooling."""
+def call(name: str, *arguments: Any, detached: bool = False) -> Any:
+    """The result of an operator of this module, its tensors `detached` where it is outside
+    autograd. What autocast made narrow is widened, but the maps of RoI pooling.
+    """
+    for argument, given in zip(_TENSORS[name], arguments, strict=False):
+        if not (given is None and argument.endswith("?")):
+            _ARRAYS.require_dense(given, argument)
+    if detached:
+        arguments = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
     if not name.startswith("roi_pool"):
         arguments = tuple(widened(x) if isinstance(x, torch.Tensor) else x for x in arguments)
     if torch._C._get_tracing_state() is not None:
@@ -65,7 +72,7 @@ def _tell_the_older_onnx_exporter() -> None:
 
     register: Any = getattr(torch.onnx, "register_custom_op_symbolic", None)
     if register is not None:  # else this torch has that exporter no more
-        for name in _NAMES:
+        for name in _TENSORS:
             register(f"fastrcnn_engine::{name}", writer(name), 15)
 
 
@@ -81,6 +88,7 @@ def indexed_boxes(boxes: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Te
 
 def written(out: Any, result: torch.Tensor, name: str) -> torch.Tensor:
     """`out` with the result of a traced call in it; ValueError where the engine would raise it."""
+    _ARRAYS.require_dense(out, name)
     for what in ("dtype", "device"):
         expected, given = getattr(result, what), getattr(out, what)
         if given != expected:
@@ -103,7 +111,8 @@ def _operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     name = schema.partition("(")[0]
 
     def register(function: Callable) -> Callable:
-        _NAMES.append(name)
+        arguments, _, _ = schema.partition("->")
+        _TENSORS[name] = [f"{x}{mark}" for mark, x in re.findall(r"Tensor(\??) (\w+)", arguments)]
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(name, function, "CPU")
         LIBRARY.impl(name, function, "CUDA")
