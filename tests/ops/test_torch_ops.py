@@ -479,6 +479,38 @@ def test_vmap_keeps_a_wrong_image_wrong():
         torch.vmap(lambda r: fe.roi_pool(FEATURES, r, 2))(rois)
 
 
+@every_operator
+def test_vmap_of_every_operator_is_as_one_call_after_the_other(operator):
+    function, tensors, _ = CALLS[operator]
+    others = [x.flip(0) if x.dim() else 2 * x for x in tensors]
+    pairs = [torch.stack(pair) for pair in zip(tensors, others, strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = flat(torch.vmap(function)(*pairs))
+    for i, own in enumerate((tensors, others)):
+        for result, expected in zip(mapped, flat(function(*own)), strict=True):
+            assert torch.equal(result[i], expected)
+
+
+def test_vmap_of_what_does_not_fit_is_the_callers_error():
+    pairs, two = torch.stack([BOXES, BOXES.flip(1)]), torch.stack([BOXES, BOXES / 100])
+    with pytest.raises(ValueError, match=r"proposals\[0\] must be finite with x2 > x1"):
+        torch.vmap(lambda b: fe.encode_boxes(BOXES, b))(pairs)
+    with pytest.raises(ValueError, match="vmap of nms must have results of one size: use nms_pad"):
+        torch.vmap(lambda b: fe.nms(b, SCORES, 0.3, inclusive=True))(two)
+    with pytest.raises(ValueError, match="vmap of box_iou must have members, got a batch of 0"):
+        torch.vmap(lambda b: fe.box_iou(b, BOXES))(pairs[:0])
+
+
+def test_vmap_of_no_maps():
+    for in_dims in ((0, None), (0, 0)):
+        rois = ROIS if in_dims[1] is None else MANY_ROIS[:0]
+        pooled = torch.vmap(lambda x, r: fe.roi_pool(x, r, 2), in_dims)(MANY[:0], rois)
+        assert pooled.shape == (0, 3, 4, 2, 2)
+        gradient = torch.func.grad(lambda x, r: fe.roi_pool(x, r, 2).sum())
+        assert torch.vmap(gradient, in_dims)(MANY[:0], rois).shape == MANY[:0].shape
+
+
 # ---- second derivatives -------------------------------------------------------------------------
 
 

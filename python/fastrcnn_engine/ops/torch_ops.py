@@ -250,9 +250,9 @@ def _as_channels(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tens
     return _first(tensor, dim, size).movedim(0, 1).flatten(1, 2)
 
 
-def _from_channels(tensor: torch.Tensor, size: int) -> torch.Tensor:
+def _from_channels(tensor: torch.Tensor, size: int, channels: int) -> torch.Tensor:
     """(A, B * C, H, W) -> (A, B, C, H, W)."""
-    return tensor.unflatten(1, (size, tensor.shape[1] // size))
+    return tensor.unflatten(1, (size, channels))
 
 
 def _rois_of_all(boxes: torch.Tensor, dim: int | None, size: int, images: int) -> torch.Tensor:
@@ -269,18 +269,19 @@ def _rois_of_all(boxes: torch.Tensor, dim: int | None, size: int, images: int) -
 def _vmap_roi_pool(info, in_dims, input, boxes, output_size, spatial_scale):
     of_input, of_boxes, *_ = in_dims
     size, op = info.batch_size, torch.ops.fastrcnn_engine.roi_pool
+    images = _first(input, of_input, size)
     if of_boxes is None:
         pooled = op(_as_channels(input, of_input, size), boxes, output_size, spatial_scale)
-        return tuple(_from_channels(x, size) for x in pooled), (1, 1)
-    images = _first(input, of_input, size)
+        return tuple(_from_channels(x, size, images.shape[2]) for x in pooled), (1, 1)
     rois = _rois_of_all(boxes, of_boxes, size, images.shape[1])
+    rows = _first(boxes, of_boxes, size).shape[1]
     try:
         pooled = op(images.flatten(0, 1), rois, output_size, spatial_scale)
     except ValueError:  # of all rows and images; the member that is wrong names its own
-        for x, rows in zip(images, _first(boxes, of_boxes, size), strict=True):
-            op(x, rows, output_size, spatial_scale)
+        for x, own in zip(images, _first(boxes, of_boxes, size), strict=True):
+            op(x, own, output_size, spatial_scale)
         raise
-    return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in pooled), (0, 0)
+    return tuple(x.unflatten(0, (size, rows)) for x in pooled), (0, 0)
 
 
 def _vmap_roi_pool_backward(
@@ -294,18 +295,34 @@ def _vmap_roi_pool_backward(
             _as_channels(grad_output, of_gradient, size),
             _as_channels(argmax, of_argmax, size),
         )
-        return _from_channels(op(*operands, boxes, (n, size * c, h, w), channels_last), size), 1
+        gradient = op(*operands, boxes, (n, size * c, h, w), channels_last)
+        return _from_channels(gradient, size, c), 1
     operands = (_first(grad_output, of_gradient, size), _first(argmax, of_argmax, size))
     rois = _rois_of_all(boxes, of_boxes, size, n)
     gradient = op(*(x.flatten(0, 1) for x in operands), rois, (size * n, c, h, w), channels_last)
     return gradient.unflatten(0, (size, n)), 0
 
 
-if hasattr(torch.library, "register_vmap"):  # torch 2.5
-    torch.library.register_vmap("fastrcnn_engine::roi_pool", _vmap_roi_pool, lib=LIBRARY)
-    torch.library.register_vmap(
-        "fastrcnn_engine::roi_pool_backward", _vmap_roi_pool_backward, lib=LIBRARY
-    )
+def _vmap_in_turn(name: str) -> Callable:
+    """The members one after the other. torch's own loop warns, and where a member fails Python may
+    find that warning in the error's place.
+    """
+
+    def rule(info, in_dims, *arguments):
+        if info.batch_size == 0:
+            raise ValueError(f"vmap of {name} must have members, got a batch of 0")
+        op, results = getattr(torch.ops.fastrcnn_engine, name), []
+        for i in range(info.batch_size):
+            own = zip(arguments, in_dims, strict=True)
+            result = op(*[x if dim is None else x.select(dim, i) for x, dim in own])
+            results.append(result if isinstance(result, tuple) else (result,))
+        if len({result[0].shape for result in results}) > 1:
+            raise ValueError(f"vmap of {name} must have results of one size: use {name}_padded")
+        stacked = tuple(torch.stack(of_all) for of_all in zip(*results, strict=True))
+        return (stacked, (0,) * len(stacked)) if isinstance(result, tuple) else (stacked[0], 0)
+
+    return rule
+
 
 # ---- the box loss -------------------------------------------------------------------------------
 
@@ -461,3 +478,9 @@ def _detections_padded(*arguments):
 
 for _name in ("detections", "detections_padded"):
     _not_differentiable(_name)
+
+_VMAP = {"roi_pool": _vmap_roi_pool, "roi_pool_backward": _vmap_roi_pool_backward}
+if hasattr(torch.library, "register_vmap"):  # torch 2.5
+    for _name in _TENSORS:
+        _rule = _VMAP.get(_name) or _vmap_in_turn(_name)
+        torch.library.register_vmap(f"fastrcnn_engine::{_name}", _rule, lib=LIBRARY)
