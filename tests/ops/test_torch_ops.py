@@ -214,6 +214,23 @@ def test_outputs_of_traced_calls_that_do_not_fit(out, argmax_out, says):
             way(FEATURES)
 
 
+def test_traced_calls_take_no_more_boxes_than_images():
+    """Nor empty ones, which no batch index would tell of."""
+
+    def pool(x):
+        return fe.roi_pool(x, [BOXES, BOXES, BOXES[:0]], 2)
+
+    for way in (torch.compile(pool, backend="eager"), lambda x: torch.func.vmap(pool)(x[None])):
+        with pytest.raises(ValueError, match="at most one array for each of the 2 images of input"):
+            way(FEATURES)
+
+
+def test_an_output_of_a_traced_call_is_a_tensor():
+    out = POOLED.numpy().copy()
+    with pytest.raises(TypeError, match=r"out must be a torch\.Tensor like the first argument"):
+        torch.vmap(lambda x: fe.roi_pool(x, ROIS, (3, 2), out=out))(FEATURES[None])
+
+
 def test_traced_calls_keep_to_what_the_argmax_can_number():
     def cell(x, out):
         return fe.roi_pool_with_argmax(x, torch.zeros(1, 5), 1, argmax_out=out)[1]

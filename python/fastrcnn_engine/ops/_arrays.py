@@ -223,16 +223,7 @@ class TorchArrays:
         return self._torch.get_num_threads()
 
     def take(self, array: Any, name: str, cast: str | None = None) -> Any:
-        tensor = self._tensor(array, name)
-        if cast is not None:
-            dtype: Any = self._dtypes[cast]
-            if cast == "int64" and (tensor.is_floating_point() or tensor.is_complex()):
-                given = str(tensor.dtype).removeprefix("torch.")
-                raise ValueError(f"{name} must be {_TAKEN[cast]}, got {given}")
-            if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
-                tensor = tensor.to(dtype)
-        elif tensor.dtype in self._narrow:
-            tensor = widened(tensor)
+        tensor = self._with_its_sign(self._cast(array, name, cast))
         try:
             return tensor.contiguous()
         except RuntimeError:
@@ -240,7 +231,7 @@ class TorchArrays:
             raise
 
     def take_map(self, array: Any, name: str) -> Any:
-        tensor = self._tensor(array, name)
+        tensor = self._with_its_sign(self._tensor(array, name))
         try:
             return tensor if self.is_channels_last(tensor) else tensor.contiguous()
         except RuntimeError:
@@ -248,7 +239,7 @@ class TorchArrays:
             raise
 
     def take_like(self, array: Any, like: Any, name: str) -> Any:
-        tensor = self._tensor(array, name)
+        tensor = self._with_its_sign(self._tensor(array, name))
         try:
             if not self.is_channels_last(like):
                 return tensor.contiguous()
@@ -287,7 +278,9 @@ class TorchArrays:
     def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> Any:
         rows = []
         for i, item in enumerate(boxes):
-            item = self.take(item, f"boxes[{i}]", "float32")
+            # torch.compile follows: it cannot ask for the sign, and what is joined is a copy.
+            item = self._cast(item, f"boxes[{i}]", "float32")
+            self.require_dense(item, f"boxes[{i}]")
             _require_boxes(item, i)
             rows.append(self._torch.cat([item.new_full((item.shape[0], 1), i), item], dim=1))
         return self._torch.cat(rows) if rows else self.empty((0, 5), "float32", like)
@@ -316,9 +309,25 @@ class TorchArrays:
     def _tensor(self, array: Any, name: str) -> Any:
         if not isinstance(array, self.tensor_type):
             raise self._other_kind(array, name)
-        tensor = array.detach() if array.requires_grad else array
-        # `imag` of a conjugate is torch's view of memory with the other sign, which `contiguous()`
-        # leaves where there is nothing to copy.
+        return array.detach() if array.requires_grad else array
+
+    def _cast(self, array: Any, name: str, cast: str | None) -> Any:
+        tensor = self._tensor(array, name)
+        if cast is not None:
+            dtype: Any = self._dtypes[cast]
+            if cast == "int64" and (tensor.is_floating_point() or tensor.is_complex()):
+                given = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{name} must be {_TAKEN[cast]}, got {given}")
+            if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
+                tensor = tensor.to(dtype)
+        elif tensor.dtype in self._narrow:
+            tensor = widened(tensor)
+        return tensor
+
+    def _with_its_sign(self, tensor: Any) -> Any:
+        """`imag` of a conjugate is torch's view of memory with the other sign, which `contiguous()`
+        leaves where there is nothing to copy.
+        """
         return tensor.resolve_neg() if tensor.is_neg() else tensor
 
     def _other_kind(self, array: Any, name: str) -> TypeError:

@@ -217,7 +217,8 @@ def _traced(
     from fastrcnn_engine.ops import torch_ops
 
     if isinstance(boxes, (list, tuple)):
-        boxes = torch_ops.indexed_boxes(boxes, input)
+        images, boxes = len(boxes), torch_ops.indexed_boxes(boxes, input)
+        _require_images(images, input)
     output, argmax = torch_ops.call(
         "roi_pool", input, boxes, size, spatial_scale, detached=detached
     )
@@ -233,12 +234,16 @@ def _traced(
 def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:
     if isinstance(boxes, (list, tuple)):
         rows = arrays.indexed_boxes(boxes, input)
-        images = shape_of(input, 4, "input")[0]
-        if len(boxes) > images:
-            raise ValueError(f"boxes must be a list of at most one array for each of the {images} "
-                             f"images of input, got {len(boxes)}")
+        _require_images(len(boxes), input)
         return rows
     return arrays.take(boxes, "boxes", "float32")
+
+
+def _require_images(given: int, input: Any) -> None:
+    images = shape_of(input, 4, "input")[0]
+    if given > images:
+        raise ValueError(f"boxes must be a list of at most one array for each of the {images} "
+                         f"images of input, got {given}")
 
 
 def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:

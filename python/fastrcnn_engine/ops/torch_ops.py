@@ -314,12 +314,13 @@ def _vmap_in_turn(name: str) -> Callable:
         op, results = getattr(torch.ops.fastrcnn_engine, name), []
         for i in range(info.batch_size):
             own = zip(arguments, in_dims, strict=True)
-            result = op(*[x if dim is None else x.select(dim, i) for x, dim in own])
-            results.append(result if isinstance(result, tuple) else (result,))
-        if len({result[0].shape for result in results}) > 1:
+            results.append(op(*[x if dim is None else x.select(dim, i) for x, dim in own]))
+        several = isinstance(results[0], tuple)
+        kinds = list(zip(*results, strict=True)) if several else [results]
+        if len({one.shape for one in kinds[0]}) > 1:
             raise ValueError(f"vmap of {name} must have results of one size: use {name}_padded")
-        stacked = tuple(torch.stack(of_all) for of_all in zip(*results, strict=True))
-        return (stacked, (0,) * len(stacked)) if isinstance(result, tuple) else (stacked[0], 0)
+        stacked = tuple(torch.stack(kind) for kind in kinds)
+        return (stacked, (0,) * len(stacked)) if several else (stacked[0], 0)
 
     return rule
 
