@@ -72,7 +72,7 @@ def test_torchs_threads_change_nothing(layout):
     assert_all_equal(found)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 2.0, True, None, "2", 2**63])
+@pytest.mark.parametrize("threads", [0, -1, 2.0, True, None, "2"])
 def test_a_thread_count_must_be_positive(threads):
     with pytest.raises(ValueError, match=f"threads must be an int >= 1, got {threads!r}"):
         fe.set_num_threads(threads)

@@ -60,6 +60,10 @@ class NumpyArrays:
             raise ValueError(f"{name} must be {_TAKEN[cast]}, got {result.dtype}")
         return self._row_major(result)
 
+    def take_signed(self, array: Any, name: str) -> Any:
+        """An array that may be one number, of which torch may keep the sign apart."""
+        return self.take(array, name)
+
     def take_map(self, array: Any, name: str) -> Any:
         """A (N, C, H, W) array, left alone when dense in NCHW or channels-last order."""
         result = self._own_map(array, name)
@@ -223,12 +227,24 @@ class TorchArrays:
         return self._torch.get_num_threads()
 
     def take(self, array: Any, name: str, cast: str | None = None) -> Any:
-        tensor = self._with_its_sign(self._cast(array, name, cast))
+        tensor = self._tensor(array, name)
+        if cast is not None:
+            dtype: Any = self._dtypes[cast]
+            if cast == "int64" and (tensor.is_floating_point() or tensor.is_complex()):
+                given = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{name} must be {_TAKEN[cast]}, got {given}")
+            if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
+                tensor = tensor.to(dtype)
+        elif tensor.dtype in self._narrow:
+            tensor = widened(tensor)
         try:
             return tensor.contiguous()
         except RuntimeError:
             self.require_dense(tensor, name)
             raise
+
+    def take_signed(self, array: Any, name: str) -> Any:
+        return self._with_its_sign(self.take(array, name))
 
     def take_map(self, array: Any, name: str) -> Any:
         tensor = self._with_its_sign(self._tensor(array, name))
@@ -278,9 +294,7 @@ class TorchArrays:
     def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> Any:
         rows = []
         for i, item in enumerate(boxes):
-            # torch.compile follows: it cannot ask for the sign, and what is joined is a copy.
-            item = self._cast(item, f"boxes[{i}]", "float32")
-            self.require_dense(item, f"boxes[{i}]")
+            item = self.take(item, f"boxes[{i}]", "float32")
             _require_boxes(item, i)
             rows.append(self._torch.cat([item.new_full((item.shape[0], 1), i), item], dim=1))
         return self._torch.cat(rows) if rows else self.empty((0, 5), "float32", like)
@@ -311,22 +325,9 @@ class TorchArrays:
             raise self._other_kind(array, name)
         return array.detach() if array.requires_grad else array
 
-    def _cast(self, array: Any, name: str, cast: str | None) -> Any:
-        tensor = self._tensor(array, name)
-        if cast is not None:
-            dtype: Any = self._dtypes[cast]
-            if cast == "int64" and (tensor.is_floating_point() or tensor.is_complex()):
-                given = str(tensor.dtype).removeprefix("torch.")
-                raise ValueError(f"{name} must be {_TAKEN[cast]}, got {given}")
-            if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
-                tensor = tensor.to(dtype)
-        elif tensor.dtype in self._narrow:
-            tensor = widened(tensor)
-        return tensor
-
     def _with_its_sign(self, tensor: Any) -> Any:
-        """`imag` of a conjugate is torch's view of memory with the other sign, which `contiguous()`
-        leaves where there is nothing to copy.
+        """`imag` of a conjugate is torch's view of memory with the other sign. With more than one
+        element it is not contiguous, and `contiguous()` turns the sign, too.
         """
         return tensor.resolve_neg() if tensor.is_neg() else tensor
 
@@ -409,15 +410,14 @@ def shape_of(array: Any, rank: int | None, name: str) -> tuple[int, ...]:
 
 
 def whole(number: Any) -> int:
-    """The number as an int; TypeError for what is none of 64 bits. One that stands for many, which
-    torch has where it traces (SymInt), stays as it is: `operator.index` would decide on one.
+    """The number as an int; TypeError for what is none. One that stands for many, which torch has
+    where it traces (SymInt), stays as it is: `operator.index` would decide on one of them.
     """
-    if type(number).__name__ == "SymInt":
+    if type(number) is int or type(number).__name__ == "SymInt":
         return number
-    count = number if type(number) is int else operator.index(number)
-    if isinstance(number, bool) or not -(2**63) <= count < 2**63:
-        raise TypeError("neither a truth value nor beyond 64 bits")
-    return count
+    if isinstance(number, bool):  # an int to Python, which NumPy takes for no size
+        raise TypeError("a truth value")
+    return operator.index(number)
 
 
 def count_of(number: Any, name: str, least: int = 0) -> int:
@@ -435,7 +435,8 @@ def number_of(number: Any, name: str) -> float:
     """As a float; ValueError, naming the argument, for what is no number. As in `whole`, one that
     stands for many stays as it is.
     """
-    if type(number) is float or type(number).__name__ in ("SymInt", "SymFloat"):
+    kind = type(number)
+    if kind is float or kind.__name__ in ("SymInt", "SymFloat"):
         return number
     try:
         if not isinstance(number, (str, bytes, bytearray)):  # which float() would read
@@ -447,7 +448,7 @@ def number_of(number: Any, name: str) -> float:
 
 def flag_of(flag: Any, name: str) -> bool:
     """True or False, NumPy's too; ValueError, naming the argument, for what is neither."""
-    if isinstance(flag, (bool, np.bool_)):
+    if flag is True or flag is False or isinstance(flag, np.bool_):
         return bool(flag)
     raise ValueError(f"{name} must be True or False, got {flag!r}")
 

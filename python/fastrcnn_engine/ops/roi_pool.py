@@ -253,7 +253,8 @@ def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
             height = width = given
         else:
             height, width = given
-        height, width = whole(height), whole(width)
+        if not (type(height) is int and type(width) is int):
+            height, width = whole(height), whole(width)
         if height > 0 and width > 0:
             return height, width
     except (TypeError, ValueError):

@@ -113,10 +113,10 @@ Operands = tuple[Any, Any, Any, Any]  # deltas, targets, labels or None, weights
 def take_operands(arrays: Arrays, deltas: Any, targets: Any, labels: Any, weights: Any) -> Operands:
     """The four array arguments of `smooth_l1` as the engine takes them."""
     return (
-        arrays.take(deltas, "deltas"),
-        arrays.take(targets, "targets"),
+        arrays.take_signed(deltas, "deltas"),
+        arrays.take_signed(targets, "targets"),
         None if labels is None else arrays.take(labels, "labels", "int64"),
-        None if weights is None else arrays.take(weights, "weights"),
+        None if weights is None else arrays.take_signed(weights, "weights"),
     )
 
 
@@ -147,7 +147,7 @@ def gradient_of(
 ) -> Any:
     """`smooth_l1_backward` of operands that are taken."""
     deltas = operands[0]
-    upstream = arrays.take(grad_loss, "grad_loss")
+    upstream = arrays.take_signed(grad_loss, "grad_loss")
     gradient = arrays.empty(deltas.shape, deltas.dtype, deltas)
     _core.smooth_l1_backward(*operands, beta, divisor, upstream, gradient, arrays.stream)
     return arrays.give(gradient)
