@@ -616,6 +616,9 @@ def test_a_gradient_that_torch_keeps_with_the_other_sign():
 def test_arguments_that_torch_keeps_with_the_other_sign():
     minus, zero = torch.complex(ONE, ONE).conj().imag, torch.zeros(1, 1, 1, 1)
     assert fe.roi_pool(minus.view(1, 1, 1, 1), torch.zeros(1, 5), 1).item() == -1
+    out = torch.zeros(1, dtype=torch.complex64).conj().imag.view(1, 1, 1, 1)
+    assert out.is_neg() and fe.roi_pool(zero + 3, torch.zeros(1, 5), 1, out=out) is out
+    assert out.item() == 3
     assert fe.smooth_l1(minus.view(1, 1), torch.ones(1, 1)).item() == 1.5
     assert fe.smooth_l1(torch.ones(1, 1), minus.view(1, 1)).item() == 1.5
     assert fe.smooth_l1(2 * torch.ones(1, 1), zero[0, 0], weights=minus.view(1, 1)).item() == -1.5

@@ -304,7 +304,11 @@ class TorchArrays:
         return array.resize_((count, *array.shape[1:])) if count < len(array) else array
 
     def written(self, out: Any) -> None:
-        if isinstance(out, self.tensor_type) and not out.is_inference():  # those have no version
+        if not isinstance(out, self.tensor_type):
+            return
+        if out.is_neg():  # memory that is read with the other sign
+            out.neg_()
+        if not out.is_inference():  # those have no version
             self._torch.autograd.graph.increment_version(out)
 
     def join_rows(self, results: Sequence[Any]) -> Any:
