@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
@@ -199,6 +201,24 @@ def test_a_table_of_functions_that_is_not_known_is_not_used(table):
         __dlpack_c_exchange_api__ = new(ctypes.addressof(words), name, None)
 
     assert_same_bits(overlaps_of(Later(BOXES)), fe.box_iou(BOXES, OTHERS))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"__dlpack__": lambda self, **_: 5},  # no capsule
+        {"__dlpack__": lambda self, **_: self.missing},
+        {"__dlpack_device__": lambda self: 1 / 0},
+        {"__dlpack_device__": lambda self: 1},  # no pair
+    ],
+)
+def test_a_producers_own_errors_are_told_with_the_arguments_name(said):
+    broken = type("Broken", (Producer,), said)
+    with pytest.raises(ValueError, match=r"^boxes1 cannot be read by DLPack \(Broken\): "):
+        fe.box_iou(broken(BOXES), OTHERS)
+    if "__dlpack__" in said:
+        with pytest.raises(ValueError, match=r"^boxes2 cannot be read by DLPack \(Broken\): "):
+            fe.box_iou(BOXES, broken(OTHERS))
 
 
 def test_what_is_no_type_of_ours_is_none_of_a_second_array_either():
@@ -472,6 +492,72 @@ def test_what_is_no_number_of_numpy_is_named(dtype):
     boxes = np.zeros((1, 4), dtype)
     with pytest.raises(ValueError, match="boxes must hold NumPy's own numbers, got dtype"):
         fe.nms(boxes, np.zeros(1, np.float32), 0.5)
+
+
+class Traced(torch.Tensor):
+    """Tensors of a class of their own take the way of traced calls."""
+
+
+NUMBERS = [
+    None, "0.5", b"1", 1j, 10**400, [0.5], object, np.zeros(2), torch.zeros(2), torch.tensor(1j),
+    torch.zeros((), device="meta"),
+]  # fmt: skip
+COUNTS = [None, "2", 2.0, True, np.True_, -1, 1j, torch.ones(2)]
+PAIRS = [None, 5, "ab", (5,), (5, None), ("5", "6"), (5, 1j), (5, 10**400), (5, 6, 7)]
+# What no setting of the name can be.
+WRONG = {
+    "output_size": [*COUNTS, 0, (2, True), (2,), (2, "2")],
+    "levels": [(level,) for level in (*COUNTS, 0)],
+    "input_shape": [(2, 3, 10, count) for count in COUNTS] + [(2, 3, 10), "abcd"],
+    "size": PAIRS, "image_size": PAIRS,
+    "inclusive": [None, "yes", 1, 0.0, np.ones(2), torch.tensor(True), object],
+    "max_output_size": COUNTS, "max_detections": COUNTS, "normalizer": NUMBERS[1:],
+    **dict.fromkeys(
+        ("spatial_scale", "beta", "max_log_ratio", "iou_threshold", "nms_threshold",
+         "score_threshold"), NUMBERS,
+    ),
+}  # fmt: skip
+NEEDED = {
+    "output_size": 2, "input_shape": FEATURES.shape, "iou_threshold": 0.3, "max_output_size": 9,
+    "size": (50, 60), "image_size": (50, 60),
+}  # fmt: skip
+
+
+@every_operator
+@pytest.mark.parametrize("way", ["numpy", "torch", "traced"])
+def test_a_setting_that_is_none_is_named(operator, way):
+    function = getattr(fe, operator.removesuffix("_weights"))
+    arrays = CALLS[operator][1][:3] if operator.endswith("_weights") else CALLS[operator][1]
+    if way != "numpy":
+        arrays = [torch.from_numpy(array) for array in arrays]
+    if way == "traced":
+        arrays = [array.as_subclass(Traced) for array in arrays]
+    names = inspect.signature(function).parameters
+    needed = {name: value for name, value in NEEDED.items() if name in names}
+    function(*arrays, **needed)
+    for name in names & WRONG.keys():
+        for wrong in WRONG[name]:
+            with pytest.raises((ValueError, TypeError), match=f"^{name} must be "):
+                function(*arrays, **{**needed, name: wrong})
+
+
+def test_numbers_and_truth_of_other_libraries_are_taken():
+    for one in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)):
+        kept = fe.nms_padded(BOXES, SCORES, one, np.int8(3), inclusive=np.True_)
+        expected = fe.nms_padded(BOXES, SCORES, 0.5, torch.tensor(3), inclusive=True)
+        assert_same_bits(kept.indices, expected.indices)
+
+
+@every_operator
+def test_traced_calls_name_what_is_no_tensor(operator):
+    arrays = CALLS[operator][1]
+    first = 1 if operator in ("smooth_l1_backward", "encode_boxes") else 0
+    given = list(arrays)
+    given[first] = torch.from_numpy(arrays[first]).to("meta")
+    if len(given) > 1:
+        says = r"^\w+ must be a torch\.Tensor like the first argument, got ndarray$"
+        with pytest.raises(TypeError, match=says):
+            CALLS[operator][0](*given)
 
 
 def test_threads_do_not_disturb_each_other():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -229,6 +230,14 @@ def test_defaults_are_those_of_the_plan():
 
 
 B, S, D = random_boxes(4, 2), np.full((4, 3), 0.3, np.float32), np.zeros((4, 12), np.float32)
+
+
+@pytest.mark.parametrize("shape", [(0, 12), (4, 0), (0, 0)])
+@every_face
+def test_deltas_without_elements_are_not_none(shape, face):
+    says = r"deltas must be \(4, 12\), got " + re.escape(str(shape))
+    with pytest.raises(ValueError, match=says):
+        fe.detections(give(B, face), give(S, face), give(np.zeros(shape, np.float32), face), SIZE)
 
 
 @pytest.mark.parametrize(

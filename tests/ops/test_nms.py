@@ -235,6 +235,12 @@ def test_errors_name_the_argument(call, says):
         call()
 
 
+@every_face
+def test_batched_nms_without_classes_is_refused(face):
+    with pytest.raises(TypeError, match="idxs must be an array with the class of each box"):
+        fe.batched_nms(give(BOXES, face), give(SCORES, face), None, 0.5)
+
+
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int32", "uint32", "uint64"])
 @every_face
 def test_class_ids_of_any_integers_are_accepted(dtype, face):

@@ -451,6 +451,28 @@ def test_tensors_without_plain_memory_are_named():
         "input must be a dense tensor": lambda: fe.roi_pool(features.to_sparse(), rois, SIZE),
         "boxes must be a dense tensor": lambda: fe.roi_pool(features, rois.to_sparse(), SIZE),
         "boxes must have 2 dim": lambda: fe.nms(torch.nested.nested_tensor([boxes]), scores, 0.5),
+        "boxes must have a shape": lambda: fe.clip_boxes_to_image(
+            torch.nested.nested_tensor([boxes]), (9, 9)
+        ),
+        "boxes must have 2 dimensions,": lambda: fe.detections(
+            torch.nested.nested_tensor([boxes]), scores[:, None], None, (9, 9)
+        ),
+        "boxes must be a dense tensor, got torch.jagged": lambda: fe.nms(
+            torch.nested.nested_tensor([boxes], layout=torch.jagged), scores, 0.5
+        ),
+        r"boxes\[0\] must have a shape": lambda: fe.roi_pool(
+            features, [torch.nested.nested_tensor([boxes])], SIZE
+        ),
+        "grad_output must be a dense tensor": lambda: fe.roi_pool_backward(
+            torch.from_numpy(EXPECTED).to_sparse(), torch.from_numpy(EXPECTED_ARGMAX), rois,
+            FEATURES.shape,
+        ),
+        "argmax must have 4 dimensions": lambda: fe.roi_pool_backward(
+            torch.from_numpy(EXPECTED), torch.nested.nested_tensor([boxes]), rois, FEATURES.shape
+        ),
+        "out must have a shape": lambda: fe.roi_pool(
+            features, rois, SIZE, out=torch.nested.nested_tensor([boxes])
+        ),
         "boxes must have 2 dimensions": lambda: fe.roi_pool(
             features, torch.nested.nested_tensor([rois, rois]), SIZE
         ),

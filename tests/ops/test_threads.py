@@ -72,9 +72,15 @@ def test_torchs_threads_change_nothing(layout):
     assert_all_equal(found)
 
 
-def test_a_thread_count_must_be_positive():
-    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        fe.set_num_threads(0)
+@pytest.mark.parametrize("threads", [0, -1, 2.0, True, None, "2"])
+def test_a_thread_count_must_be_positive(threads):
+    with pytest.raises(ValueError, match=f"threads must be an int >= 1, got {threads!r}"):
+        fe.set_num_threads(threads)
+
+
+def test_more_threads_than_the_engine_can_count():
+    fe.set_num_threads(2**40)
+    assert fe.get_num_threads() == 2**31 - 1
 
 
 # What a child computes after a fork, the module imported before (early) or in the child (late).

@@ -214,6 +214,23 @@ def test_outputs_of_traced_calls_that_do_not_fit(out, argmax_out, says):
             way(FEATURES)
 
 
+def test_traced_calls_take_no_more_boxes_than_images():
+    """Nor empty ones, which no batch index would tell of."""
+
+    def pool(x):
+        return fe.roi_pool(x, [BOXES, BOXES, BOXES[:0]], 2)
+
+    for way in (torch.compile(pool, backend="eager"), lambda x: torch.func.vmap(pool)(x[None])):
+        with pytest.raises(ValueError, match="at most one array for each of the 2 images of input"):
+            way(FEATURES)
+
+
+def test_an_output_of_a_traced_call_is_a_tensor():
+    out = POOLED.numpy().copy()
+    with pytest.raises(TypeError, match=r"out must be a torch\.Tensor like the first argument"):
+        torch.vmap(lambda x: fe.roi_pool(x, ROIS, (3, 2), out=out))(FEATURES[None])
+
+
 def test_traced_calls_keep_to_what_the_argmax_can_number():
     def cell(x, out):
         return fe.roi_pool_with_argmax(x, torch.zeros(1, 5), 1, argmax_out=out)[1]
@@ -479,6 +496,38 @@ def test_vmap_keeps_a_wrong_image_wrong():
         torch.vmap(lambda r: fe.roi_pool(FEATURES, r, 2))(rois)
 
 
+@every_operator
+def test_vmap_of_every_operator_is_as_one_call_after_the_other(operator):
+    function, tensors, _ = CALLS[operator]
+    others = [x.flip(0) if x.dim() else 2 * x for x in tensors]
+    pairs = [torch.stack(pair) for pair in zip(tensors, others, strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = flat(torch.vmap(function)(*pairs))
+    for i, own in enumerate((tensors, others)):
+        for result, expected in zip(mapped, flat(function(*own)), strict=True):
+            assert torch.equal(result[i], expected)
+
+
+def test_vmap_of_what_does_not_fit_is_the_callers_error():
+    pairs, two = torch.stack([BOXES, BOXES.flip(1)]), torch.stack([BOXES, BOXES / 100])
+    with pytest.raises(ValueError, match=r"proposals\[0\] must be finite with x2 > x1"):
+        torch.vmap(lambda b: fe.encode_boxes(BOXES, b))(pairs)
+    with pytest.raises(ValueError, match="vmap of nms must have results of one size: use nms_pad"):
+        torch.vmap(lambda b: fe.nms(b, SCORES, 0.3, inclusive=True))(two)
+    with pytest.raises(ValueError, match="vmap of box_iou must have members, got a batch of 0"):
+        torch.vmap(lambda b: fe.box_iou(b, BOXES))(pairs[:0])
+
+
+def test_vmap_of_no_maps():
+    for in_dims in ((0, None), (0, 0)):
+        rois = ROIS if in_dims[1] is None else MANY_ROIS[:0]
+        pooled = torch.vmap(lambda x, r: fe.roi_pool(x, r, 2), in_dims)(MANY[:0], rois)
+        assert pooled.shape == (0, 3, 4, 2, 2)
+        gradient = torch.func.grad(lambda x, r: fe.roi_pool(x, r, 2).sum())
+        assert torch.vmap(gradient, in_dims)(MANY[:0], rois).shape == MANY[:0].shape
+
+
 # ---- second derivatives -------------------------------------------------------------------------
 
 
@@ -562,6 +611,17 @@ def test_a_gradient_that_torch_keeps_with_the_other_sign():
     assert torch.equal(gradient, fe.smooth_l1_backward(-ONE, *operands))
     minus, where = minus.view(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
     assert fe.roi_pool_backward(minus, where, ROIS[:1], (1, 1, 1, 1)).item() == -1
+
+
+def test_arguments_that_torch_keeps_with_the_other_sign():
+    minus, zero = torch.complex(ONE, ONE).conj().imag, torch.zeros(1, 1, 1, 1)
+    assert fe.roi_pool(minus.view(1, 1, 1, 1), torch.zeros(1, 5), 1).item() == -1
+    out = torch.zeros(1, dtype=torch.complex64).conj().imag.view(1, 1, 1, 1)
+    assert out.is_neg() and fe.roi_pool(zero + 3, torch.zeros(1, 5), 1, out=out) is out
+    assert out.item() == 3
+    assert fe.smooth_l1(minus.view(1, 1), torch.ones(1, 1)).item() == 1.5
+    assert fe.smooth_l1(torch.ones(1, 1), minus.view(1, 1)).item() == 1.5
+    assert fe.smooth_l1(2 * torch.ones(1, 1), zero[0, 0], weights=minus.view(1, 1)).item() == -1.5
 
 
 # ---- autocast, determinism ----------------------------------------------------------------------

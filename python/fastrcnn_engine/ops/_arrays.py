@@ -60,8 +60,8 @@ class NumpyArrays:
             raise ValueError(f"{name} must be {_TAKEN[cast]}, got {result.dtype}")
         return self._row_major(result)
 
-    def take_number(self, array: Any, name: str) -> Any:
-        """An array of one number."""
+    def take_signed(self, array: Any, name: str) -> Any:
+        """An array that may be one number, of which torch may keep the sign apart."""
         return self.take(array, name)
 
     def take_map(self, array: Any, name: str) -> Any:
@@ -137,9 +137,8 @@ class NumpyArrays:
         elif hasattr(array, "__dlpack__") and not is_tensor(array):
             try:  # NumPy reads no bfloat16 by DLPack, but whoever has it has a type for NumPy, too
                 array = np.asarray(array) if is_bfloat16(array) else np.from_dlpack(array)
-            except (BufferError, RuntimeError) as error:
-                kind = getattr(array, "dtype", type(array).__name__)
-                raise ValueError(f"{name} cannot be read by DLPack ({kind}): {error}") from error
+            except Exception as error:  # another library's, of any type
+                raise _unreadable(array, name, error) from error
         else:
             raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host "
                             f"memory) like the first argument, got {type(array).__name__}")
@@ -241,25 +240,30 @@ class TorchArrays:
         try:
             return tensor.contiguous()
         except RuntimeError:
-            self._require_strided(tensor, name)
+            self.require_dense(tensor, name)
             raise
 
-    def take_number(self, array: Any, name: str) -> Any:
+    def take_signed(self, array: Any, name: str) -> Any:
         return self._with_its_sign(self.take(array, name))
 
     def take_map(self, array: Any, name: str) -> Any:
-        tensor = self._tensor(array, name)
+        tensor = self._with_its_sign(self._tensor(array, name))
         try:
             return tensor if self.is_channels_last(tensor) else tensor.contiguous()
         except RuntimeError:
-            self._require_strided(tensor, name)
+            self.require_dense(tensor, name)
             raise
 
     def take_like(self, array: Any, like: Any, name: str) -> Any:
         tensor = self._with_its_sign(self._tensor(array, name))
-        if not self.is_channels_last(like):
-            return tensor.contiguous()
-        return tensor.contiguous(memory_format=self._torch.channels_last)
+        try:
+            if not self.is_channels_last(like):
+                return tensor.contiguous()
+            return tensor.contiguous(memory_format=self._torch.channels_last)
+        except RuntimeError:
+            self.require_dense(tensor, name)
+            shape_of(tensor, 4, name)
+            raise
 
     def is_channels_last(self, tensor: Any) -> bool:
         if tensor.is_contiguous() or tensor.dim() != 4:
@@ -300,7 +304,11 @@ class TorchArrays:
         return array.resize_((count, *array.shape[1:])) if count < len(array) else array
 
     def written(self, out: Any) -> None:
-        if isinstance(out, self.tensor_type) and not out.is_inference():  # those have no version
+        if not isinstance(out, self.tensor_type):
+            return
+        if out.is_neg():  # memory that is read with the other sign
+            out.neg_()
+        if not out.is_inference():  # those have no version
             self._torch.autograd.graph.increment_version(out)
 
     def join_rows(self, results: Sequence[Any]) -> Any:
@@ -310,22 +318,27 @@ class TorchArrays:
         del like
         return result
 
+    def require_dense(self, tensor: Any, name: str) -> None:
+        if not isinstance(tensor, self.tensor_type):
+            raise self._other_kind(tensor, name)
+        if tensor.layout is not self._torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
+
+    def _tensor(self, array: Any, name: str) -> Any:
+        if not isinstance(array, self.tensor_type):
+            raise self._other_kind(array, name)
+        return array.detach() if array.requires_grad else array
+
     def _with_its_sign(self, tensor: Any) -> Any:
         """`imag` of a conjugate is torch's view of memory with the other sign. With more than one
         element it is not contiguous, and `contiguous()` turns the sign, too.
         """
         return tensor.resolve_neg() if tensor.is_neg() else tensor
 
-    def _require_strided(self, tensor: Any, name: str) -> None:
-        if tensor.layout is not self._torch.strided:
-            raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
-
-    def _tensor(self, array: Any, name: str) -> Any:
-        if not isinstance(array, self.tensor_type):
-            raise TypeError(
-                f"{name} must be a torch.Tensor like the first argument, got {type(array).__name__}"
-            )
-        return array.detach() if array.requires_grad else array
+    def _other_kind(self, array: Any, name: str) -> TypeError:
+        return TypeError(
+            f"{name} must be a torch.Tensor like the first argument, got {type(array).__name__}"
+        )
 
 
 class CudaTensors(TorchArrays):
@@ -365,7 +378,11 @@ def arrays_of(example: Any, name: str) -> Arrays:
     if not hasattr(example, "__dlpack_device__"):
         raise TypeError(f"{name} must be an array (torch, NumPy or any other with DLPack), "
                         f"got {type(example).__name__}")
-    if example.__dlpack_device__()[0] in _CPU_DEVICE_TYPES:
+    try:
+        device_type, _ = example.__dlpack_device__()
+    except Exception as error:  # another library's, of any type
+        raise _unreadable(example, name, error) from error
+    if device_type in _CPU_DEVICE_TYPES:
         return HostDlpackArrays(example)
     cupy = sys.modules.get("cupy")
     if cupy is None or not isinstance(example, cupy.ndarray):
@@ -377,13 +394,21 @@ def arrays_of(example: Any, name: str) -> Arrays:
     return CupyArrays(example)
 
 
-def shape_of(array: Any, rank: int, name: str) -> tuple[int, ...]:
-    """The array's shape; ValueError, naming the argument, unless it has `rank` dimensions."""
+def _unreadable(array: Any, name: str, error: Exception) -> ValueError:
+    kind = getattr(array, "dtype", type(array).__name__)
+    return ValueError(f"{name} cannot be read by DLPack ({kind}): {error}")
+
+
+def shape_of(array: Any, rank: int | None, name: str) -> tuple[int, ...]:
+    """The array's shape; ValueError, naming the argument, unless it has `rank` dimensions, or any
+    number of them where that is None.
+    """
     try:
         shape = tuple(array.shape)
     except RuntimeError as error:  # torch's nested tensors
-        raise ValueError(f"{name} must have {rank} dimensions, but: {error}") from error
-    if len(shape) != rank:
+        wanted = "a shape" if rank is None else f"{rank} dimensions"
+        raise ValueError(f"{name} must have {wanted}, but: {error}") from error
+    if rank is not None and len(shape) != rank:
         raise ValueError(f"{name} must have {rank} dimensions, got shape {shape}")
     return shape
 
@@ -392,20 +417,44 @@ def whole(number: Any) -> int:
     """The number as an int; TypeError for what is none. One that stands for many, which torch has
     where it traces (SymInt), stays as it is: `operator.index` would decide on one of them.
     """
-    if isinstance(number, int) or type(number).__name__ == "SymInt":
+    if type(number) is int or type(number).__name__ == "SymInt":
         return number
+    if isinstance(number, bool):  # an int to Python, which NumPy takes for no size
+        raise TypeError("a truth value")
     return operator.index(number)
 
 
-def count_of(number: Any, name: str) -> int:
-    """As `whole`; ValueError, naming the argument, unless it is at least 0."""
+def count_of(number: Any, name: str, least: int = 0) -> int:
+    """As `whole`; ValueError, naming the argument, unless it is at least so much."""
     try:
         count = whole(number)
-        if count >= 0:
+        if count >= least:
             return count
     except TypeError:
-        pass  # the same message as for a negative number
-    raise ValueError(f"{name} must be an int >= 0, got {number!r}")
+        pass  # the same message as for a number that is too small
+    raise ValueError(f"{name} must be an int >= {least}, got {number!r}")
+
+
+def number_of(number: Any, name: str) -> float:
+    """As a float; ValueError, naming the argument, for what is no number. As in `whole`, one that
+    stands for many stays as it is.
+    """
+    kind = type(number)
+    if kind is float or kind.__name__ in ("SymInt", "SymFloat"):
+        return number
+    try:
+        if not isinstance(number, (str, bytes, bytearray)):  # which float() would read
+            return float(number)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass  # the last two are those of 10**400 and of torch's complex numbers
+    raise ValueError(f"{name} must be a number, got {number!r}")
+
+
+def flag_of(flag: Any, name: str) -> bool:
+    """True or False, NumPy's too; ValueError, naming the argument, for what is neither."""
+    if flag is True or flag is False or isinstance(flag, np.bool_):
+        return bool(flag)
+    raise ValueError(f"{name} must be True or False, got {flag!r}")
 
 
 def is_traced(array: Any) -> TypeGuard[Tensor]:
@@ -464,7 +513,8 @@ def is_tensor(array: Any) -> bool:
 
 def _require_boxes(boxes: Any, i: int) -> None:
     """What is joined must be of one type, or the mixture's would be named, or taken."""
-    dtype, shape = str(boxes.dtype).removeprefix("torch."), tuple(boxes.shape)
+    dtype = str(boxes.dtype).removeprefix("torch.")
+    shape = shape_of(boxes, None, f"boxes[{i}]")
     if dtype != "float32":
         raise ValueError(f"boxes[{i}] must be float32, got {dtype}")
     if len(shape) != 2 or shape[1] != 4:

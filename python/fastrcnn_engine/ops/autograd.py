@@ -133,7 +133,7 @@ class ClipFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, boxes: torch.Tensor, size: tuple[int, int], inclusive: bool
+        ctx: Any, boxes: torch.Tensor, size: tuple[float, float], inclusive: bool
     ) -> torch.Tensor:
         clipped = clip(boxes.detach(), size, inclusive)
         ctx.save_for_backward(clipped == boxes)

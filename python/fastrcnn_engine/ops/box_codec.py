@@ -10,7 +10,9 @@ from fastrcnn_engine.ops._arrays import (
     AnyArray,
     Array,
     arrays_of,
+    flag_of,
     is_traced,
+    number_of,
     require_no_gradient,
     shape_of,
     widened,
@@ -80,10 +82,11 @@ def decode_boxes(
     Source: as `encode_boxes`; the hold on dw, dh from later detectors.
     """
     require_no_gradient("decode_boxes", ("deltas", "boxes"), deltas, boxes)
+    max_log_ratio = number_of(max_log_ratio, "max_log_ratio")
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
 
-        return torch_ops.call("decode_boxes", deltas, boxes, float(max_log_ratio))
+        return torch_ops.call("decode_boxes", deltas, boxes, max_log_ratio)
     return decode(deltas, boxes, max_log_ratio)
 
 
@@ -93,7 +96,7 @@ def decode(deltas: Any, boxes: Any, max_log_ratio: float) -> Any:
     deltas = arrays.take(deltas, "deltas")
     boxes = arrays.take(boxes, "boxes")
     out = arrays.empty(shape_of(deltas, 2, "deltas"), deltas.dtype, deltas)
-    _core.decode_boxes(deltas, boxes, float(max_log_ratio), out, arrays.stream)
+    _core.decode_boxes(deltas, boxes, max_log_ratio, out, arrays.stream)
     return arrays.give(out)
 
 
@@ -117,37 +120,37 @@ def clip_boxes_to_image(
             boxes are inclusive, below 1.
     """
     boxes = widened(boxes)
+    sides, inclusive = height_and_width(size, "size"), flag_of(inclusive, "inclusive")
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        height, width = height_and_width(size, "size")
-        return torch_ops.call("clip_boxes", boxes, height, width, inclusive)
+        return torch_ops.call("clip_boxes", boxes, *sides, inclusive)
     if getattr(boxes, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
         if autograd.is_enabled():
-            return autograd.ClipFunction.apply(boxes, size, inclusive)
-    return clip(boxes, size, inclusive)
+            return autograd.ClipFunction.apply(boxes, sides, inclusive)
+    return clip(boxes, sides, inclusive)
 
 
-def height_and_width(size: Any, name: str) -> tuple[Any, Any]:
+def height_and_width(size: Any, name: str) -> tuple[float, float]:
     """The two numbers of an image's size; ValueError, naming the argument, for anything else."""
     try:
         height, width = size
+        return number_of(height, name), number_of(width, name)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be (height, width), got {size!r}") from None
-    return height, width
 
 
-def clip(boxes: Any, size: tuple[int, int], inclusive: bool) -> Any:
+def clip(boxes: Any, size: tuple[float, float], inclusive: bool) -> Any:
     """`clip_boxes_to_image`, outside autograd."""
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")
-    shape = tuple(boxes.shape)
+    shape = shape_of(boxes, None, "boxes")
     if not shape or shape[-1] != 4:
         raise ValueError(f"boxes must be (..., 4) rows of [x1, y1, x2, y2], got shape {shape}")
     rows = boxes.reshape((math.prod(shape[:-1]), 4))
     out = arrays.empty(rows.shape, rows.dtype, rows)
-    height, width = height_and_width(size, "size")
+    height, width = size
     _core.clip_boxes(rows, float(height), float(width), inclusive, out, arrays.stream)
     return arrays.give(out.reshape(shape))

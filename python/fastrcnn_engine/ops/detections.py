@@ -11,7 +11,9 @@ from fastrcnn_engine.ops._arrays import (
     Arrays,
     arrays_of,
     count_of,
+    flag_of,
     is_traced,
+    number_of,
     shape_of,
 )
 from fastrcnn_engine.ops.box_codec import MAX_LOG_RATIO, height_and_width
@@ -61,7 +63,7 @@ def detections(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return Detections(*torch_ops.call("detections", *_detached(*arguments)))
+        return Detections(*torch_ops.call("detections", *arguments, detached=True))
     return found(*arguments)
 
 
@@ -93,7 +95,9 @@ def detections_padded(
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return PaddedDetections(*torch_ops.call("detections_padded", *_detached(*arguments)))
+        return PaddedDetections(
+            *torch_ops.call("detections_padded", *arguments, detached=True)
+        )
     return padded(*arguments)
 
 
@@ -104,13 +108,10 @@ def _arguments(
     """The arguments, checked and in the types of the operator's schema (torch_ops.py)."""
     height, width = height_and_width(image_size, "image_size")
     return (
-        boxes, scores, deltas, height, width, float(score_threshold), float(nms_threshold),
-        count_of(max_detections, "max_detections"), inclusive, float(max_log_ratio),
+        boxes, scores, deltas, height, width, number_of(score_threshold, "score_threshold"),
+        number_of(nms_threshold, "nms_threshold"), count_of(max_detections, "max_detections"),
+        flag_of(inclusive, "inclusive"), number_of(max_log_ratio, "max_log_ratio"),
     )  # fmt: skip
-
-
-def _detached(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> tuple:
-    return boxes.detach(), scores.detach(), None if deltas is None else deltas.detach(), *settings
 
 
 def found(boxes: Any, scores: Any, deltas: Any, *settings: Any) -> Detections[Any]:
@@ -134,9 +135,13 @@ def _detect(
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")
     scores = arrays.take(scores, "scores")
+    shape_of(boxes, 2, "boxes")
+    rows, columns = shape_of(scores, 2, "scores")
     if deltas is not None:
         deltas = arrays.take(deltas, "deltas")
-    rows, columns = shape_of(scores, 2, "scores")
+        given = shape_of(deltas, 2, "deltas")
+        if 0 in given and rows * columns > 0:  # no memory: the engine would read them as None
+            raise ValueError(f"deltas must be {(rows, 4 * columns)}, got {given}")
     places = max_detections if is_padded else min(max_detections, rows * max(columns - 1, 0))
     out = Detections(
         boxes=arrays.empty((places, 4), boxes.dtype, boxes),

@@ -11,7 +11,9 @@ from fastrcnn_engine.ops._arrays import (
     Arrays,
     arrays_of,
     count_of,
+    flag_of,
     is_traced,
+    number_of,
     require_no_gradient,
     shape_of,
 )
@@ -33,6 +35,7 @@ def box_iou(boxes1: Array, boxes2: AnyArray, *, inclusive: bool = False) -> Arra
         ValueError: shapes, dtypes or devices that do not fit, or boxes that require a gradient.
     """
     require_no_gradient("box_iou", ("boxes1", "boxes2"), boxes1, boxes2)
+    inclusive = flag_of(inclusive, "inclusive")
     if is_traced(boxes1):
         from fastrcnn_engine.ops import torch_ops
 
@@ -97,6 +100,8 @@ def batched_nms(
     Returns:
         int64 indices of the kept boxes of all classes by falling score.
     """
+    if idxs is None:
+        raise TypeError("idxs must be an array with the class of each box, got None")
     return _nms(boxes, scores, idxs, iou_threshold, inclusive)
 
 
@@ -126,22 +131,26 @@ def nms_padded(
 
     Source: the interface is TensorFlow's non_max_suppression_padded.
     """
+    threshold = number_of(iou_threshold, "iou_threshold")
     places = count_of(max_output_size, "max_output_size")
+    inclusive = flag_of(inclusive, "inclusive")
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
         return PaddedIndices(*torch_ops.call(
-            "nms_padded", boxes, scores, idxs, float(iou_threshold), places, inclusive
+            "nms_padded", boxes, scores, idxs, threshold, places, inclusive
         ))  # fmt: skip
-    return padded(boxes, scores, idxs, iou_threshold, places, inclusive)
+    return padded(boxes, scores, idxs, threshold, places, inclusive)
 
 
 def _nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, inclusive: bool) -> Any:
+    threshold = number_of(iou_threshold, "iou_threshold")
+    inclusive = flag_of(inclusive, "inclusive")
     if is_traced(boxes):
         from fastrcnn_engine.ops import torch_ops
 
-        return torch_ops.call("nms", boxes, scores, idxs, float(iou_threshold), inclusive)
-    return kept(boxes, scores, idxs, iou_threshold, inclusive)
+        return torch_ops.call("nms", boxes, scores, idxs, threshold, inclusive)
+    return kept(boxes, scores, idxs, threshold, inclusive)
 
 
 def padded(
@@ -171,7 +180,7 @@ def _suppress(
     keep = arrays.empty((rows if places is None else places,), "int64", boxes)
     count = None if places is None else arrays.empty((), "int64", boxes)
     found = _core.nms(
-        boxes, scores, idxs, float(iou_threshold), inclusive, keep, count, arrays.stream,
+        boxes, scores, idxs, iou_threshold, inclusive, keep, count, arrays.stream,
         arrays.new_bytes,
     )  # fmt: skip
     return arrays, keep, found if places is None else count

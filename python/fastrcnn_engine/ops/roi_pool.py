@@ -14,6 +14,7 @@ from fastrcnn_engine.ops._arrays import (
     is_bfloat16,
     is_tensor,
     is_traced,
+    number_of,
     require_no_gradient,
     shape_of,
     whole,
@@ -56,19 +57,19 @@ def roi_pool(
 
     Source: paper section 2.1; rounding as in the original Caffe layer.
     """
-    size = _pair(output_size)
+    size, scale = _pair(output_size), number_of(spatial_scale, "spatial_scale")
     if out is not None:
         require_no_gradient("roi_pool with out", ("input", "out"), input, out)
     if is_traced(input):
-        return _traced(input, boxes, size, spatial_scale, out, None)[0]
+        return _traced(input, boxes, size, scale, out, None, detached=False)[0]
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
     if getattr(input, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
         if autograd.is_enabled():
-            return autograd.RoIPoolFunction.apply(input, boxes, size, spatial_scale)
-    output, _ = pool(arrays, input, boxes, size, spatial_scale, out)
+            return autograd.RoIPoolFunction.apply(input, boxes, size, scale)
+    output, _ = pool(arrays, input, boxes, size, scale, out)
     return output
 
 
@@ -91,14 +92,14 @@ def roi_pool_with_argmax(
     uint16, where 65535 stands for -1. A map with more cells than the type can number raises
     ValueError.
     """
-    size = _pair(output_size)
+    size, scale = _pair(output_size), number_of(spatial_scale, "spatial_scale")
     if out is not None:
         require_no_gradient("roi_pool_with_argmax", ("out",), out)
     if is_traced(input):
-        return _traced(input.detach(), boxes, size, spatial_scale, out, argmax_out)
+        return _traced(input, boxes, size, scale, out, argmax_out, detached=True)
     arrays = arrays_of(input, "input")
     boxes = _rows(arrays, boxes, input)
-    return pool(arrays, input, boxes, size, spatial_scale, out, argmax_out, "int32")
+    return pool(arrays, input, boxes, size, scale, out, argmax_out, "int32")
 
 
 def roi_pool_backward(
@@ -126,21 +127,18 @@ def roi_pool_backward(
 
     Source: paper section 2.3, equation 4.
     """
-    try:
-        _, _, _, _ = input_shape
-    except (TypeError, ValueError):
-        raise ValueError(f"input_shape must be (N, C, H, W), got {input_shape!r}") from None
+    shape = _four(input_shape)
     if is_traced(grad_output):
         from fastrcnn_engine.ops import torch_ops
 
-        layout = torch_ops.is_channels_last(argmax)
-        return torch_ops.call("roi_pool_backward", grad_output, argmax, boxes, input_shape, layout)
+        layout = is_tensor(argmax) and torch_ops.is_channels_last(argmax)
+        return torch_ops.call("roi_pool_backward", grad_output, argmax, boxes, shape, layout)
     if getattr(grad_output, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
         if autograd.is_enabled():
-            return autograd.RoIPoolBackwardFunction.apply(grad_output, argmax, boxes, input_shape)
-    return scatter(grad_output, argmax, boxes, input_shape)
+            return autograd.RoIPoolBackwardFunction.apply(grad_output, argmax, boxes, shape)
+    return scatter(grad_output, argmax, boxes, shape)
 
 
 def scatter(grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int]) -> Any:
@@ -149,6 +147,7 @@ def scatter(grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int
     argmax = arrays.take_map(argmax, "argmax")
     gradient = arrays.take_like(grad_output, argmax, "grad_output")
     boxes = arrays.take(boxes, "boxes", "float32")
+    shape_of(argmax, 4, "argmax")
     grad_input = arrays.empty_map(input_shape, gradient.dtype, argmax)
     _core.roi_pool_backward(
         gradient, argmax, boxes, grad_input, arrays.stream, arrays.threads, arrays.new_bytes
@@ -191,7 +190,7 @@ def pool(
     else:
         _require_shape(argmax, shape, "argmax_out")
     _core.roi_pool_forward(
-        features, boxes, float(spatial_scale), output, argmax, arrays.stream, arrays.threads
+        features, boxes, spatial_scale, output, argmax, arrays.stream, arrays.threads
     )
     if out is None:
         output = arrays.give(output, input)
@@ -206,19 +205,24 @@ def pool(
 
 def _require_shape(output: Any, shape: tuple[int, ...], name: str) -> None:
     # The engine tells of what is no array.
-    given = tuple(output.shape if is_tensor(output) else getattr(output, "shape", shape))
+    has_shape = is_tensor(output) or hasattr(output, "shape")
+    given = shape_of(output, None, name) if has_shape else shape
     if given != shape:
         raise ValueError(f"{name} must have shape {shape}, got {given}")
 
 
 def _traced(
-    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, out: Any, argmax_out: Any
-) -> tuple[Any, Any]:
+    input: Any, boxes: Any, size: tuple[int, int], spatial_scale: float, out: Any, argmax_out: Any,
+    *, detached: bool,
+) -> tuple[Any, Any]:  # fmt: skip
     from fastrcnn_engine.ops import torch_ops
 
     if isinstance(boxes, (list, tuple)):
-        boxes = torch_ops.indexed_boxes(boxes, input)
-    output, argmax = torch_ops.call("roi_pool", input, boxes, size, float(spatial_scale))
+        images, boxes = len(boxes), torch_ops.indexed_boxes(boxes, input)
+        _require_images(images, input)
+    output, argmax = torch_ops.call(
+        "roi_pool", input, boxes, size, spatial_scale, detached=detached
+    )
     if out is not None:
         _require_shape(out, tuple(output.shape), "out")
         output = torch_ops.written(out, output, "out")
@@ -231,12 +235,16 @@ def _traced(
 def _rows(arrays: Arrays, boxes: Any, input: Any) -> Any:
     if isinstance(boxes, (list, tuple)):
         rows = arrays.indexed_boxes(boxes, input)
-        images = shape_of(input, 4, "input")[0]
-        if len(boxes) > images:
-            raise ValueError(f"boxes must be a list of at most one array for each of the {images} "
-                             f"images of input, got {len(boxes)}")
+        _require_images(len(boxes), input)
         return rows
     return arrays.take(boxes, "boxes", "float32")
+
+
+def _require_images(given: int, input: Any) -> None:
+    images = shape_of(input, 4, "input")[0]
+    if given > images:
+        raise ValueError(f"boxes must be a list of at most one array for each of the {images} "
+                         f"images of input, got {given}")
 
 
 def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -246,10 +254,20 @@ def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
             height = width = given
         else:
             height, width = given
-        if not (isinstance(height, int) and isinstance(width, int)):
+        if not (type(height) is int and type(width) is int):
             height, width = whole(height), whole(width)
         if height > 0 and width > 0:
             return height, width
     except (TypeError, ValueError):
         pass  # the same message as for a size that is not positive
     raise ValueError(f"output_size must be a positive int or a pair of them, got {output_size!r}")
+
+
+def _four(input_shape: Sequence[int]) -> tuple[int, int, int, int]:
+    try:
+        n, c, h, w = map(whole, input_shape)
+        if n >= 0 and c >= 0 and h >= 0 and w >= 0:
+            return n, c, h, w
+    except (TypeError, ValueError):
+        pass  # the same message as for a side below 0
+    raise ValueError(f"input_shape must be (N, C, H, W), got {input_shape!r}")

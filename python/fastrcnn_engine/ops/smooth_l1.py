@@ -12,6 +12,7 @@ from fastrcnn_engine.ops._arrays import (
     arrays_of,
     is_tensor,
     is_traced,
+    number_of,
     require_no_gradient,
     shape_of,
     widened,
@@ -57,6 +58,7 @@ def smooth_l1(
     """
     require_no_gradient("smooth_l1", ("targets", "weights"), targets, weights)
     deltas, targets, weights = widened(deltas), widened(targets), widened(weights)
+    beta = number_of(beta, "beta")
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
 
@@ -92,13 +94,13 @@ def smooth_l1_backward(
 
     Arguments, errors and source: as `smooth_l1`.
     """
+    beta = number_of(beta, "beta")
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
 
-        upstream: Any = grad_loss  # a tensor, as deltas is
         return torch_ops.call(
-            "smooth_l1_backward", upstream.detach(), deltas.detach(), targets, labels, weights,
-            beta, _traced(normalizer),
+            "smooth_l1_backward", grad_loss, deltas, targets, labels, weights, beta,
+            _traced(normalizer), detached=True,
         )  # fmt: skip
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
@@ -112,17 +114,17 @@ Operands = tuple[Any, Any, Any, Any]  # deltas, targets, labels or None, weights
 def take_operands(arrays: Arrays, deltas: Any, targets: Any, labels: Any, weights: Any) -> Operands:
     """The four array arguments of `smooth_l1` as the engine takes them."""
     return (
-        arrays.take(deltas, "deltas"),
-        arrays.take(targets, "targets"),
+        arrays.take_signed(deltas, "deltas"),
+        arrays.take_signed(targets, "targets"),
         None if labels is None else arrays.take(labels, "labels", "int64"),
-        None if weights is None else arrays.take(weights, "weights"),
+        None if weights is None else arrays.take_signed(weights, "weights"),
     )
 
 
 def divisor_of(operands: Operands, normalizer: float | None) -> float:
     """What the sum is divided by: the normalizer, or the number of rows."""
     if normalizer is not None:
-        return float(normalizer)
+        return number_of(normalizer, "normalizer")
     return float(max(shape_of(operands[0], 2, "deltas")[0], 1))
 
 
@@ -130,14 +132,14 @@ def _traced(normalizer: Any) -> Any:
     if is_tensor(normalizer):  # whose number nobody knows yet
         raise TypeError("normalizer must be a number where torch traces the call, got a tensor: "
                         "divide the loss by it instead, with normalizer=1")
-    return normalizer
+    return None if normalizer is None else number_of(normalizer, "normalizer")
 
 
 def loss_of(arrays: Arrays, operands: Operands, beta: float, divisor: float) -> Any:
     """`smooth_l1` of operands that are taken, outside autograd."""
     deltas = operands[0]
     loss = arrays.empty((), deltas.dtype, deltas)
-    _core.smooth_l1_forward(*operands, float(beta), divisor, loss, arrays.stream)
+    _core.smooth_l1_forward(*operands, beta, divisor, loss, arrays.stream)
     return arrays.give(loss)
 
 
@@ -146,7 +148,7 @@ def gradient_of(
 ) -> Any:
     """`smooth_l1_backward` of operands that are taken."""
     deltas = operands[0]
-    upstream = arrays.take_number(grad_loss, "grad_loss")
+    upstream = arrays.take_signed(grad_loss, "grad_loss")
     gradient = arrays.empty(deltas.shape, deltas.dtype, deltas)
-    _core.smooth_l1_backward(*operands, float(beta), divisor, upstream, gradient, arrays.stream)
+    _core.smooth_l1_backward(*operands, beta, divisor, upstream, gradient, arrays.stream)
     return arrays.give(gradient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastrcnn_engine import _core
+from fastrcnn_engine.ops._arrays import count_of
 
 
 def get_num_threads() -> int:
@@ -19,4 +20,4 @@ def set_num_threads(threads: int) -> None:
     Raises:
         ValueError: threads < 1.
     """
-    _core.set_num_threads(threads)
+    _core.set_num_threads(min(count_of(threads, "threads", least=1), 2**31 - 1))

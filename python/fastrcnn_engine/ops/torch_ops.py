@@ -12,6 +12,7 @@ where torch is imported already, so that saved programs find them.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,13 +29,19 @@ from fastrcnn_engine.ops.roi_pool import pool, scatter
 from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
 
 LIBRARY = torch.library.Library("fastrcnn_engine", "DEF")
-_NAMES: list[str] = []  # of all operators
+_TENSORS: dict[str, list[str]] = {}  # of each operator's first arguments, "name?" where optional
 _ARRAYS = TorchArrays()
 
 
-def call(name: str, *arguments: Any) -> Any:
-    """The result of an operator of this module. What autocast made narrow is widened, but the maps
-    of RoI pooling."""
+def call(name: str, *arguments: Any, detached: bool = False) -> Any:
+    """The result of an operator of this module, its tensors `detached` where it is outside
+    autograd. What autocast made narrow is widened, but the maps of RoI pooling.
+    """
+    for argument, given in zip(_TENSORS[name], arguments, strict=False):
+        if not (given is None and argument.endswith("?")):
+            _ARRAYS.require_dense(given, argument)
+    if detached:
+        arguments = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
     if not name.startswith("roi_pool"):
         arguments = tuple(widened(x) if isinstance(x, torch.Tensor) else x for x in arguments)
     if torch._C._get_tracing_state() is not None:
@@ -65,7 +72,7 @@ def _tell_the_older_onnx_exporter() -> None:
 
     register: Any = getattr(torch.onnx, "register_custom_op_symbolic", None)
     if register is not None:  # else this torch has that exporter no more
-        for name in _NAMES:
+        for name in _TENSORS:
             register(f"fastrcnn_engine::{name}", writer(name), 15)
 
 
@@ -81,6 +88,7 @@ def indexed_boxes(boxes: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Te
 
 def written(out: Any, result: torch.Tensor, name: str) -> torch.Tensor:
     """`out` with the result of a traced call in it; ValueError where the engine would raise it."""
+    _ARRAYS.require_dense(out, name)
     for what in ("dtype", "device"):
         expected, given = getattr(result, what), getattr(out, what)
         if given != expected:
@@ -103,7 +111,8 @@ def _operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     name = schema.partition("(")[0]
 
     def register(function: Callable) -> Callable:
-        _NAMES.append(name)
+        arguments, _, _ = schema.partition("->")
+        _TENSORS[name] = [f"{x}{mark}" for mark, x in re.findall(r"Tensor(\??) (\w+)", arguments)]
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(name, function, "CPU")
         LIBRARY.impl(name, function, "CUDA")
@@ -241,9 +250,9 @@ def _as_channels(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tens
     return _first(tensor, dim, size).movedim(0, 1).flatten(1, 2)
 
 
-def _from_channels(tensor: torch.Tensor, size: int) -> torch.Tensor:
+def _from_channels(tensor: torch.Tensor, size: int, channels: int) -> torch.Tensor:
     """(A, B * C, H, W) -> (A, B, C, H, W)."""
-    return tensor.unflatten(1, (size, tensor.shape[1] // size))
+    return tensor.unflatten(1, (size, channels))
 
 
 def _rois_of_all(boxes: torch.Tensor, dim: int | None, size: int, images: int) -> torch.Tensor:
@@ -260,18 +269,19 @@ def _rois_of_all(boxes: torch.Tensor, dim: int | None, size: int, images: int) -
 def _vmap_roi_pool(info, in_dims, input, boxes, output_size, spatial_scale):
     of_input, of_boxes, *_ = in_dims
     size, op = info.batch_size, torch.ops.fastrcnn_engine.roi_pool
+    images = _first(input, of_input, size)
     if of_boxes is None:
         pooled = op(_as_channels(input, of_input, size), boxes, output_size, spatial_scale)
-        return tuple(_from_channels(x, size) for x in pooled), (1, 1)
-    images = _first(input, of_input, size)
+        return tuple(_from_channels(x, size, images.shape[2]) for x in pooled), (1, 1)
     rois = _rois_of_all(boxes, of_boxes, size, images.shape[1])
+    rows = _first(boxes, of_boxes, size).shape[1]
     try:
         pooled = op(images.flatten(0, 1), rois, output_size, spatial_scale)
     except ValueError:  # of all rows and images; the member that is wrong names its own
-        for x, rows in zip(images, _first(boxes, of_boxes, size), strict=True):
-            op(x, rows, output_size, spatial_scale)
+        for x, own in zip(images, _first(boxes, of_boxes, size), strict=True):
+            op(x, own, output_size, spatial_scale)
         raise
-    return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in pooled), (0, 0)
+    return tuple(x.unflatten(0, (size, rows)) for x in pooled), (0, 0)
 
 
 def _vmap_roi_pool_backward(
@@ -285,18 +295,35 @@ def _vmap_roi_pool_backward(
             _as_channels(grad_output, of_gradient, size),
             _as_channels(argmax, of_argmax, size),
         )
-        return _from_channels(op(*operands, boxes, (n, size * c, h, w), channels_last), size), 1
+        gradient = op(*operands, boxes, (n, size * c, h, w), channels_last)
+        return _from_channels(gradient, size, c), 1
     operands = (_first(grad_output, of_gradient, size), _first(argmax, of_argmax, size))
     rois = _rois_of_all(boxes, of_boxes, size, n)
     gradient = op(*(x.flatten(0, 1) for x in operands), rois, (size * n, c, h, w), channels_last)
     return gradient.unflatten(0, (size, n)), 0
 
 
-if hasattr(torch.library, "register_vmap"):  # torch 2.5
-    torch.library.register_vmap("fastrcnn_engine::roi_pool", _vmap_roi_pool, lib=LIBRARY)
-    torch.library.register_vmap(
-        "fastrcnn_engine::roi_pool_backward", _vmap_roi_pool_backward, lib=LIBRARY
-    )
+def _vmap_in_turn(name: str) -> Callable:
+    """The members one after the other. torch's own loop warns, and where a member fails Python may
+    find that warning in the error's place.
+    """
+
+    def rule(info, in_dims, *arguments):
+        if info.batch_size == 0:
+            raise ValueError(f"vmap of {name} must have members, got a batch of 0")
+        op, results = getattr(torch.ops.fastrcnn_engine, name), []
+        for i in range(info.batch_size):
+            own = zip(arguments, in_dims, strict=True)
+            results.append(op(*[x if dim is None else x.select(dim, i) for x, dim in own]))
+        several = isinstance(results[0], tuple)
+        kinds = list(zip(*results, strict=True)) if several else [results]
+        if len({one.shape for one in kinds[0]}) > 1:
+            raise ValueError(f"vmap of {name} must have results of one size: use {name}_padded")
+        stacked = tuple(torch.stack(kind) for kind in kinds)
+        return (stacked, (0,) * len(stacked)) if several else (stacked[0], 0)
+
+    return rule
+
 
 # ---- the box loss -------------------------------------------------------------------------------
 
@@ -452,3 +479,9 @@ def _detections_padded(*arguments):
 
 for _name in ("detections", "detections_padded"):
     _not_differentiable(_name)
+
+_VMAP = {"roi_pool": _vmap_roi_pool, "roi_pool_backward": _vmap_roi_pool_backward}
+if hasattr(torch.library, "register_vmap"):  # torch 2.5
+    for _name in _TENSORS:
+        _rule = _VMAP.get(_name) or _vmap_in_turn(_name)
+        torch.library.register_vmap(f"fastrcnn_engine::{_name}", _rule, lib=LIBRARY)
