@@ -11,7 +11,8 @@ namespace engine = fastrcnn_engine;
 #define PyInit__core init_in_main_interpreter
 #endif
 
-PYBIND11_MODULE(_core, module) {
+// Whatever the engine and the bindings share between calls is constant, atomic or each thread's own.
+PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "The engine's operators on caller-allocated arrays. Use fastrcnn_engine.ops instead.";
   // std::invalid_argument and std::runtime_error already become ValueError and RuntimeError.
   engine::bindings::bind_build_info(module);
