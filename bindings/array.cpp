@@ -47,14 +47,15 @@ DLDataType dtype_of_format(const std::string& format, int64_t itemsize) {
 // An attribute of arrays on a GPU; of a type that has such arrays, too.
 constexpr const char* kOnGpu = "__cuda_array_interface__";
 
-// How arrays of a type are read, found out once.
+// How arrays of a type are read, found out once in a thread.
 struct ArrayType {
   bool has_buffer, may_be_on_gpu;
   const DLPackExchangeAPI* exchange;  // null where it has none
 };
 
 const ArrayType& array_type(PyTypeObject* type) {
-  static std::unordered_map<PyTypeObject*, ArrayType> known;  // under the GIL
+  // Each thread's own: a lock would be asked for in every call, and there may be no GIL.
+  thread_local std::unordered_map<PyTypeObject*, ArrayType> known;
   const auto found = known.find(type);
   if (found != known.end()) return found->second;
   const py::handle attributes(reinterpret_cast<PyObject*>(type));

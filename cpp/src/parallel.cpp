@@ -96,8 +96,13 @@ void set_num_threads(int threads) {
 
 namespace cpu {
 
+// Microseconds that starting and joining a thread cost, generously.
+#ifndef FRCNN_THREAD_COST  // less in a test
+#define FRCNN_THREAD_COST 50
+#endif
+
 int worthwhile_threads(int64_t items, double microseconds, int most) {
-  constexpr double start = 50;  // microseconds that starting and joining a thread cost, generously
+  constexpr double start = FRCNN_THREAD_COST;
   const int64_t paid = static_cast<int64_t>(std::min(microseconds / start, 1e6));
   const int64_t limit = std::min<int64_t>(most > 0 ? most : num_threads(), items);
   return static_cast<int>(std::max<int64_t>(std::min(paid, limit), 1));

@@ -1,8 +1,11 @@
 // Adversarial and random calls of every CPU operator, built with address and undefined-behaviour
-// sanitizers. Every buffer lies alone on the heap with exactly its size, so a read or write one
-// element outside aborts. What a call returns is checked where that needs no second implementation.
+// sanitizers, or with that of threads. Every buffer lies alone on the heap with exactly its size, so a
+// read or write one element outside aborts. What a call returns is checked where that needs no second
+// implementation.
 //
-//   fuzz_engine SEED ROUNDS
+//   fuzz_engine SEED ROUNDS [CALLERS]
+//
+// Each of the CALLERS is a thread that makes its own ROUNDS, beside the others.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -13,6 +16,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "fastrcnn_engine/box_codec.h"
@@ -222,6 +226,7 @@ void roi_pool(Dice& dice) {
   backward.argmax = {argmax.data(), r, c, ph, pw, layout};
   backward.rois = forward.rois;
   backward.grad_input = {grad_input.data(), n, c, h, w, layout};
+  backward.threads = forward.threads;
   const bool went = accepted([&] { cpu::roi_pool_backward(backward); });
   // A bad row with nothing to add may pass.
   if (valid_rows) CHECK(went);
@@ -516,16 +521,7 @@ void messages_in_another_language() {
   CHECK(message == "got 1234567, 1234.5 and 0.1");
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s SEED ROUNDS\n", argv[0]);
-    return 2;
-  }
-  const uint64_t seed = std::strtoull(argv[1], nullptr, 10);
-  const int64_t rounds = std::strtoll(argv[2], nullptr, 10);
-  messages_in_another_language();
+void call_every_operator(uint64_t seed, int64_t rounds) {
   Dice dice(seed);
   for (int64_t i = 0; i < rounds; ++i) {
     roi_pool<float, int32_t>(dice), roi_pool<float, uint16_t>(dice);
@@ -537,6 +533,23 @@ int main(int argc, char** argv) {
     smooth_l1<float>(dice), smooth_l1<double>(dice);
     detections<float>(dice), detections<double>(dice);
   }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3 && argc != 4) {
+    std::fprintf(stderr, "usage: %s SEED ROUNDS [CALLERS]\n", argv[0]);
+    return 2;
+  }
+  const uint64_t seed = std::strtoull(argv[1], nullptr, 10);
+  const int64_t rounds = std::strtoll(argv[2], nullptr, 10);
+  const uint64_t callers = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 1;
+  messages_in_another_language();
+  std::vector<std::thread> others;
+  for (uint64_t i = 1; i < callers; ++i) others.emplace_back(call_every_operator, seed + i, rounds);
+  call_every_operator(seed, rounds);
+  for (std::thread& other : others) other.join();
   std::printf("%lld rounds of every operator, seed %llu\n", static_cast<long long>(rounds),
               static_cast<unsigned long long>(seed));
   return 0;
