@@ -17,13 +17,7 @@ from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.files import alone_in, forget_unfinished
-from fastrcnn_engine.models import (
-    NETWORKS,
-    FastRCNN,
-    LayerChange,
-    build_network,
-    transform_pretrained,
-)
+from fastrcnn_engine.models import FastRCNN, LayerChange
 from fastrcnn_engine.ops import smooth_l1
 from fastrcnn_engine.training.amp import Amp
 from fastrcnn_engine.training.batches import Batch, ImageCache, Loader, make_batch
@@ -44,7 +38,12 @@ from fastrcnn_engine.training.distributed import Processes, join, join_batch_nor
 from fastrcnn_engine.training.interrupt import Interrupt, Stopped
 from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
-from fastrcnn_engine.training.resume import checked_to_resume, data_fingerprint, resume, start_from
+from fastrcnn_engine.training.resume import (
+    checked_to_resume,
+    data_fingerprint,
+    resume,
+    starting_network,
+)
 from fastrcnn_engine.training.sampling import build_roidb
 from fastrcnn_engine.training.stopwatch import Stopwatch
 from fastrcnn_engine.training.targets import target_statistics
@@ -65,14 +64,6 @@ class TrainResult:
     bad_images: list[str]  # those skipped: "id: why"
     best: dict[str, Any] | None  # of best.pt: split, iteration, mAP
     seconds: dict[str, float] | None  # of an iteration, by its parts; None without profile
-
-
-# What keeps its weights when only one task is learned. A frozen head drops no features either.
-FROZEN_BY_TASKS = {
-    "both": (),
-    "classification": ("bbox_pred",),
-    "boxes": ("backbone", "head", "cls_score"),
-}
 
 
 def multi_task_loss(
@@ -245,25 +236,8 @@ def _train(
         validation = Validation(config.data, config.val_split, dataset.classes, store, processes)
 
     torch.manual_seed(config.seed)
-    layers: list[LayerChange] = []
-    advice = "lower learning_rate, or look at these images and their boxes"
-    if model is None:
-        model = build_network(config.network, dataset.classes, freeze_to=config.freeze_to)
-        if config.weights is not None and not config.resume:
-            layers = transform_pretrained(model, config.weights, config.weights_style)
-        elif config.init is None and not config.resume and config.network != "tiny":
-            advice = f"give {config.network} pre-trained weights, {advice}"
-    elif model.classes != dataset.classes:
-        raise ValueError(f"the model knows {model.classes}, the data set has {dataset.classes}")
-    elif model.name not in NETWORKS:  # which have the stride they name
-        model.check_stride()
-    if config.init is not None and not config.resume:
-        start_from(config.init, model)
-    model.box_regression = config.tasks != "classification"
-    model.freeze(FROZEN_BY_TASKS[config.tasks])
-    model.preprocessing = dataclasses.replace(
-        model.preprocessing, short_side=config.short_side, max_side=config.max_side
-    )
+    from_scratch = model is None and not (config.weights or config.init or config.resume)
+    model, layers = starting_network(config, model, dataset.classes)
     mean, std = target_statistics(entries, len(dataset.classes), flip=config.flip)
     model.delta_mean.copy_(torch.from_numpy(mean).flatten())
     model.delta_std.copy_(torch.from_numpy(std).flatten())
@@ -406,6 +380,9 @@ def _train(
                 torch.cat([losses, (batch.labels > 0).sum()[None]])
             )
             if not math.isfinite(loss_cls + loss_box):
+                advice = "lower learning_rate, or look at these images and their boxes"
+                if from_scratch and config.network != "tiny":
+                    advice = f"give {config.network} pre-trained weights, {advice}"
                 raise FloatingPointError(
                     f"the loss is {loss_cls + loss_box} in iteration {iteration + 1} "
                     f"(classification {loss_cls}, boxes {loss_box}) on images "
