@@ -20,7 +20,13 @@ from fastrcnn_engine.files import alone_in, forget_unfinished
 from fastrcnn_engine.models import FastRCNN, LayerChange
 from fastrcnn_engine.ops import smooth_l1
 from fastrcnn_engine.training.amp import Amp
-from fastrcnn_engine.training.batches import Batch, ImageCache, Loader, make_batch
+from fastrcnn_engine.training.batches import (
+    Batch,
+    ImageCache,
+    Loader,
+    make_batch,
+    take_together,
+)
 from fastrcnn_engine.training.checkpoint import (
     checkpoint_file,
     keep_checkpoints,
@@ -321,29 +327,14 @@ def _train(
         saved = start
         for iteration in range(start, config.iterations):
             watch.iterations += 1
-            batch, failure = None, None
-            try:
-                batch = loader.take()
-            except (OSError, ValueError) as error:
-                failure = error
-            facts = [0] * (3 + config.accumulate)
-            if batch is not None:
-                sizes = [len(part.labels) for part in batch.parts(config.accumulate)]
-                facts = [*batch.images.shape[2:], len(batch.skipped), *sizes]
-            everyone = processes.all([*facts, interrupt.asked, failure is not None])
-            heights, widths, skipped, *counts, asked, failed = zip(*everyone, strict=True)
-            if any(asked) or any(failed):
+            batch = take_together(loader, processes, config.accumulate, iteration, interrupt)
+            if isinstance(batch, BaseException):
                 if saved < iteration:
                     save(iteration)
-                if any(failed):
-                    raise _data_error(failure, failed.index(1), iteration)
-                raise Stopped(f"resume goes on from iteration {iteration}", max(asked))
-            rois = sum(map(sum, counts))
-            # Padding and RoIs are those of the whole batch, whoever works on it.
-            assert batch is not None  # what kept it away has been raised
-            batch = batch.padded(max(heights), max(widths)).to(device)
-            if normalises_rois and min(map(sum, counts)) < 2:
-                one = f" in one of its {len(counts)} parts" if len(counts) > 1 else ""
+                raise batch
+            batch, rois = batch.to(device), sum(batch.counts)
+            if normalises_rois and min(batch.counts) < 2:
+                one = f" in one of its {len(batch.counts)} parts" if len(batch.counts) > 1 else ""
                 fewer = ", a smaller accumulate" if one else ""
                 raise ValueError(
                     f"iteration {iteration + 1}: the batch of {', '.join(batch.image_ids)} has "
@@ -392,9 +383,7 @@ def _train(
             watch.mark("optimiser")
 
             done = iteration + 1
-            if any(skipped):
-                for found in processes.gathered(batch.skipped):
-                    meter.add_bad_images(found)
+            meter.add_bad_images(batch.skipped)
             meter.add(
                 loss_cls, loss_box, images=config.images_per_batch, rois=rois,
                 foreground=int(foreground),
@@ -429,16 +418,3 @@ def _train(
         model.eval(), checkpoint, log, config.iterations, dataset.problems, unusable, layers,
         list(meter.bad_images), best, watch.means(),
     )  # fmt: skip
-
-
-def _data_error(failure: Exception | None, process: int, iteration: int) -> Exception:
-    """What to raise when the batch of an iteration could not be made, by this process or another"""
-    text = f"process {process} could not make its batch and says why"
-    if failure is not None:
-        text = str(failure)
-    if iteration:
-        text += f"; stopped after iteration {iteration}, --resume goes on from there"
-    kind = OSError if failure is None or isinstance(failure, OSError) else ValueError
-    error = kind(text)
-    error.__cause__ = failure
-    return error
