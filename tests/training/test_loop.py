@@ -21,7 +21,7 @@ from fastrcnn_engine.evaluation.voc import evaluate_voc
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.models.paper import PAPER_NETWORKS
 from fastrcnn_engine.ops import decode_boxes
-from fastrcnn_engine.training import batches, loop, train
+from fastrcnn_engine.training import batches, loop, resume, train
 from fastrcnn_engine.training.batches import ImageCache, make_batch
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from fastrcnn_engine.training.interrupt import Interrupt
@@ -379,7 +379,7 @@ def test_non_finite_loss_stops_and_names_iteration_and_images(voc, tmp_path):
 
 def test_non_finite_loss_of_a_network_that_wants_weights_says_so(voc, monkeypatch):
     small = partial(build_network, "tiny")
-    monkeypatch.setattr(loop, "build_network", lambda name, classes, freeze_to: small(classes))
+    monkeypatch.setattr(resume, "build_network", lambda name, classes, freeze_to: small(classes))
     voc = replace(voc, network="vgg16", learning_rate=1e12, iterations=50)
     with pytest.raises(FloatingPointError, match="; give vgg16 pre-trained weights, lower"):
         train(voc, progress=False)

@@ -15,6 +15,8 @@ from fastrcnn_engine.data.images import batch_images, load_image, prepare_image
 from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.training.config import TrainConfig
+from fastrcnn_engine.training.distributed import Processes
+from fastrcnn_engine.training.interrupt import Interrupt, Stopped
 from fastrcnn_engine.training.sampling import (
     RoiEntry,
     drawn_boxes,
@@ -35,6 +37,7 @@ class Batch:
     targets: torch.Tensor  # (R, 4) float32, normalised
     image_ids: tuple[str, ...]
     skipped: tuple[str, ...] = ()  # images that could not be read: "id: why"
+    counts: tuple[int, ...] = ()  # RoIs of each of its parts, by take_together of all processes
 
     def to(self, device: torch.device) -> Batch:
         tensors = ("images", "rois", "labels", "targets")
@@ -176,3 +179,38 @@ class Loader:
 
     def __exit__(self, *exception: object) -> None:
         self.pool.shutdown(cancel_futures=True)
+
+
+def take_together(
+    loader: Loader, processes: Processes, parts: int, iteration: int, interrupt: Interrupt
+) -> Batch | BaseException:
+    """This process's share of the next batch, or what ends the run, of all processes at once.
+
+    Padding, ``counts`` and ``skipped`` are those of the whole batch, whoever works on it.
+    """
+    batch, failure = None, None
+    try:
+        batch = loader.take()
+    except (OSError, ValueError) as error:
+        failure = error
+    facts = [0] * (3 + parts)
+    if batch is not None:
+        sizes = [len(part.labels) for part in batch.parts(parts)]
+        facts = [*batch.images.shape[2:], len(batch.skipped), *sizes]
+    everyone = processes.all([*facts, interrupt.asked, failure is not None])
+    heights, widths, skipped, *counts, asked, failed = zip(*everyone, strict=True)
+    if any(failed):
+        told = failure or f"process {failed.index(1)} could not make its batch and says why"
+        since = f"; stopped after iteration {iteration}, --resume goes on from there"
+        kind = OSError if failure is None or isinstance(failure, OSError) else ValueError
+        end = kind(f"{told}{since if iteration else ''}")
+        end.__cause__ = failure
+        return end
+    if any(asked):
+        return Stopped(f"resume goes on from iteration {iteration}", max(asked))
+    assert batch is not None  # what kept it away has been returned
+    return replace(
+        batch.padded(max(heights), max(widths)),
+        skipped=sum(processes.gathered(batch.skipped), ()) if any(skipped) else (),
+        counts=tuple(map(sum, counts)),
+    )

@@ -7,27 +7,30 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.files import alone_in, forget_unfinished
-from fastrcnn_engine.models import (
-    NETWORKS,
-    FastRCNN,
-    LayerChange,
-    build_network,
-    transform_pretrained,
-)
+from fastrcnn_engine.models import FastRCNN, LayerChange
 from fastrcnn_engine.ops import smooth_l1
 from fastrcnn_engine.training.amp import Amp
-from fastrcnn_engine.training.batches import Batch, ImageCache, Loader, make_batch
+from fastrcnn_engine.training.batches import (
+    Batch,
+    ImageCache,
+    Loader,
+    make_batch,
+    take_together,
+)
 from fastrcnn_engine.training.checkpoint import (
+    PATHS,
     checkpoint_file,
     keep_checkpoints,
     load_checkpoint,
@@ -44,7 +47,12 @@ from fastrcnn_engine.training.distributed import Processes, join, join_batch_nor
 from fastrcnn_engine.training.interrupt import Interrupt, Stopped
 from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer
 from fastrcnn_engine.training.progress import ProgressLine
-from fastrcnn_engine.training.resume import checked_to_resume, data_fingerprint, resume, start_from
+from fastrcnn_engine.training.resume import (
+    checked_to_resume,
+    data_fingerprint,
+    resume,
+    starting_network,
+)
 from fastrcnn_engine.training.sampling import build_roidb
 from fastrcnn_engine.training.stopwatch import Stopwatch
 from fastrcnn_engine.training.targets import target_statistics
@@ -65,14 +73,6 @@ class TrainResult:
     bad_images: list[str]  # those skipped: "id: why"
     best: dict[str, Any] | None  # of best.pt: split, iteration, mAP
     seconds: dict[str, float] | None  # of an iteration, by its parts; None without profile
-
-
-# What keeps its weights when only one task is learned. A frozen head drops no features either.
-FROZEN_BY_TASKS = {
-    "both": (),
-    "classification": ("bbox_pred",),
-    "boxes": ("backbone", "head", "cls_score"),
-}
 
 
 def multi_task_loss(
@@ -206,262 +206,256 @@ def train(
             f"freeze_to is {config.freeze_to!r}; a model of your own has its frozen layers already"
         )
     with join(config.device) as processes, the_same_on_every_run(processes.device):
-        return _train(config, model, dataset, processes, progress, on_start, on_log)
+        run = _Run(config, model, dataset, processes)
+        return _loop(run, progress, on_start, on_log)
 
 
-def _train(
-    config: ResolvedConfig,
-    model: FastRCNN | None,
-    dataset: Dataset | None,
-    processes: Processes,
-    progress: bool,
-    on_start: Callable[[], None] | None,
-    on_log: Callable[[dict[str, Any]], None] | None,
-) -> TrainResult:
-    device, first = processes.device, processes.rank == 0
-    if config.images_per_batch % (processes.count * config.accumulate):
-        raise ValueError(
-            f"images_per_batch is {config.images_per_batch}; {processes.count} processes with "
-            f"{config.accumulate} parts each need a multiple of "
-            f"{processes.count * config.accumulate}"
+class _Run:
+    """What a run works on, from the data set to the optimiser, and its progress so far."""
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        model: FastRCNN | None,
+        dataset: Dataset | None,
+        processes: Processes,
+    ):
+        parts = processes.count * config.accumulate
+        if config.images_per_batch % parts:
+            raise ValueError(
+                f"images_per_batch is {config.images_per_batch}; {processes.count} processes with "
+                f"{config.accumulate} parts each need a multiple of {parts}"
+            )
+        self.config, self.processes, self.first = config, processes, processes.rank == 0
+        self.checkpoint, self.log = config.output / "checkpoint.pt", config.output / "log.jsonl"
+        self.dataset = _dataset(config, dataset)
+        classes, store = self.dataset.classes, ProposalStore(config.proposals)
+        self.entries, self.unusable = build_roidb(self.dataset.records, store, config)
+        absolute = {name: str(getattr(config, name).absolute()) for name in PATHS}
+        self.origin = {  # in its checkpoints; paths lead there from any folder
+            "config": config.to_dict() | absolute,
+            "proposals_made_with": store.settings,
+            "learned_from": data_fingerprint(self.dataset.records, store),
+        }
+        self.validation = None
+        if config.val_split is not None:
+            self.validation = Validation(config.data, config.val_split, classes, store, processes)
+
+        torch.manual_seed(config.seed)
+        self.from_scratch = model is None and not (config.weights or config.init or config.resume)
+        self.model, self.layers = starting_network(config, model, classes)
+        mean, std = target_statistics(self.entries, len(classes), flip=config.flip)
+        self.model.delta_mean.copy_(torch.from_numpy(mean).flatten())
+        self.model.delta_std.copy_(torch.from_numpy(std).flatten())
+        if processes.count > 1:
+            join_batch_norm(self.model)
+        self.model.to(processes.device).train()
+        self.optimiser = build_optimiser(self.model, config)
+        self.amp = Amp(config.amp, processes.device)
+        self.watch = Stopwatch(processes.device, enabled=config.profile)
+        self.meter = Meter()
+        self.best: dict[str, Any] | None = None
+        self.saved = 0  # iterations that the checkpoint has behind it
+        if not self.first:  # dropout of its own
+            torch.manual_seed(config.seed * 1_000_003 + processes.rank)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint."""
+        # Read once the folder is this run's: another may write its last checkpoint until then.
+        self.processes.gathered(None)
+        content = checked_to_resume(
+            self.checkpoint, self.config, self.dataset, self.origin["learned_from"]
         )
-    checkpoint, log = config.output / "checkpoint.pt", config.output / "log.jsonl"
-    settings = config.to_dict()
-    for name in ("data", "proposals", "output"):  # as they are found from any folder
-        settings[name] = str(Path(settings[name]).absolute())
+        resume(
+            self.checkpoint, content, self.model, self.optimiser, self.amp, self.config,
+            self.processes,
+        )  # fmt: skip
+        self.saved, self.best = content["iteration"], content.get("best")
+        self.meter.restore(content["meter"])
+        if self.best is not None and self.best["split"] != self.config.val_split:
+            self.best = None
+
+    def step(self, network: nn.Module, batch: Batch, iteration: int) -> list[float]:
+        """Learn from a batch (paper 2.3): its two losses and its number of foreground RoIs.
+
+        network: the model, as ``Processes.parallel`` has it called.
+        """
+        config, processes = self.config, self.processes
+        rate = config.learning_rate_at(iteration)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = torch.zeros(2, dtype=torch.float64, device=processes.device)
+        parts = batch.parts(config.accumulate)
+        for part in parts:
+            with nullcontext() if part is parts[-1] else processes.no_sync(network):
+                with self.amp.forward():
+                    logits, deltas = network(part.images, part.rois)
+                self.watch.mark("fully connected layers")
+                both = torch.stack(
+                    multi_task_loss(
+                        logits.float(), deltas.float(), part.labels, part.targets, config.tasks
+                    )
+                )
+                share = len(part.labels) / sum(batch.counts)
+                losses += share * both.detach().double()
+                # Of several processes the gradients are averaged: of all RoIs, not of theirs.
+                loss = both.sum() * (share * processes.count)
+                self.watch.mark("loss")
+                self.amp.scaled(loss).backward()
+                self.watch.mark("backward")
+        sums = processes.sums(torch.cat([losses, (batch.labels > 0).sum()[None]]))
+        self.check_finite(sums[0], sums[1], batch, iteration)
+        self.amp.step(self.optimiser)
+        self.watch.mark("optimiser")
+        return sums
+
+    def check_rois(self, batch: Batch, iteration: int) -> None:
+        """Statistics over a single RoI do not exist; a frozen layer keeps the ones it has."""
+        if min(batch.counts) < 2 and any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+            for m in self.model.head.modules()
+        ):
+            one = f" in one of its {len(batch.counts)} parts" if len(batch.counts) > 1 else ""
+            fewer = ", a smaller accumulate" if one else ""
+            raise ValueError(
+                f"iteration {iteration + 1}: the batch of {', '.join(batch.image_ids)} has "
+                f"1 RoI{one}; {self.model.name} normalises over the RoIs and needs two. Give more "
+                f"proposals{fewer}, a larger rois_per_batch or a lower background_low"
+            )
+
+    def check_finite(self, cls: float, box: float, batch: Batch, iteration: int) -> None:
+        """A loss that is not finite must not get into the weights."""
+        if not math.isfinite(cls + box):
+            advice = "lower learning_rate, or look at these images and their boxes"
+            if self.from_scratch and self.config.network != "tiny":
+                advice = f"give {self.config.network} pre-trained weights, {advice}"
+            raise FloatingPointError(
+                f"the loss is {cls + box} in iteration {iteration + 1} "
+                f"(classification {cls}, boxes {box}) on images "
+                f"{', '.join(batch.image_ids)}; {advice}. {self.checkpoint} was not written to"
+            )
+
+    def test(self, validation: Validation, done: int) -> float:
+        """Mean AP on the validation split; the network with the highest is kept as best.pt."""
+        value = validation.mean_ap(self.model)
+        self.meter.start_clock()
+        if self.best is None or value > self.best["mAP"]:
+            self.best = {"split": self.config.val_split, "iteration": done, "mAP": value}
+            if self.first:
+                save_checkpoint(
+                    self.config.output / "best.pt", self.model, iteration=done, best=self.best,
+                    **self.origin,
+                )  # fmt: skip
+        return value
+
+    def write_checkpoint(self, done: int, log: TrainLog | None) -> None:
+        """All processes together, as the states of their generators are in it."""
+        states = self.processes.gathered(random_state(self.processes.device))
+        self.saved = done
+        if log is None:  # not the first process
+            return
+        log.sync()
+        save_checkpoint(
+            self.checkpoint,
+            self.model,
+            optimiser=self.optimiser.state_dict(),
+            iteration=done,
+            # The sampler and the schedule are functions of config and iteration.
+            **self.origin,
+            random_state=states[0],
+            **({"random_states": states} if len(states) > 1 else {}),
+            **({"scaler": self.amp.scaler.state_dict()} if self.amp.scaler is not None else {}),
+            meter=self.meter.state(),
+            best=self.best,
+        )
+        if self.config.keep:
+            keep_checkpoints(self.checkpoint, done, self.config.keep)
+
+
+def _dataset(config: ResolvedConfig, dataset: Dataset | None) -> Dataset:
+    """The split that is learned from, with the objects that are."""
     if dataset is None:
         # To batch and summary unreadable images are as others.
         skips = config.on_bad_image == "skip"
         dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     elif dataset.split != config.split:
         raise ValueError(f"dataset is of split {dataset.split!r}, config of {config.split!r}")
-    if not config.difficult:
-        dataset = dataset.without_difficult()
-    store = ProposalStore(config.proposals)
-    entries, unusable = build_roidb(dataset.records, store, config)
-    learned_from = data_fingerprint(dataset.records, store)
-    validation = None
-    if config.val_split is not None:
-        validation = Validation(config.data, config.val_split, dataset.classes, store, processes)
+    return dataset if config.difficult else dataset.without_difficult()
 
-    torch.manual_seed(config.seed)
-    layers: list[LayerChange] = []
-    advice = "lower learning_rate, or look at these images and their boxes"
-    if model is None:
-        model = build_network(config.network, dataset.classes, freeze_to=config.freeze_to)
-        if config.weights is not None and not config.resume:
-            layers = transform_pretrained(model, config.weights, config.weights_style)
-        elif config.init is None and not config.resume and config.network != "tiny":
-            advice = f"give {config.network} pre-trained weights, {advice}"
-    elif model.classes != dataset.classes:
-        raise ValueError(f"the model knows {model.classes}, the data set has {dataset.classes}")
-    elif model.name not in NETWORKS:  # which have the stride they name
-        model.check_stride()
-    if config.init is not None and not config.resume:
-        start_from(config.init, model)
-    model.box_regression = config.tasks != "classification"
-    model.freeze(FROZEN_BY_TASKS[config.tasks])
-    model.preprocessing = dataclasses.replace(
-        model.preprocessing, short_side=config.short_side, max_side=config.max_side
-    )
-    mean, std = target_statistics(entries, len(dataset.classes), flip=config.flip)
-    model.delta_mean.copy_(torch.from_numpy(mean).flatten())
-    model.delta_std.copy_(torch.from_numpy(std).flatten())
-    if processes.count > 1:
-        join_batch_norm(model)
-    model.to(device).train()
-    optimiser = build_optimiser(model, config)
-    # Statistics over a single RoI do not exist; a frozen layer keeps the ones it has.
-    normalises_rois = any(
-        isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training
-        for m in model.head.modules()
-    )
-    amp = Amp(config.amp, device)
 
-    start, meter, best = 0, Meter(), None
-    if not first:  # dropout of its own
-        torch.manual_seed(config.seed * 1_000_003 + processes.rank)
+def _loop(
+    run: _Run,
+    progress: bool,
+    on_start: Callable[[], None] | None,
+    on_log: Callable[[dict[str, Any]], None] | None,
+) -> TrainResult:
+    """All iterations of a run, and what happens before them and every so many of them."""
+    config, processes, meter, watch = run.config, run.processes, run.meter, run.watch
     with ExitStack() as stack:
-        if first:
+        if run.first:
             stack.enter_context(alone_in(config.output))
-            for path in (checkpoint, config.output / "best.pt", log):
+            for path in (run.checkpoint, config.output / "best.pt", run.log):
                 forget_unfinished(path)
         if config.resume:
-            # Read once the folder is this run's: another may write its last checkpoint until then.
-            processes.gathered(None)
-            content = checked_to_resume(checkpoint, config, dataset, learned_from)
-            resume(checkpoint, content, model, optimiser, amp, config, processes)
-            start, best = content["iteration"], content.get("best")
-            meter.restore(content["meter"])
-            if best is not None and best["split"] != config.val_split:
-                best = None
-        network = processes.parallel(model)
-        cache = ImageCache(config.cache_megabytes * 2**20)
-        watch = Stopwatch(device, enabled=config.profile)
-
-        def prepare(iteration: int) -> Batch:
-            return make_batch(
-                iteration, entries, cache, model, config,
-                process=processes.rank, processes=processes.count,
-            )  # fmt: skip
-
-        log_file = None
-        if first:
+            run.resume()
+        start = run.saved
+        network = processes.parallel(run.model)
+        prepare = partial(
+            make_batch, entries=run.entries, cache=ImageCache(config.cache_megabytes * 2**20),
+            model=run.model, config=config, process=processes.rank, processes=processes.count,
+        )  # fmt: skip
+        log = None
+        if run.first:
             if on_start is not None:
                 on_start()
-            log_file = stack.enter_context(TrainLog(log, start, tensorboard=config.tensorboard))
+            log = stack.enter_context(TrainLog(run.log, start, tensorboard=config.tensorboard))
             if start and config.keep:  # the run may have been killed between the two files
-                keep_checkpoints(checkpoint, start, config.keep)
+                keep_checkpoints(run.checkpoint, start, config.keep)
         line = stack.enter_context(
-            ProgressLine(start, config.iterations, enabled=progress and first)
+            ProgressLine(start, config.iterations, enabled=progress and run.first)
         )
         loader = stack.enter_context(
             Loader(prepare, start, config.iterations, threads=config.loader_threads)
         )
         interrupt = stack.enter_context(Interrupt())
-        stack.enter_context(watch.watching(model))
+        stack.enter_context(watch.watching(run.model))
 
-        def save(done: int) -> None:
-            states = processes.gathered(random_state(device))
-            if log_file is None:  # not the first process
-                return
-            log_file.sync()
-            save_checkpoint(
-                checkpoint,
-                model,
-                optimiser=optimiser.state_dict(),
-                iteration=done,
-                # The sampler and the schedule are functions of config and iteration.
-                config=settings,
-                proposals_made_with=store.settings,
-                learned_from=learned_from,
-                random_state=states[0],
-                **({"random_states": states} if len(states) > 1 else {}),
-                **({"scaler": amp.scaler.state_dict()} if amp.scaler is not None else {}),
-                meter=meter.state(),
-                best=best,
-            )
-            if config.keep:
-                keep_checkpoints(checkpoint, done, config.keep)
-
-        saved = start
         for iteration in range(start, config.iterations):
             watch.iterations += 1
-            batch, failure = None, None
-            try:
-                batch = loader.take()
-            except (OSError, ValueError) as error:
-                failure = error
-            facts = [0] * (3 + config.accumulate)
-            if batch is not None:
-                sizes = [len(part.labels) for part in batch.parts(config.accumulate)]
-                facts = [*batch.images.shape[2:], len(batch.skipped), *sizes]
-            everyone = processes.all([*facts, interrupt.asked, failure is not None])
-            heights, widths, skipped, *counts, asked, failed = zip(*everyone, strict=True)
-            if any(asked) or any(failed):
-                if saved < iteration:
-                    save(iteration)
-                if any(failed):
-                    raise _data_error(failure, failed.index(1), iteration)
-                raise Stopped(f"resume goes on from iteration {iteration}", max(asked))
-            rois = sum(map(sum, counts))
-            # Padding and RoIs are those of the whole batch, whoever works on it.
-            assert batch is not None  # what kept it away has been raised
-            batch = batch.padded(max(heights), max(widths)).to(device)
-            if normalises_rois and min(map(sum, counts)) < 2:
-                one = f" in one of its {len(counts)} parts" if len(counts) > 1 else ""
-                fewer = ", a smaller accumulate" if one else ""
-                raise ValueError(
-                    f"iteration {iteration + 1}: the batch of {', '.join(batch.image_ids)} has "
-                    f"1 RoI{one}; {model.name} normalises over the RoIs and needs two. Give more "
-                    f"proposals{fewer}, a larger rois_per_batch or a lower background_low"
-                )
+            batch = take_together(loader, processes, config.accumulate, iteration, interrupt)
+            if isinstance(batch, BaseException):
+                if run.saved < iteration:
+                    run.write_checkpoint(iteration, log)
+                raise batch
+            batch = batch.to(processes.device)
+            run.check_rois(batch, iteration)
             watch.mark("waiting for data")
+            loss_cls, loss_box, foreground = run.step(network, batch, iteration)
 
-            rate = config.learning_rate_at(iteration)
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["rate_factor"]
-            optimiser.zero_grad(set_to_none=True)
-            losses = torch.zeros(2, dtype=torch.float64, device=device)
-            parts = batch.parts(config.accumulate)
-            for number, part in enumerate(parts, start=1):
-                last = number == len(parts)
-                with nullcontext() if last else processes.no_sync(network):
-                    with amp.forward():
-                        logits, deltas = network(part.images, part.rois)
-                    watch.mark("fully connected layers")
-                    # Of several processes the gradients are averaged: of all RoIs, not of theirs.
-                    share = len(part.labels) / rois
-                    both = torch.stack(
-                        multi_task_loss(
-                            logits.float(), deltas.float(), part.labels, part.targets, config.tasks
-                        )
-                    )
-                    losses += share * both.detach().double()
-                    loss = both.sum() * (share * processes.count)
-                    watch.mark("loss")
-                    amp.scaled(loss).backward()
-                    watch.mark("backward")
-            loss_cls, loss_box, foreground = processes.sums(
-                torch.cat([losses, (batch.labels > 0).sum()[None]])
-            )
-            if not math.isfinite(loss_cls + loss_box):
-                raise FloatingPointError(
-                    f"the loss is {loss_cls + loss_box} in iteration {iteration + 1} "
-                    f"(classification {loss_cls}, boxes {loss_box}) on images "
-                    f"{', '.join(batch.image_ids)}; {advice}. {checkpoint} was not written to"
-                )
-            amp.step(optimiser)
-            watch.mark("optimiser")
-
-            done = iteration + 1
-            if any(skipped):
-                for found in processes.gathered(batch.skipped):
-                    meter.add_bad_images(found)
+            done, rate = iteration + 1, config.learning_rate_at(iteration)
+            meter.add_bad_images(batch.skipped)
             meter.add(
-                loss_cls, loss_box, images=config.images_per_batch, rois=rois,
+                loss_cls, loss_box, images=config.images_per_batch, rois=sum(batch.counts),
                 foreground=int(foreground),
             )  # fmt: skip
             line.update(done, meter.loss, rate)
             ends = done == config.iterations
-            tests = validation is not None and (done % config.val_every == 0 or ends)
-            if done % config.log_every == 0 or tests or ends:
+            validation = run.validation if done % config.val_every == 0 or ends else None
+            if done % config.log_every == 0 or validation is not None or ends:
                 entry = {"iteration": done, **meter.read(), "learning_rate": rate}
-                if validation is not None and tests:
-                    entry["val_mAP"] = value = validation.mean_ap(model)
-                    meter.start_clock()
-                    if best is None or value > best["mAP"]:
-                        best = {"split": config.val_split, "iteration": done, "mAP": value}
-                        if first:
-                            save_checkpoint(
-                                config.output / "best.pt", model, iteration=done, best=best,
-                                config=settings, proposals_made_with=store.settings,
-                                learned_from=learned_from,
-                            )  # fmt: skip
-                if log_file is not None:
-                    log_file.write(entry)
+                if validation is not None:
+                    entry["val_mAP"] = run.test(validation, done)
+                if log is not None:
+                    log.write(entry)
                     if on_log is not None:
                         on_log(entry)
             if done % config.checkpoint_every == 0 or ends:
-                save(done)
-                saved = done
+                run.write_checkpoint(done, log)
             watch.mark("log, tests, checkpoints")
         if interrupt.asked:
             raise Stopped(f"resume goes on from iteration {config.iterations}", interrupt.asked)
     return TrainResult(
-        model.eval(), checkpoint, log, config.iterations, dataset.problems, unusable, layers,
-        list(meter.bad_images), best, watch.means(),
+        run.model.eval(), run.checkpoint, run.log, config.iterations, run.dataset.problems,
+        run.unusable, run.layers, list(meter.bad_images), run.best, watch.means(),
     )  # fmt: skip
-
-
-def _data_error(failure: Exception | None, process: int, iteration: int) -> Exception:
-    """What to raise when the batch of an iteration could not be made, by this process or another"""
-    text = f"process {process} could not make its batch and says why"
-    if failure is not None:
-        text = str(failure)
-    if iteration:
-        text += f"; stopped after iteration {iteration}, --resume goes on from there"
-    kind = OSError if failure is None or isinstance(failure, OSError) else ValueError
-    error = kind(text)
-    error.__cause__ = failure
-    return error

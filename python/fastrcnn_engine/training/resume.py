@@ -1,8 +1,9 @@
-"""What a run starts from: a checkpoint of its own that it continues, or one of another run."""
+"""What a run starts from: its network, a checkpoint of its own to go on from, another run's."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import torch
 from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset, ImageRecord
-from fastrcnn_engine.models import FastRCNN
+from fastrcnn_engine.models import (
+    NETWORKS,
+    FastRCNN,
+    LayerChange,
+    build_network,
+    transform_pretrained,
+)
 from fastrcnn_engine.training.amp import Amp
 from fastrcnn_engine.training.checkpoint import (
     load_checkpoint,
@@ -20,6 +27,36 @@ from fastrcnn_engine.training.checkpoint import (
 )
 from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig
 from fastrcnn_engine.training.distributed import Processes
+
+# What keeps its weights when only one task is learned. A frozen head drops no features either.
+FROZEN_BY_TASKS = {
+    "both": (),
+    "classification": ("bbox_pred",),
+    "boxes": ("backbone", "head", "cls_score"),
+}
+
+
+def starting_network(
+    config: ResolvedConfig, model: FastRCNN | None, classes: tuple[str, ...]
+) -> tuple[FastRCNN, list[LayerChange]]:
+    """The network as the settings have it at the start, and what became of pre-trained layers."""
+    layers: list[LayerChange] = []
+    if model is None:
+        model = build_network(config.network, classes, freeze_to=config.freeze_to)
+        if config.weights is not None and not config.resume:
+            layers = transform_pretrained(model, config.weights, config.weights_style)
+    elif model.classes != classes:
+        raise ValueError(f"the model knows {model.classes}, the data set has {classes}")
+    elif model.name not in NETWORKS:  # which have the stride they name
+        model.check_stride()
+    if config.init is not None and not config.resume:
+        start_from(config.init, model)
+    model.box_regression = config.tasks != "classification"
+    model.freeze(FROZEN_BY_TASKS[config.tasks])
+    model.preprocessing = replace(
+        model.preprocessing, short_side=config.short_side, max_side=config.max_side
+    )
+    return model, layers
 
 
 def data_fingerprint(records: list[ImageRecord], proposals: ProposalStore) -> str:
