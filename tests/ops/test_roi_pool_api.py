@@ -92,6 +92,15 @@ def test_float64_features_pool_the_same_cells(face):
 # ---- memory ------------------------------------------------------------
 
 
+def at_an_odd_address(array: np.ndarray) -> np.ndarray:
+    """The same strides, not aligned to the array's own type."""
+    raw = np.zeros(array.nbytes + 1, np.uint8)
+    copy = np.ndarray(array.shape, array.dtype, raw.data, 1, array.strides)
+    copy[...] = array
+    assert not copy.flags.aligned
+    return copy
+
+
 def strange_memory(array: np.ndarray) -> dict[str, np.ndarray]:
     """The same numbers under strides that are neither NCHW nor channels-last."""
     wide = np.zeros((*array.shape[:3], 2 * array.shape[3]), array.dtype)
@@ -102,7 +111,12 @@ def strange_memory(array: np.ndarray) -> dict[str, np.ndarray]:
         "transposed-plane": np.ascontiguousarray(array.swapaxes(2, 3)).swapaxes(2, 3),
         "channels-first": np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1),
         "fortran": np.asfortranarray(array),
+        "channels-last-at-an-odd-address": at_an_odd_address(channels_last(array)),
     }
+
+
+# torch has no negative strides, nor such addresses.
+NUMPYS_ALONE = ("reversed", "channels-last-at-an-odd-address")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +124,7 @@ def strange_memory(array: np.ndarray) -> dict[str, np.ndarray]:
     [
         (memory, face)
         for memory, face in itertools.product(strange_memory(FEATURES), FACES)
-        if (memory, face) != ("reversed", "torch")  # torch has no negative strides
+        if face != "torch" or memory not in NUMPYS_ALONE
     ],
 )
 def test_strided_features(memory, face):
@@ -146,8 +160,9 @@ def test_channels_last_stays_channels_last(face):
         assert take(result).transpose(0, 2, 3, 1).flags.c_contiguous
     gradient = fe.roi_pool_backward(values, argmax, give(ROIS, face), FEATURES.shape)
     assert take(gradient).transpose(0, 2, 3, 1).flags.c_contiguous
-    plain = fe.roi_pool(give(FEATURES, face), give(ROIS, face), SIZE, 0.5)
-    assert take(plain).flags.c_contiguous
+    for plain in (FEATURES, FEATURES[:, :, :1, :1].copy()):  # of one cell: dense in both orders
+        pooled = fe.roi_pool(give(plain, face), give(ROIS, face), SIZE, 0.5)
+        assert take(pooled).flags.c_contiguous
 
 
 def test_gradients_in_any_memory():
@@ -398,10 +413,12 @@ def test_list_without_entries(face):
         (lambda: fe.roi_pool(FEATURES, ROIS[0, 0], SIZE), "boxes must have 2 dimensions"),
         (lambda: fe.roi_pool(FEATURES, [ROIS], SIZE), r"boxes\[0\] must be \(L, 4\).*\(4, 5\)"),
         (lambda: fe.roi_pool(FEATURES, [ROIS[:, 1:], ROIS[0, 1:]], SIZE),
-         r"boxes\[1\] must be \(L, 4\).*\(4,\)"),
+         r"boxes\[1\] must have 2 dimensions.*\(4,\)"),
         (lambda: fe.roi_pool(FEATURES[0], ROIS, SIZE),
          r"input must have 4 dimensions.*\(3, 10, 12\)"),
         (lambda: fe.roi_pool(FEATURES[None], ROIS, SIZE), "input must have 4 dimensions"),
+        *[(lambda face=face: fe.roi_pool(give(FEATURES[0], face)[..., ::2], give(ROIS, face), SIZE),
+           r"input must have 4 dimensions.*\(3, 10, 6\)") for face in FACES],
         (lambda: fe.roi_pool(FEATURES.astype(np.int16), ROIS, SIZE),
          "input must be float16, bfloat16, float32 or float64, got int16"),
         (lambda: fe.roi_pool(FEATURES.astype(np.int32), ROIS, SIZE), "input must be .*, got int32"),
@@ -447,12 +464,22 @@ def test_torch_dtypes_that_are_not_offered(dtype, name):
 def test_tensors_without_plain_memory_are_named():
     features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
     boxes, scores = rois[:, 1:].contiguous(), torch.rand(len(ROIS))
+    pooled, argmax = fe.roi_pool_with_argmax(features, rois, SIZE)
     calls = {
         "input must be a dense tensor": lambda: fe.roi_pool(features.to_sparse(), rois, SIZE),
         "boxes must be a dense tensor": lambda: fe.roi_pool(features, rois.to_sparse(), SIZE),
+        "argmax must be a dense tensor": lambda: fe.roi_pool_backward(
+            pooled, argmax.to_sparse(), rois, SHAPE
+        ),
+        "grad_output must be a dense tensor": lambda: fe.roi_pool_backward(
+            pooled.to_sparse(), argmax, rois, SHAPE
+        ),
         "boxes must have 2 dim": lambda: fe.nms(torch.nested.nested_tensor([boxes]), scores, 0.5),
         "boxes must have 2 dimensions": lambda: fe.roi_pool(
             features, torch.nested.nested_tensor([rois, rois]), SIZE
+        ),
+        r"boxes\[0\] must have 2 dimensions, but": lambda: fe.roi_pool(
+            features, [torch.nested.nested_tensor([boxes])], SIZE
         ),
         "boxes cannot be read by DLPack": lambda: fe.roi_pool(features, rois.to("meta"), SIZE),
         "out cannot be read by DLPack": lambda: fe.roi_pool(
@@ -486,6 +513,9 @@ G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
         (lambda: fe.roi_pool_backward(G.astype(np.int16), A, ROIS, SHAPE),
          "grad_output must be .*int16"),
         (lambda: fe.roi_pool_backward(G[0], A, ROIS, SHAPE), "grad_output must have 4 dimensions"),
+        *[(lambda face=face: fe.roi_pool_backward(
+            give(G[0], face), give(channels_last(A), face), give(ROIS, face), SHAPE
+        ), r"grad_output must have 4 dimensions, got shape \(3, 3, 4\)") for face in FACES],
     ],
 )  # fmt: skip
 def test_backward_errors_name_the_argument(call, says):

@@ -74,8 +74,7 @@ class NumpyArrays:
         result = self._own_map(array, name)
         if not self.is_channels_last(like):
             return self._row_major(result)
-        if result.ndim != 4:
-            raise ValueError(f"{name} must have 4 dimensions, got shape {result.shape}")
+        shape_of(result, 4, name)
         return self._row_major(result.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
     def is_channels_last(self, array: Any) -> bool:
@@ -126,7 +125,7 @@ class NumpyArrays:
 
     def give(self, result: Any, like: Any = None) -> Any:
         """A result as its caller gets it: where `like` is bfloat16, in that type."""
-        if is_bfloat16(like) and not is_bfloat16(result):
+        if is_bfloat16(like):
             return result.astype(like.dtype)
         return result
 
@@ -257,9 +256,14 @@ class TorchArrays:
 
     def take_like(self, array: Any, like: Any, name: str) -> Any:
         tensor = self._with_its_sign(self._tensor(array, name))
-        if not self.is_channels_last(like):
-            return tensor.contiguous()
-        return tensor.contiguous(memory_format=self._torch.channels_last)
+        try:
+            if not self.is_channels_last(like):
+                return tensor.contiguous()
+            return tensor.contiguous(memory_format=self._torch.channels_last)
+        except RuntimeError:
+            self._require_strided(tensor, name)
+            shape_of(tensor, 4, name)
+            raise
 
     def is_channels_last(self, tensor: Any) -> bool:
         if tensor.is_contiguous() or tensor.dim() != 4:
@@ -464,8 +468,8 @@ def is_tensor(array: Any) -> bool:
 
 def _require_boxes(boxes: Any, i: int) -> None:
     """What is joined must be of one type, or the mixture's would be named, or taken."""
-    dtype, shape = str(boxes.dtype).removeprefix("torch."), tuple(boxes.shape)
+    dtype, shape = str(boxes.dtype).removeprefix("torch."), shape_of(boxes, 2, f"boxes[{i}]")
     if dtype != "float32":
         raise ValueError(f"boxes[{i}] must be float32, got {dtype}")
-    if len(shape) != 2 or shape[1] != 4:
+    if shape[1] != 4:
         raise ValueError(f"boxes[{i}] must be (L, 4) rows of [x1, y1, x2, y2], got {shape}")
