@@ -106,6 +106,14 @@ def test_roi_pool_of_a_bin_with_the_lowest_feature_alone(pooling):
     np.testing.assert_array_equal(pooling(x, rois)[0], expected.numpy())
 
 
+def test_roi_pool_of_other_types(exported):
+    x, rois = torch.randn(2, 4, 9, 11, generator=GENERATOR).relu().half(), ROIS.double()
+    (pooled,) = exported(lambda x, r: fe.roi_pool(x, r, 2, 0.125), (x, rois), ({}, {}))(x, rois)
+    expected = fe.roi_pool(x, rois, 2, 0.125).numpy()
+    assert pooled.dtype == expected.dtype
+    np.testing.assert_array_equal(pooled, expected)
+
+
 def test_an_argmax_is_not_made_up():
     tensors = torch.randn(1, 2, 5, 5), torch.zeros(1, 5)
     function = lambda x, r: fe.roi_pool_with_argmax(x, r, 2)  # noqa: E731
@@ -171,10 +179,18 @@ LABELS = torch.arange(60) % 7 * 11 - 20
 DELTAS = 0.3 * torch.randn(60, 12, generator=GENERATOR)
 
 
+# Below zero, too, and some that are never kept.
+WILD_SCORES = torch.where(torch.arange(60) % 5 == 3, torch.nan, SCORES.double() - 0.5)
+
+
 @pytest.mark.parametrize(
     ("function", "tensors"),
     [
         (lambda b, s, i: fe.batched_nms(b, s, i, 0.3), (BOXES, SCORES, LABELS)),
+        (
+            lambda b, s, i: fe.batched_nms(b, s, i, 0.3, inclusive=True),
+            (BOXES.double(), WILD_SCORES, LABELS),
+        ),
         (lambda b, s: tuple(fe.nms_padded(b, s, 0.3, 5)), (BOXES, SCORES)),
         (lambda b, s: tuple(fe.nms_padded(b, s, 0.3, 100)), (BOXES, SCORES)),
         (lambda b: fe.clip_boxes_to_image(b, (50, 60), inclusive=True), (BOXES,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -111,7 +112,10 @@ OPCHECKS = {
 
 
 def test_every_registered_operator_is_checked():
-    assert {name.partition("::")[2] for name in torch_ops.LIBRARY._op_defs} == set(OPCHECKS)
+    defined = torch_ops.LIBRARY._op_defs
+    assert {name.partition("::")[2] for name in defined} == set(OPCHECKS)
+    for name, device in itertools.product(defined, ("CPU", "CUDA")):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, device), (name, device)
 
 
 @pytest.mark.parametrize("operator", OPCHECKS)
@@ -469,6 +473,21 @@ def test_vmap_is_a_loop_without_one(in_dims, x, rois):
         one = member(x, in_dims[0], i), member(rois, in_dims[1], i)
         assert torch.equal(pooled[i], fe.roi_pool(*one, (3, 2), 0.125))
         assert torch.equal(gradients[i], torch.func.grad(loss)(*one))
+
+
+@pytest.mark.parametrize("step", [1, 3])  # three RoIs, and one, whose stride says nothing
+def test_vmap_keeps_the_layout_of_an_argmax(step):
+    def backward(gradient, argmax, rois):
+        return fe.roi_pool_backward(gradient, argmax, rois, FEATURES.shape)
+
+    operands = [torch.stack([x] * 3) for x in (POOLED, ARGMAX)]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        arranged = [x.flatten(0, 1).contiguous(memory_format=layout) for x in operands]
+        gradient, argmax = (x.unflatten(0, (3, 3))[:, ::step] for x in arranged)
+        many = torch.vmap(backward)(gradient, argmax, MANY_ROIS[:, ::step])
+        for member, *one in zip(many, gradient, argmax, MANY_ROIS[:, ::step], strict=True):
+            assert member.is_contiguous(memory_format=layout)
+            assert torch.equal(member, backward(*one))
 
 
 def test_vmap_keeps_a_wrong_image_wrong():
