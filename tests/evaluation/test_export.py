@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -60,7 +61,7 @@ def assert_same(found: list[np.ndarray], expected) -> None:
         {},
         {"score_threshold": 0.3},
         {"score_threshold": 0.3, "nms_threshold": 0.6, "max_detections": 9},
-        {"score_threshold": 0.99},  # nothing is found
+        {"score_threshold": 0.99, "max_detections": 1},  # nothing is found
     ],
 )
 def test_same_detections_on_images_of_any_size(change, tmp_path):
@@ -73,26 +74,30 @@ def test_same_detections_on_images_of_any_size(change, tmp_path):
         assert (len(expected.labels) > 0) == (change.get("score_threshold") != 0.99)
 
 
-@pytest.mark.parametrize("kind", ["no box regression", "svm"])
-def test_detectors_of_other_kinds(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "nms_threshold"), [("no box regression", 0), ("svm", 1)])
+def test_detectors_of_other_kinds(kind, nms_threshold, tmp_path):
     model, path = tiny(), tmp_path / "detector.onnx"
     if kind == "svm":
         model.classifier = "svm"
     else:
         model.box_regression = False
-    export_onnx(model, path)
+    export_onnx(model, path, nms_threshold=nms_threshold)
     image, proposals = image_and_proposals(96, 130, 30)
-    assert_same(run(path, model, image, proposals), detect_image(model, image, proposals))
+    expected = detect_image(model, image, proposals, nms_threshold=nms_threshold)
+    assert_same(run(path, model, image, proposals), expected)
 
 
 def test_the_file_says_how_images_are_prepared(tmp_path):
     model, path = tiny(), tmp_path / "detector.onnx"
     export_onnx(model, path, score_threshold=0.2)
-    metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
-    said = json.loads(metadata["fastrcnn_engine"])
+    file = onnx.load(path)
+    assert [(used.domain, used.version) for used in file.opset_import] == [("", 18)]
+    (entry,) = [one for one in file.metadata_props if one.key == "fastrcnn_engine"]
+    said = json.loads(entry.value)
     assert said["classes"] == ["cat", "dog", "cow"]
     assert Preprocessing.from_dict(said["preprocessing"]) == model.preprocessing
-    assert (said["network"], said["score_threshold"], said["max_detections"]) == ("tiny", 0.2, 100)
+    assert (said["network"], said["score_threshold"]) == ("tiny", 0.2)
+    assert (said["nms_threshold"], said["max_detections"]) == (0.3, 100)
 
 
 def test_a_file_without_a_score_threshold_says_so_in_json(tmp_path):
@@ -120,7 +125,11 @@ def test_refusals(change, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         export_onnx(model, tmp_path / "detector.onnx")
     assert not any(tmp_path.iterdir())
-    nan, endless = ({"score_threshold": float(value)} for value in ("nan", "inf"))
-    for options in (nan, endless, {"nms_threshold": 1.5}, {"max_detections": 0}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            export_onnx(tiny(), tmp_path / "detector.onnx", **options)
+    for name, values in (
+        ("score_threshold", (np.nan, np.inf)),
+        ("nms_threshold", (-0.1, 1.5, np.nan)),
+        ("max_detections", (0,)),
+    ):
+        for value in values:
+            with pytest.raises(ValueError, match=name):
+                export_onnx(tiny(), tmp_path / "detector.onnx", **{name: value})

@@ -192,6 +192,16 @@ def test_gradients_in_any_memory():
     assert_same_bits(take(features.grad), expected)
 
 
+@pytest.mark.parametrize("size", [(255, 257), (256, 256), (1000, 300)])
+def test_gradients_of_maps_about_as_large_as_16_bits_can_number(size):
+    features = torch.zeros(1, 1, *size)
+    features[..., -1, -1] = 1
+    features.requires_grad_()
+    whole = torch.tensor([[0.0, 0, 0, size[1], size[0]]])
+    fe.roi_pool(features, whole, 1).sum().backward()
+    assert torch.equal(features.grad, features.detach())
+
+
 def test_gradient_flows_through_a_graph():
     conv = torch.nn.Conv2d(3, 4, 3, padding=1)
     image = torch.from_numpy(FEATURES).requires_grad_()
