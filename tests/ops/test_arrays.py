@@ -452,10 +452,14 @@ def test_cupys_own_arrays_give_the_bits_of_tensors(operator, cuda_device):
         assert_same_bits(left, take(right))
 
 
-def test_arrays_on_a_gpu_that_are_not_known_are_refused_with_a_way_out():
-    class Other(CupyLike):
-        pass
+@pytest.mark.parametrize("beside_cupy", [False, True])
+def test_arrays_on_a_gpu_that_are_not_known_are_refused_with_a_way_out(beside_cupy, request):
+    class Other(Producer):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
 
+    if beside_cupy:
+        request.getfixturevalue("cupy")
     with pytest.raises(TypeError, match=r"boxes must be .* got .*Other; torch.from_dlpack makes"):
         fe.nms(Other(BOXES), Other(SCORES), 0.5)
 

@@ -79,6 +79,11 @@ def test_boxes_of_other_floats_are_used_as_float32(face):
     assert_same_bits(take(fe.roi_pool(give(FEATURES, face), wide, SIZE, 0.5)), EXPECTED)
     half = give(ROIS.astype(np.float16), face)
     assert_same_bits(take(fe.roi_pool(give(FEATURES, face), half, SIZE, 0.5)), EXPECTED)
+    operands = give(EXPECTED, face), give(EXPECTED_ARGMAX, face)
+    gradient = fe.roi_pool_backward(*operands, give(ROIS, face), FEATURES.shape)
+    for rois in (wide, half):
+        again = fe.roi_pool_backward(*operands, rois, FEATURES.shape)
+        assert_same_bits(take(again), take(gradient))
 
 
 @every_face
@@ -254,9 +259,12 @@ def test_out_is_written_and_returned(face, last):
 def test_out_of_a_larger_buffer():
     """A workspace kept for the largest batch, of which each call uses the front."""
     buffer = np.full((100, *EXPECTED.shape[1:]), NAN, np.float32)
-    fe.roi_pool(FEATURES, ROIS, SIZE, 0.5, out=buffer[:4])
-    assert_same_bits(buffer[:4], EXPECTED)
-    assert np.isnan(buffer[4:]).all()
+    for face in FACES:  # NumPy's memory takes the result of tensors, too
+        out = buffer[:4]
+        assert fe.roi_pool(give(FEATURES, face), give(ROIS, face), SIZE, 0.5, out=out) is out
+        assert_same_bits(out, EXPECTED)
+        assert np.isnan(buffer[4:]).all()
+        out[...] = NAN
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -409,7 +417,9 @@ def test_list_with_other_numbers_than_floats(dtype, face):
 def test_list_without_entries(face):
     torch.set_default_dtype(torch.float64)
     try:
-        assert fe.roi_pool(give(FEATURES, face), [], SIZE).shape == (0, 3, 3, 4)
+        for dtype in (np.float32, np.float64):
+            pooled = fe.roi_pool(give(FEATURES.astype(dtype), face), [], SIZE)
+            assert pooled.shape == (0, 3, 3, 4)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -442,6 +452,7 @@ def test_list_without_entries(face):
          "boxes must be float32, got int64"),
         (lambda: fe.roi_pool(FEATURES, ROIS, (0, 7)), r"output_size must be .*\(0, 7\)"),
         (lambda: fe.roi_pool(FEATURES, ROIS, (7, -1)), r"output_size must be .*\(7, -1\)"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, (7, 0)), r"output_size must be .*\(7, 0\)"),
         (lambda: fe.roi_pool(FEATURES, ROIS, (7, 7, 7)), r"output_size must be .*\(7, 7, 7\)"),
         (lambda: fe.roi_pool(FEATURES, ROIS, (7.5, 7)), r"output_size must be .*7.5"),
         (lambda: fe.roi_pool(FEATURES, ROIS, 7.5), r"output_size must be .*7.5"),
@@ -541,6 +552,10 @@ def test_argmax_from_elsewhere_stays_inside_the_map():
     assert gradient[0, :, 0, 5].tolist() == [12.0] * 3
     assert gradient[1, :, 0, 5].tolist() == [12.0] * 3
     assert gradient.sum() == 2 * 3 * 12
+
+    upstream, where = torch.ones(EXPECTED.shape, requires_grad=True), torch.from_numpy(argmax)
+    fe.roi_pool_backward(upstream, where, torch.from_numpy(ROIS), SHAPE).sum().backward()
+    assert (upstream.grad.numpy() == (argmax == 5)).all()
 
 
 @pytest.mark.parametrize(
