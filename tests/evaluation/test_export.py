@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fastrcnn_engine.data.images import Preprocessing, prepare_image
-from fastrcnn_engine.evaluation.detect import detect_image
-from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
+from fastrcnn_engine.evaluation.detect import detect_image, pyramid_maps
+from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, DetectionGraph, export_onnx
 from fastrcnn_engine.models import build_network
 
 
@@ -72,6 +72,20 @@ def test_same_detections_on_images_of_any_size(change, tmp_path):
         expected = detect_image(model, image, proposals, **change)
         assert_same(run(path, model, image, proposals), expected)
         assert (len(expected.labels) > 0) == (change.get("score_threshold") != 0.99)
+
+
+def test_rois_are_those_of_detection():
+    """Scaled in float64: the last bit of a float32 may move a window."""
+    model, taken = tiny(), []
+    image, proposals = image_and_proposals(150, 130, 200)
+    prepared, scale = prepare_image(image, model.preprocessing)
+    with torch.no_grad():
+        (level,) = pyramid_maps(model, image, proposals)
+        model.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[1]))
+        factor, size = torch.tensor(scale, dtype=torch.float64), torch.tensor([150.0, 130.0])
+        graph = DetectionGraph(model, 0.05, 0.3, 100)
+        graph(prepared[None], torch.from_numpy(proposals), factor, size)
+    assert torch.equal(taken[0], level.rois)
 
 
 @pytest.mark.parametrize(("kind", "nms_threshold"), [("no box regression", 0), ("svm", 1)])
