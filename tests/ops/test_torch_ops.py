@@ -14,7 +14,8 @@ import torch._dynamo.testing
 from torch.library import opcheck
 
 import fastrcnn_engine as fe
-from fastrcnn_engine.ops import torch_ops  # noqa: F401
+from fastrcnn_engine.ops import torch_ops
+from fastrcnn_engine.ops.autograd import gradients_of_maxima
 from ops.nms_cases import random_boxes
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -552,6 +553,14 @@ def test_second_derivative_by_finite_differences(layout, traced):
 
     gradient = pooled.requires_grad_()
     assert torch.autograd.gradgradcheck(lambda gradient: scatter(gradient).square(), gradient)
+
+
+def test_what_a_gpu_does_not_refuse_has_no_second_derivative():
+    """A RoI of no image, whose gradient there is zero."""
+    rois = torch.tensor([[-1.0, 0, 0, 3, 3], [2, 0, 0, 3, 3], [1, 0, 0, 3, 3]])
+    argmax = torch.full((3, 1, 1, 1), 7)
+    passed = gradients_of_maxima(torch.ones(2, 1, 5, 6), argmax, rois)
+    assert passed.flatten().tolist() == [0, 0, 1]
 
 
 def test_gradient_penalty():
