@@ -559,8 +559,9 @@ def test_what_a_gpu_does_not_refuse_has_no_second_derivative():
     """A RoI of no image, whose gradient there is zero."""
     rois = torch.tensor([[-1.0, 0, 0, 3, 3], [2, 0, 0, 3, 3], [1, 0, 0, 3, 3]])
     argmax = torch.full((3, 1, 1, 1), 7)
-    passed = gradients_of_maxima(torch.ones(2, 1, 5, 6), argmax, rois)
-    assert passed.flatten().tolist() == [0, 0, 1]
+    gradient = torch.ones(2, 1, 5, 6)
+    gradient[0, 0, 0, 0] = torch.inf  # which is no one's
+    assert gradients_of_maxima(gradient, argmax, rois).flatten().tolist() == [0, 0, 1]
 
 
 def test_gradient_penalty():
