@@ -199,12 +199,18 @@ def test_channels_last_stays_so_when_traced():
         assert meta.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("says", ["input must have 4", "boxes must have 2"])
-def test_shapes_of_traced_calls_that_do_not_fit(says):
-    x, rois = FEATURES.to("meta"), ROIS.to("meta")
-    x, rois = (x[0], rois) if "input" in says else (x, rois[0])
-    with pytest.raises(ValueError, match=f"^{says} dimensions, got shape"):
-        fe.roi_pool(x, rois, 2)
+@pytest.mark.parametrize(
+    ("x", "rois", "size", "says"),
+    [
+        (FEATURES[0], ROIS, 2, "input must have 4 dimensions, got shape"),
+        (FEATURES, ROIS[0], 2, "boxes must have 2 dimensions, got shape"),
+        (FEATURES, ROIS, (0, 7), "output_size must be"),
+        (FEATURES, ROIS, (7, 0), "output_size must be"),
+    ],
+)
+def test_shapes_of_traced_calls_that_do_not_fit(x, rois, size, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        fe.roi_pool(x.to("meta"), rois.to("meta"), size)
 
 
 def test_outputs_of_traced_calls():
