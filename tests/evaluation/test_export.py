@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -101,9 +102,11 @@ def test_detectors_of_other_kinds(kind, nms_threshold, tmp_path):
     assert_same(run(path, model, image, proposals), expected)
 
 
-def test_the_file_says_how_images_are_prepared(tmp_path):
+def test_the_file_says_how_images_are_prepared(tmp_path, caplog):
     model, path = tiny(), tmp_path / "detector.onnx"
+    caplog.set_level(logging.INFO, logger="torch.onnx")
     export_onnx(model, path, score_threshold=0.2)
+    assert logging.getLogger("torch.onnx").level == logging.INFO  # as it was
     file = onnx.load(path)
     assert {used.domain: used.version for used in file.opset_import}[""] == 18
     (entry,) = [one for one in file.metadata_props if one.key == "fastrcnn_engine"]
