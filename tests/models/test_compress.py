@@ -114,8 +114,8 @@ def test_head_of_a_low_rank_computes_the_same():
 
 def test_layers_of_similar_names_are_not_compressed_ones():
     model = detector()
-    linear, other = nn.Linear(2, 2), nn.ReLU()
-    model.head = nn.Sequential(OrderedDict(a_L=linear, b_L=other, b_U=linear, c_U=linear))
+    layers = {"a_L": nn.Linear(2, 2), "b_L": nn.ReLU(), "b_U": nn.Linear(2, 2)}
+    model.head = nn.Sequential(OrderedDict(layers))
     assert ranks_of(model) == {} and described(model) == "custom"
 
 
