@@ -358,6 +358,16 @@ def test_exported_for_every_size_of_image():
         assert torch.equal(clipped, fe.clip_boxes_to_image(BOXES, size))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("count", [3, 0])  # no RoIs: the map alone tells
+def test_a_traced_gradient_has_the_layout_of_the_map(layout, count):
+    """Before it is accumulated, which gives every gradient the layout of its leaf."""
+    x = FEATURES.clone().contiguous(memory_format=layout).requires_grad_()
+    pooled, _ = torch.ops.fastrcnn_engine.roi_pool(x, ROIS[:count], (3, 2), 0.125)
+    (gradient,) = torch.autograd.grad(pooled.sum(), x)
+    assert gradient.is_contiguous(memory_format=layout)
+
+
 def test_training_through_kept_boxes_and_channels_last():
     """The number of RoIs is known only when the graph runs, and nothing of the argmax's layout."""
     torch._dynamo.reset()
