@@ -430,8 +430,11 @@ def test_empty_boxes_and_maps_when_traced():
         lambda d: fe.box_iou(BOXES + d[:, :4], BOXES),
         lambda d: torch.func.grad(lambda d: fe.smooth_l1(d, TARGETS, LABELS))(d),
         lambda d: fe.smooth_l1(DELTAS, d[:, :4], LABELS) + d,
-        lambda d: fe.smooth_l1(DELTAS, TARGETS, LABELS, weights=d[:, :4]) + d,
         lambda d: torch.vmap(lambda d: fe.smooth_l1(DELTAS, d, LABELS))(d[None, :, :4]) + d,
+        lambda d: torch.vmap(
+            lambda d: fe.smooth_l1(DELTAS, TARGETS, LABELS, weights=d)
+        )(d[None, :, :4]) + d,
+        lambda d: torch.vmap(lambda d: fe.box_iou(BOXES + d, BOXES))(d[None, :, :4]),
     ],
 )
 def test_no_derivative_is_an_error_and_not_a_zero(function):
