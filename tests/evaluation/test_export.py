@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from fastrcnn_engine.data.images import Preprocessing, prepare_image
-from fastrcnn_engine.evaluation.detect import detect_image
-from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, export_onnx
+from fastrcnn_engine.evaluation.detect import detect_image, pyramid_maps
+from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, DetectionGraph, export_onnx
 from fastrcnn_engine.models import build_network
 
 
@@ -60,7 +62,7 @@ def assert_same(found: list[np.ndarray], expected) -> None:
         {},
         {"score_threshold": 0.3},
         {"score_threshold": 0.3, "nms_threshold": 0.6, "max_detections": 9},
-        {"score_threshold": 0.99},  # nothing is found
+        {"score_threshold": 0.99, "max_detections": 1},  # nothing is found
     ],
 )
 def test_same_detections_on_images_of_any_size(change, tmp_path):
@@ -73,26 +75,46 @@ def test_same_detections_on_images_of_any_size(change, tmp_path):
         assert (len(expected.labels) > 0) == (change.get("score_threshold") != 0.99)
 
 
-@pytest.mark.parametrize("kind", ["no box regression", "svm"])
-def test_detectors_of_other_kinds(kind, tmp_path):
+def test_rois_are_those_of_detection():
+    """Scaled in float64: the last bit of a float32 may move a window."""
+    model, taken = tiny(), []
+    image, proposals = image_and_proposals(150, 130, 200)
+    prepared, scale = prepare_image(image, model.preprocessing)
+    with torch.no_grad():
+        (level,) = pyramid_maps(model, image, proposals)
+        model.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[1]))
+        factor, size = torch.tensor(scale, dtype=torch.float64), torch.tensor([150.0, 130.0])
+        graph = DetectionGraph(model, 0.05, 0.3, 100)
+        graph(prepared[None], torch.from_numpy(proposals), factor, size)
+    assert torch.equal(taken[0], level.rois)
+
+
+@pytest.mark.parametrize(("kind", "nms_threshold"), [("no box regression", 0), ("svm", 1)])
+def test_detectors_of_other_kinds(kind, nms_threshold, tmp_path):
     model, path = tiny(), tmp_path / "detector.onnx"
     if kind == "svm":
         model.classifier = "svm"
     else:
         model.box_regression = False
-    export_onnx(model, path)
+    export_onnx(model, path, nms_threshold=nms_threshold)
     image, proposals = image_and_proposals(96, 130, 30)
-    assert_same(run(path, model, image, proposals), detect_image(model, image, proposals))
+    expected = detect_image(model, image, proposals, nms_threshold=nms_threshold)
+    assert_same(run(path, model, image, proposals), expected)
 
 
-def test_the_file_says_how_images_are_prepared(tmp_path):
+def test_the_file_says_how_images_are_prepared(tmp_path, caplog):
     model, path = tiny(), tmp_path / "detector.onnx"
+    caplog.set_level(logging.INFO, logger="torch.onnx")
     export_onnx(model, path, score_threshold=0.2)
-    metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
-    said = json.loads(metadata["fastrcnn_engine"])
+    assert logging.getLogger("torch.onnx").level == logging.INFO  # as it was
+    file = onnx.load(path)
+    assert {used.domain: used.version for used in file.opset_import}[""] == 18
+    (entry,) = [one for one in file.metadata_props if one.key == "fastrcnn_engine"]
+    said = json.loads(entry.value)
     assert said["classes"] == ["cat", "dog", "cow"]
     assert Preprocessing.from_dict(said["preprocessing"]) == model.preprocessing
-    assert (said["network"], said["score_threshold"], said["max_detections"]) == ("tiny", 0.2, 100)
+    assert (said["network"], said["score_threshold"]) == ("tiny", 0.2)
+    assert (said["nms_threshold"], said["max_detections"]) == (0.3, 100)
 
 
 def test_a_file_without_a_score_threshold_says_so_in_json(tmp_path):
@@ -120,7 +142,11 @@ def test_refusals(change, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         export_onnx(model, tmp_path / "detector.onnx")
     assert not any(tmp_path.iterdir())
-    nan, endless = ({"score_threshold": float(value)} for value in ("nan", "inf"))
-    for options in (nan, endless, {"nms_threshold": 1.5}, {"max_detections": 0}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            export_onnx(tiny(), tmp_path / "detector.onnx", **options)
+    for name, values in (
+        ("score_threshold", (np.nan, np.inf)),
+        ("nms_threshold", (-0.1, 1.5, np.nan)),
+        ("max_detections", (0,)),
+    ):
+        for value in values:
+            with pytest.raises(ValueError, match=name):
+                export_onnx(tiny(), tmp_path / "detector.onnx", **{name: value})

@@ -189,10 +189,11 @@ def model():
 
 
 @pytest.mark.parametrize(
-    ("box_regression", "learned"), [(True, True), (False, True), (True, False)]
+    ("box_regression", "learned", "options"),
+    [(True, True, {}), (False, True, {"nms_threshold": 0.6}), (True, False, {})],
 )
 def test_a_small_set_is_detected_like_its_images_without_a_threshold(
-    model, box_regression, learned
+    model, box_regression, learned, options
 ):
     # Too few proposals for any limit: what remains is decoding, clipping and suppression.
     model.box_regression = learned  # as training with or without it leaves the model
@@ -202,12 +203,17 @@ def test_a_small_set_is_detected_like_its_images_without_a_threshold(
         corner = rng.uniform(0, [90, 60], (count, 2))
         boxes = np.concatenate([corner, corner + rng.uniform(3, 70, (count, 2))], axis=1)
         image = rng.integers(0, 255, (90, 120, 3), dtype=np.uint8)
-        images.append((name, image, boxes.astype(np.float32)))
-    found = detect_set(model, iter(images), 3, box_regression=box_regression)
+        images.append((name, image, boxes))  # float64
+    told = []
+    found = detect_set(
+        model, iter(images), 3, box_regression=box_regression, **options,
+        gathered=lambda own: told.append(own) or [own],
+    )  # fmt: skip
+    assert len(told) == 1
     for name, image, boxes in images:
         plain = detect_image(
             model, image, boxes, score_threshold=-1.0, max_detections=1000,
-            box_regression=box_regression,
+            box_regression=box_regression, **options,
         )  # fmt: skip
         for one, two in zip(found[name], plain, strict=True):
             np.testing.assert_array_equal(one, two)

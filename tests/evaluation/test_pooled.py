@@ -118,8 +118,10 @@ def test_a_planted_peak_is_found_where_it_is_on_the_photo(blocks):
 
 def test_a_bin_of_one_cell_is_not_flat(blocks):
     image = np.full((80, 120, 3), 7, np.uint8)
-    small, large = where_pooled(blocks, image, np.float32([[40, 40, 48, 48], [0, 0, 119, 79]]))
-    assert small.flat == 0 and small.counts[10:13, 10:13].tolist() == [[3] * 3] * 3
+    small, large = where_pooled(blocks, image, np.float32([[0, 0, 8, 8], [0, 0, 119, 79]]))
+    assert small.flat == 0 and small.counts[:3, :3].tolist() == [[3] * 3] * 3
+    assert small.bins.tolist() == [[x, y, x, y] for y in range(3) for x in range(3)]
+    assert small.bins.dtype == np.int64
     assert large.flat == 3 * 9 and not large.counts.any()
 
 
@@ -141,12 +143,15 @@ def test_each_proposal_is_looked_for_on_its_own_level(blocks):
 def test_neither_the_head_nor_another_run_makes_a_difference():
     torch.manual_seed(0)
     model = build_network("tiny", ["a", "b"]).eval()
+    recorded = []
+    model.backbone.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
     first = where_pooled(model, IMAGE, BOXES)
     compress(model, {"fc6": 8, "fc7": 8})
     model.classifier = "svm"
     for one, two in zip(first, where_pooled(model, IMAGE, BOXES), strict=True):
         np.testing.assert_array_equal(one.counts, two.counts)
         assert one.flat == two.flat
+    assert recorded == [False, False]
 
 
 def test_wrong_arguments_are_named(blocks):

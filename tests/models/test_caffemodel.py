@@ -14,6 +14,7 @@ LAYERS = {
     "conv1": [RNG.normal(size=(2, 3, 5, 5)).astype("f4"), RNG.normal(size=2).astype("f4")],
     "fc6": [RNG.normal(size=(7, 11)).astype("f4"), RNG.normal(size=7).astype("f4")],
 }
+ARRAY = np.arange(6, dtype="f4").reshape(2, 3)
 
 
 @pytest.fixture
@@ -63,6 +64,29 @@ def test_order_of_fields_does_not_matter(read):
         assert layers["late"][0].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_not_known_is_passed_over(read, version):
+    """Numbers of our fields with content of another kind, far numbers, layers without blobs."""
+
+    def other(*numbers: int) -> bytes:
+        return b"".join(floats(number, [1], packed=False) for number in numbers)
+
+    content = blob(ARRAY, legacy=version == 1) + piece(1, b"x") + integer(7, 9) + other(16, 2048)
+    content += other(2) + piece(6, piece(1, b"5"))
+    written = layer("x", [content], version=version)
+    number, name = (2, 4) if version == 1 else (100, 1)
+    nameless = piece(number, other(name, 6 if version == 1 else 7))
+    layers = read(other(2, 100) + written + nameless + layer("x", [], version=version))
+    assert_same(layers, {"x": [ARRAY]}, legacy=version == 1)
+
+
+def test_of_two_types_of_numbers_the_wider_one_counts(read):
+    shape = piece(7, piece(1, varint(2)) + integer(2, 9))  # and a field that shapes have not
+    numbers = floats(5, [1, 2], packed=True) + doubles(8, [3, 4], packed=True)
+    layers = read(layer("x", [shape + numbers], version=2))
+    assert layers["x"][0].tolist() == [3, 4] and layers["x"][0].dtype == "<f8"
+
+
 def test_both_formats_may_be_mixed_and_blobs_may_be_many(read):
     one = [np.float32([i]) for i in range(5)]
     content = network({"a": one}, version=1) + network({"b": one}, version=2)
@@ -85,12 +109,17 @@ def test_empty_and_missing_files(read, tmp_path):
         read(network({}))
 
 
-ARRAY = np.arange(6, dtype="f4").reshape(2, 3)
 BAD = {
     "byte 0: expected wire type 0, 1, 2 or 5, got 4": b"<!DOCTYPE html>",
     "byte 0: expected a field number of at least 1": b"\x00\x01",
     "byte 1: expected an integer, got the end": b"\x08",
-    "byte 1: expected an integer of at most 10 bytes": b"\x08" + b"\xff" * 11,
+    "byte 1: expected an integer of at most 10 bytes": b"\x08" + b"\xff" * 10 + b"\x01",
+    "layer 'x', byte 7: expected an integer, got the end": (  # of the layer
+        piece(100, piece(1, b"x") + b"\x28\x80") + b"\x01"
+    ),
+    r"layer 'x', byte \d+: expected an integer, got the end": layer(  # of the shape
+        "x", [piece(7, piece(1, b"\x80")) + b"\x01"], version=2
+    ),
     "byte 1: expected 1152921504606846976 bytes of field 1, got 3 to the end": (
         b"\x0a" + varint(2**60) + b"abc"
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,7 @@ def test_full_rank_changes_nothing(shape):
     assert first.shape == (min(shape), shape[1]) and second.shape == (shape[0], min(shape))
     torch.testing.assert_close(second @ first, weight, rtol=0, atol=1e-12)
     assert kept == pytest.approx(1)
+    assert len(truncated_svd(weight, energy=1.0)[0]) <= min(shape)  # whatever rounding says
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -41,8 +44,10 @@ def test_no_matrix_of_that_rank_is_closer(dtype, rank):
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(16, 50)) * np.geomspace(1, 1e-3, 16)[:, None]
     singular = np.linalg.svd(weight, compute_uv=False)
-    first, second, kept = truncated_svd(torch.from_numpy(weight).to(dtype), rank)
+    parameter = nn.Parameter(torch.from_numpy(weight).to(dtype))
+    first, second, kept = truncated_svd(parameter, rank)
     assert first.dtype == second.dtype == dtype
+    assert not first.requires_grad and not second.requires_grad
     missing = weight - (second.double() @ first.double()).numpy()
     # What is missing are the other singular values: the largest of them, and their squares.
     rounding = 50 * torch.finfo(dtype).eps
@@ -107,6 +112,13 @@ def test_head_of_a_low_rank_computes_the_same():
     assert not model.head.training
 
 
+def test_layers_of_similar_names_are_not_compressed_ones():
+    model = detector()
+    layers = {"a_L": nn.Linear(2, 2), "b_L": nn.ReLU(), "b_U": nn.Linear(2, 2)}
+    model.head = nn.Sequential(OrderedDict(layers))
+    assert ranks_of(model) == {} and described(model) == "custom"
+
+
 def test_a_layer_without_a_bias_gets_none():
     model = build_network("tiny", ["a"]).eval()
     compress(model, {"fc6": 20, "fc7": 10})
@@ -114,10 +126,11 @@ def test_a_layer_without_a_bias_gets_none():
 
 
 def test_energy_of_a_head():
-    model = detector()
+    model = detector().double()
     report = compress(model, energy=0.3)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     for layer in report:
-        assert layer.energy >= 0.3 and 1 <= layer.rank < 20
+        assert 0.3 <= layer.energy < 0.6 and 1 <= layer.rank < 20
     assert ranks_of(model) == {layer.name: layer.rank for layer in report}
 
 
@@ -127,6 +140,10 @@ def test_a_rank_that_saves_nothing_is_refused_and_nothing_is_replaced():
     words = r"saves nothing: 27 x \(40 \+ 80\) weights instead of 40 x 80; give at most 26, or"
     with pytest.raises(ValueError, match=f"rank of fc6 is 27, which {words}"):
         compress(model, {"fc7": 2, "fc6": 27})
+    # 40 x 24: exactly as many weights.
+    words = r"saves nothing: 15 x \(24 \+ 40\) weights instead of 24 x 40; give at most 14, or"
+    with pytest.raises(ValueError, match=f"rank of fc7 is 15, which {words}"):
+        compress(model, {"fc7": 15})
     with pytest.raises(ValueError, match="rank of fc6 is 1024; 40 x 80 has ranks 1 to 40"):
         compress(model)
     with pytest.raises(ValueError, match="rank of fc7 is 0; 24 x 40 has ranks 1 to 24"):
@@ -149,6 +166,9 @@ def test_other_heads_are_refused():
     model = detector()
     with pytest.raises(ValueError, match="no linear layer relu6; .*has flatten, fc6, relu6, drop6"):
         compress(model, {"relu6": 1})
+    model.head = nn.ModuleDict({"fc6": model.head.fc6, "fc7": model.head.fc7})
+    with pytest.raises(ValueError, match="no linear layer fc6; it must be a Sequential"):
+        compress(model, {"fc6": 1})
     model.head = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="no linear layer fc6; .*has no layers"):
         compress(model, {"fc6": 1})
@@ -176,6 +196,7 @@ def test_weights_of_the_papers_networks(name, fc6, fc7):
     with torch.device("meta"):
         model = build_network(name, ["a"])
         before = [model.head.fc6.weight.numel(), model.head.fc7.weight.numel()]
-        split_layers(model, RANKS)
+    split_layers(model, RANKS)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     after = [sum(model.head.get_submodule(f"{x}_{y}").weight.numel() for y in "LU") for x in RANKS]
     assert list(zip(before, after, strict=True)) == [fc6, fc7]

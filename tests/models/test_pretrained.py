@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -77,18 +79,22 @@ def test_a_caffemodel_becomes_the_detector(tmp_path, name, version, legacy):
     assert details["pool5"] == "last max-pool -> RoI pooling 2x2, 1/2"
     assert details["head.fc7"] == "from fc7, 6x8"
     assert details["cls_score"] == "3x6, Gaussian of std 0.01"
+    assert details["bbox_pred"] == "12x6, Gaussian of std 0.001"
 
 
-def test_a_torchvision_state_dict_becomes_vgg16(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])  # as torch.save writes now, and as it did
+def test_a_torchvision_state_dict_becomes_vgg16(tmp_path, zipped):
     model = small_network("vgg16", freeze_to="conv2")
     state = torchvision_state(model)
-    torch.save(state, tmp_path / "weights.caffemodel")
-    report = transform_pretrained(model, tmp_path / "weights.caffemodel")
+    path = tmp_path / "weights.caffemodel"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    report = transform_pretrained(model, path)
     for theirs, ours in TORCHVISION_LAYERS.items():
         layer = model.get_submodule(ours)
         assert torch.equal(layer.weight, state[f"{theirs}.weight"]), ours
         assert torch.equal(layer.bias, state[f"{theirs}.bias"]), ours
     assert model.preprocessing.channel_order == "RGB"
+    assert model.preprocessing.mean == (123.675, 116.28, 103.53)
     assert model.preprocessing.std == (58.395, 57.12, 57.375)
 
     rows = [(change.layer, change.action) for change in report]
@@ -102,9 +108,18 @@ def test_a_torchvision_state_dict_becomes_vgg16(tmp_path):
     assert report[5].detail == "from features.10, 4x4x3x3"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_floats_are_taken(tmp_path, dtype):
+    model = small_network("vgg16")
+    state = {name: value.to(dtype) for name, value in torchvision_state(model).items()}
+    torch.save(state, tmp_path / "x.pth")
+    transform_pretrained(model, tmp_path / "x.pth")
+    assert torch.equal(model.backbone.conv5_3.weight, state["features.28.weight"].float())
+
+
 def test_a_state_dict_may_hold_caffes_weights_and_a_caffemodel_nothing_else(tmp_path):
     model = small_network("vgg16")
-    torch.save(torchvision_state(model), tmp_path / "x.pth")
+    torch.save({5: "whatever", **torchvision_state(model)}, tmp_path / "x.pth")
     transform_pretrained(model, tmp_path / "x.pth", "caffe")
     assert model.preprocessing.channel_order == "BGR"
     transform_pretrained(model, tmp_path / "x.pth", "torchvision")
@@ -205,9 +220,10 @@ def test_unfit_files_name_the_layer(tmp_path):
     model, path = small_network("vgg16"), tmp_path / "weights"
     with pytest.raises(ValueError, match="weights does not exist"):
         transform_pretrained(model, path)
-    torch.save({"conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="features.0.weight is not in it"):
-        transform_pretrained(model, path)
+    for content in ({"conv1.weight": torch.zeros(1)}, torch.zeros(1)):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="features.0.weight is not in it"):
+            transform_pretrained(model, path)
     state = torchvision_state(model)
     bias = state.pop("features.17.bias")
     torch.save(state, path)
@@ -229,6 +245,11 @@ def test_unfit_files_name_the_layer(tmp_path):
     write_caffe(path, layers | {"conv4_1": [layers["conv4_1"][0]]})
     with pytest.raises(ValueError, match="no conv4_1.bias in it"):
         transform_pretrained(model, path)
+    for shape in ([1], [2, 1, 1, 4]):  # ones in front are axes of old files, nothing else is
+        write_caffe(path, layers | {"conv4_1": [layers["conv4_1"][0], numbers(shape)]})
+        says = f"conv4_1.bias has shape {tuple(shape)}, expected (4,)"
+        with pytest.raises(ValueError, match=re.escape(says)):
+            transform_pretrained(model, path)
     write_caffe(path, layers | {"fc7": [numbers([4096, 8]), numbers([4096])]})
     with pytest.raises(ValueError, match=r"fc7.weight has shape \(4096, 8\), expected \(6, 8\)"):
         transform_pretrained(model, path)
@@ -252,6 +273,19 @@ def test_what_is_no_tensor_of_the_file_s_own_numbers_is_refused(tmp_path, value)
     torch.save(torchvision_state(model) | {"features.2.bias": value}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"weights\.pth: features\.2\.bias must be a dense tensor"):
         transform_pretrained(model, tmp_path / "weights.pth")
+
+
+def test_a_file_runs_no_code(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (tmp_path / "made").mkdir, ()
+
+    model = small_network("vgg16")
+    torch.save(torchvision_state(model) | {"features.2.bias": Code()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="not a readable state dict: .* more than") as error:
+        transform_pretrained(model, tmp_path / "weights.pth")
+    assert "weights_only" not in str(error.value)  # nobody is told to let it run
+    assert not (tmp_path / "made").exists()
 
 
 def test_files_of_another_network_are_refused(tmp_path):

@@ -79,6 +79,11 @@ def test_boxes_of_other_floats_are_used_as_float32(face):
     assert_same_bits(take(fe.roi_pool(give(FEATURES, face), wide, SIZE, 0.5)), EXPECTED)
     half = give(ROIS.astype(np.float16), face)
     assert_same_bits(take(fe.roi_pool(give(FEATURES, face), half, SIZE, 0.5)), EXPECTED)
+    operands = give(EXPECTED, face), give(EXPECTED_ARGMAX, face)
+    gradient = fe.roi_pool_backward(*operands, give(ROIS, face), FEATURES.shape)
+    for rois in (wide, half):
+        again = fe.roi_pool_backward(*operands, rois, FEATURES.shape)
+        assert_same_bits(take(again), take(gradient))
 
 
 @every_face
@@ -92,6 +97,15 @@ def test_float64_features_pool_the_same_cells(face):
 # ---- memory ------------------------------------------------------------
 
 
+def at_an_odd_address(array: np.ndarray) -> np.ndarray:
+    """The same strides, not aligned to the array's own type."""
+    raw = np.zeros(array.nbytes + 1, np.uint8)
+    copy = np.ndarray(array.shape, array.dtype, raw.data, 1, array.strides)
+    copy[...] = array
+    assert not copy.flags.aligned
+    return copy
+
+
 def strange_memory(array: np.ndarray) -> dict[str, np.ndarray]:
     """The same numbers under strides that are neither NCHW nor channels-last."""
     wide = np.zeros((*array.shape[:3], 2 * array.shape[3]), array.dtype)
@@ -102,7 +116,12 @@ def strange_memory(array: np.ndarray) -> dict[str, np.ndarray]:
         "transposed-plane": np.ascontiguousarray(array.swapaxes(2, 3)).swapaxes(2, 3),
         "channels-first": np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1),
         "fortran": np.asfortranarray(array),
+        "channels-last-at-an-odd-address": at_an_odd_address(channels_last(array)),
     }
+
+
+# torch has no negative strides, nor such addresses.
+NUMPYS_ALONE = ("reversed", "channels-last-at-an-odd-address")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +129,7 @@ def strange_memory(array: np.ndarray) -> dict[str, np.ndarray]:
     [
         (memory, face)
         for memory, face in itertools.product(strange_memory(FEATURES), FACES)
-        if (memory, face) != ("reversed", "torch")  # torch has no negative strides
+        if face != "torch" or memory not in NUMPYS_ALONE
     ],
 )
 def test_strided_features(memory, face):
@@ -146,8 +165,9 @@ def test_channels_last_stays_channels_last(face):
         assert take(result).transpose(0, 2, 3, 1).flags.c_contiguous
     gradient = fe.roi_pool_backward(values, argmax, give(ROIS, face), FEATURES.shape)
     assert take(gradient).transpose(0, 2, 3, 1).flags.c_contiguous
-    plain = fe.roi_pool(give(FEATURES, face), give(ROIS, face), SIZE, 0.5)
-    assert take(plain).flags.c_contiguous
+    for plain in (FEATURES, FEATURES[:, :, :1, :1].copy()):  # of one cell: dense in both orders
+        pooled = fe.roi_pool(give(plain, face), give(ROIS, face), SIZE, 0.5)
+        assert take(pooled).flags.c_contiguous
 
 
 def test_gradients_in_any_memory():
@@ -175,6 +195,16 @@ def test_gradients_in_any_memory():
     ones = np.ones_like(EXPECTED)
     expected = reference.roi_pool_backward(ones, EXPECTED_ARGMAX, ROIS, FEATURES.shape)
     assert_same_bits(take(features.grad), expected)
+
+
+@pytest.mark.parametrize("size", [(255, 257), (256, 256), (1000, 300)])
+def test_gradients_of_maps_about_as_large_as_16_bits_can_number(size):
+    features = torch.zeros(1, 1, *size)
+    features[..., -1, -1] = 1
+    features.requires_grad_()
+    whole = torch.tensor([[0.0, 0, 0, size[1], size[0]]])
+    fe.roi_pool(features, whole, 1).sum().backward()
+    assert torch.equal(features.grad, features.detach())
 
 
 def test_gradient_flows_through_a_graph():
@@ -229,9 +259,12 @@ def test_out_is_written_and_returned(face, last):
 def test_out_of_a_larger_buffer():
     """A workspace kept for the largest batch, of which each call uses the front."""
     buffer = np.full((100, *EXPECTED.shape[1:]), NAN, np.float32)
-    fe.roi_pool(FEATURES, ROIS, SIZE, 0.5, out=buffer[:4])
-    assert_same_bits(buffer[:4], EXPECTED)
-    assert np.isnan(buffer[4:]).all()
+    for face in FACES:  # NumPy's memory takes the result of tensors, too
+        out = buffer[:4]
+        assert fe.roi_pool(give(FEATURES, face), give(ROIS, face), SIZE, 0.5, out=out) is out
+        assert_same_bits(out, EXPECTED)
+        assert np.isnan(buffer[4:]).all()
+        out[...] = NAN
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -384,7 +417,9 @@ def test_list_with_other_numbers_than_floats(dtype, face):
 def test_list_without_entries(face):
     torch.set_default_dtype(torch.float64)
     try:
-        assert fe.roi_pool(give(FEATURES, face), [], SIZE).shape == (0, 3, 3, 4)
+        for dtype in (np.float32, np.float64):
+            pooled = fe.roi_pool(give(FEATURES.astype(dtype), face), [], SIZE)
+            assert pooled.shape == (0, 3, 3, 4)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -398,10 +433,12 @@ def test_list_without_entries(face):
         (lambda: fe.roi_pool(FEATURES, ROIS[0, 0], SIZE), "boxes must have 2 dimensions"),
         (lambda: fe.roi_pool(FEATURES, [ROIS], SIZE), r"boxes\[0\] must be \(L, 4\).*\(4, 5\)"),
         (lambda: fe.roi_pool(FEATURES, [ROIS[:, 1:], ROIS[0, 1:]], SIZE),
-         r"boxes\[1\] must be \(L, 4\).*\(4,\)"),
+         r"boxes\[1\] must have 2 dimensions.*\(4,\)"),
         (lambda: fe.roi_pool(FEATURES[0], ROIS, SIZE),
          r"input must have 4 dimensions.*\(3, 10, 12\)"),
         (lambda: fe.roi_pool(FEATURES[None], ROIS, SIZE), "input must have 4 dimensions"),
+        *[(lambda face=face: fe.roi_pool(give(FEATURES[0], face)[..., ::2], give(ROIS, face), SIZE),
+           r"input must have 4 dimensions.*\(3, 10, 6\)") for face in FACES],
         (lambda: fe.roi_pool(FEATURES.astype(np.int16), ROIS, SIZE),
          "input must be float16, bfloat16, float32 or float64, got int16"),
         (lambda: fe.roi_pool(FEATURES.astype(np.int32), ROIS, SIZE), "input must be .*, got int32"),
@@ -417,6 +454,7 @@ def test_list_without_entries(face):
         (lambda: fe.roi_pool(FEATURES, ROIS, (7, -1)), r"output_size must be .*\(7, -1\)"),
         (lambda: fe.roi_pool(FEATURES, ROIS, (7, 7, 7)), r"output_size must be .*\(7, 7, 7\)"),
         (lambda: fe.roi_pool(FEATURES, ROIS, (7.5, 7)), r"output_size must be .*7.5"),
+        (lambda: fe.roi_pool(FEATURES, ROIS, (7, 7.5)), r"output_size must be .*7.5"),
         (lambda: fe.roi_pool(FEATURES, ROIS, 7.5), r"output_size must be .*7.5"),
         (lambda: fe.roi_pool(FEATURES, ROIS, SIZE, 0.0),
          "spatial_scale must be a positive number in float32, got 0"),
@@ -447,9 +485,16 @@ def test_torch_dtypes_that_are_not_offered(dtype, name):
 def test_tensors_without_plain_memory_are_named():
     features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
     boxes, scores = rois[:, 1:].contiguous(), torch.rand(len(ROIS))
+    pooled, argmax = fe.roi_pool_with_argmax(features, rois, SIZE)
     calls = {
         "input must be a dense tensor": lambda: fe.roi_pool(features.to_sparse(), rois, SIZE),
         "boxes must be a dense tensor": lambda: fe.roi_pool(features, rois.to_sparse(), SIZE),
+        "argmax must be a dense tensor": lambda: fe.roi_pool_backward(
+            pooled, argmax.to_sparse(), rois, SHAPE
+        ),
+        "grad_output must be a dense tensor": lambda: fe.roi_pool_backward(
+            pooled.to_sparse(), argmax, rois, SHAPE
+        ),
         "boxes must have 2 dim": lambda: fe.nms(torch.nested.nested_tensor([boxes]), scores, 0.5),
         "boxes must have a shape": lambda: fe.clip_boxes_to_image(
             torch.nested.nested_tensor([boxes]), (9, 9)
@@ -475,6 +520,9 @@ def test_tensors_without_plain_memory_are_named():
         ),
         "boxes must have 2 dimensions": lambda: fe.roi_pool(
             features, torch.nested.nested_tensor([rois, rois]), SIZE
+        ),
+        r"boxes\[0\] must have 2 dimensions, but": lambda: fe.roi_pool(
+            features, [torch.nested.nested_tensor([boxes])], SIZE
         ),
         "boxes cannot be read by DLPack": lambda: fe.roi_pool(features, rois.to("meta"), SIZE),
         "out cannot be read by DLPack": lambda: fe.roi_pool(
@@ -508,6 +556,9 @@ G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
         (lambda: fe.roi_pool_backward(G.astype(np.int16), A, ROIS, SHAPE),
          "grad_output must be .*int16"),
         (lambda: fe.roi_pool_backward(G[0], A, ROIS, SHAPE), "grad_output must have 4 dimensions"),
+        *[(lambda face=face: fe.roi_pool_backward(
+            give(G[0], face), give(channels_last(A), face), give(ROIS, face), SHAPE
+        ), r"grad_output must have 4 dimensions, got shape \(3, 3, 4\)") for face in FACES],
     ],
 )  # fmt: skip
 def test_backward_errors_name_the_argument(call, says):
@@ -523,6 +574,10 @@ def test_argmax_from_elsewhere_stays_inside_the_map():
     assert gradient[0, :, 0, 5].tolist() == [12.0] * 3
     assert gradient[1, :, 0, 5].tolist() == [12.0] * 3
     assert gradient.sum() == 2 * 3 * 12
+
+    upstream, where = torch.ones(EXPECTED.shape, requires_grad=True), torch.from_numpy(argmax)
+    fe.roi_pool_backward(upstream, where, torch.from_numpy(ROIS), SHAPE).sum().backward()
+    assert (upstream.grad.numpy() == (argmax == 5)).all()
 
 
 @pytest.mark.parametrize(

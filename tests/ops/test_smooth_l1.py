@@ -212,11 +212,22 @@ def test_gradients_of_a_kept_graph_are_not_one_tensor():
     assert second.tolist() == [[0.5] * 4] * 2
 
 
-def test_int32_labels_are_accepted():
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_])
+@every_face
+def test_labels_of_other_integers_are_accepted(dtype, face):
     case = next(case for case in LOSS_CASES if case.name == "voc-classes")
-    arrays, _ = operands(case, np.float32, "numpy")
-    wide = fe.smooth_l1(*arrays)
-    assert fe.smooth_l1(*arrays[:2], arrays[2].astype(np.int32)) == wide
+    arrays, _ = operands(case, np.float32, face)
+    labels = case.labels.astype(dtype)
+    wide = fe.smooth_l1(*arrays[:2], give(labels.astype(np.int64), face))
+    assert fe.smooth_l1(*arrays[:2], give(labels, face)) == wide
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+@every_face
+def test_labels_of_other_numbers_are_refused(dtype, face):
+    deltas, targets, labels = (give(x, face) for x in (D, T, L.astype(dtype)))
+    with pytest.raises(ValueError, match=f"labels must be integers, got {np.dtype(dtype)}"):
+        fe.smooth_l1(deltas, targets, labels)
 
 
 @pytest.mark.parametrize("label", [-1, 3, 10**12])
@@ -243,7 +254,6 @@ D, T, L = np.zeros((5, 12), np.float32), np.zeros((5, 4), np.float32), np.zeros(
         (lambda: fe.smooth_l1(D[:, :11], T, L),
          r"deltas must be \(R, 4 \* classes\), got \(5, 11\)"),
         (lambda: fe.smooth_l1(D, T, L[:3]), "labels must have 5 elements, got 3"),
-        (lambda: fe.smooth_l1(D, T, L.astype(np.float32)), "labels must be integers, got float32"),
         (lambda: fe.smooth_l1(D, T, L, weights=T[:, :3]), "weights must have the shape of targets"),
         (lambda: fe.smooth_l1(D, T, L, weights=T[:4]), "weights must have the shape of targets"),
         (lambda: fe.smooth_l1(D, T.astype(np.float64), L), "targets must be float32, got float64"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fastrcnn_engine as fe
+from fastrcnn_engine.ops._arrays import arrays_of
 from ops.checks import channels_last
 
 every_layout = pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -68,6 +69,7 @@ def test_torchs_threads_change_nothing(layout):
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         torch.ones(1000, 1000).sin().sum()  # torch's threads are awake
+        assert arrays_of(features, "features").threads == threads
         found.append(results(features, rois))
     assert_all_equal(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,8 @@ import torch._dynamo.testing
 from torch.library import opcheck
 
 import fastrcnn_engine as fe
-from fastrcnn_engine.ops import torch_ops  # noqa: F401
+from fastrcnn_engine.ops import torch_ops
+from fastrcnn_engine.ops.autograd import gradients_of_maxima
 from ops.nms_cases import random_boxes
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -51,7 +53,9 @@ CALLS = {
     "smooth_l1_backward": (fe.smooth_l1_backward, [ONE, DELTAS, TARGETS, LABELS], 0),
     "encode_boxes": (fe.encode_boxes, [OTHERS, BOXES], 0),
     "decode_boxes": (fe.decode_boxes, [DELTAS, BOXES], 0),
-    "clip_boxes_to_image": (lambda b: fe.clip_boxes_to_image(b, (50, 60)), [BOXES], 1),
+    "clip_boxes_to_image": (
+        lambda b: fe.clip_boxes_to_image(b, (50, 60), inclusive=True), [BOXES], 1,
+    ),
     "box_iou": (fe.box_iou, [BOXES, OTHERS], 0),
     "nms": (lambda b, s: fe.nms(b, s, 0.3), [BOXES, SCORES], 0),
     "batched_nms": (lambda b, s, i: fe.batched_nms(b, s, i, 0.3), [BOXES, SCORES, LABELS], 0),
@@ -111,7 +115,13 @@ OPCHECKS = {
 
 
 def test_every_registered_operator_is_checked():
-    assert {name.partition("::")[2] for name in torch_ops.LIBRARY._op_defs} == set(OPCHECKS)
+    defined = torch_ops.LIBRARY._op_defs
+    assert {name.partition("::")[2] for name in defined} == set(OPCHECKS)
+    for name, device in itertools.product(defined, ("CPU", "CUDA")):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, device), (name, device)
+    for name in OPCHECKS:
+        tags = getattr(torch.ops.fastrcnn_engine, name).default.tags
+        assert torch.Tag.pt2_compliant_tag in tags, name
 
 
 @pytest.mark.parametrize("operator", OPCHECKS)
@@ -165,8 +175,10 @@ def test_jit_trace_keeps_the_call():
 
 
 @every_operator
-def test_meta_tensors_give_shapes(operator):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_meta_tensors_give_shapes(operator, dtype):
     function, tensors, _ = CALLS[operator]
+    tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
     if operator in ("nms", "batched_nms", "detections"):
         with pytest.raises(Exception, match="data-dependent|data dependent"):
             function(*[t.to("meta") for t in tensors])
@@ -180,8 +192,25 @@ def test_channels_last_stays_so_when_traced():
     x = FEATURES.contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(lambda x: fe.roi_pool(x, ROIS, 2), fullgraph=True, backend="aot_eager")
     assert compiled(x).is_contiguous(memory_format=torch.channels_last)
-    meta = fe.roi_pool(x.to("meta"), ROIS.to("meta"), 2)
-    assert meta.is_contiguous(memory_format=torch.channels_last)
+    rois = (ROIS[:2, 1:].to("meta"), ROIS[2:, 1:].to("meta"))
+    pooled, argmax = fe.roi_pool_with_argmax(x.to("meta"), rois, 2)
+    gradient = fe.roi_pool_backward(pooled.contiguous(), argmax, ROIS.to("meta"), x.shape)
+    for meta in (pooled, argmax, gradient):
+        assert meta.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("x", "rois", "size", "says"),
+    [
+        (FEATURES[0], ROIS, 2, "input must have 4 dimensions, got shape"),
+        (FEATURES, ROIS[0], 2, "boxes must have 2 dimensions, got shape"),
+        (FEATURES, ROIS, (0, 7), "output_size must be"),
+        (FEATURES, ROIS, (7, 0), "output_size must be"),
+    ],
+)
+def test_shapes_of_traced_calls_that_do_not_fit(x, rois, size, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        fe.roi_pool(x.to("meta"), rois.to("meta"), size)
 
 
 def test_outputs_of_traced_calls():
@@ -346,6 +375,16 @@ def test_exported_for_every_size_of_image():
         assert torch.equal(clipped, fe.clip_boxes_to_image(BOXES, size))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("count", [3, 0])  # no RoIs: the map alone tells
+def test_a_traced_gradient_has_the_layout_of_the_map(layout, count):
+    """Before it is accumulated, which gives every gradient the layout of its leaf."""
+    x = FEATURES.clone().contiguous(memory_format=layout).requires_grad_()
+    pooled, _ = torch.ops.fastrcnn_engine.roi_pool(x, ROIS[:count], (3, 2), 0.125)
+    (gradient,) = torch.autograd.grad(pooled.sum(), x)
+    assert gradient.is_contiguous(memory_format=layout)
+
+
 def test_training_through_kept_boxes_and_channels_last():
     """The number of RoIs is known only when the graph runs, and nothing of the argmax's layout."""
     torch._dynamo.reset()
@@ -393,8 +432,8 @@ def test_empty_boxes_and_maps_when_traced():
         (gradient,) = torch.autograd.grad(
             fe.roi_pool(x, rois, 2).square().sum(), x, create_graph=True
         )
-        (second,) = torch.autograd.grad(gradient.square().sum(), x, allow_unused=True)
-        assert second is None or second.shape == x.shape
+        (second,) = torch.autograd.grad(gradient.square().sum(), x)
+        assert second.shape == x.shape
 
 
 # ---- what has no derivative says so -------------------------------------------------------------
@@ -409,6 +448,10 @@ def test_empty_boxes_and_maps_when_traced():
         lambda d: torch.func.grad(lambda d: fe.smooth_l1(d, TARGETS, LABELS))(d),
         lambda d: fe.smooth_l1(DELTAS, d[:, :4], LABELS) + d,
         lambda d: torch.vmap(lambda d: fe.smooth_l1(DELTAS, d, LABELS))(d[None, :, :4]) + d,
+        lambda d: torch.vmap(
+            lambda d: fe.smooth_l1(DELTAS, TARGETS, LABELS, weights=d)
+        )(d[None, :, :4]) + d,
+        lambda d: torch.vmap(lambda d: fe.box_iou(BOXES + d, BOXES))(d[None, :, :4]),
     ],
 )
 def test_no_derivative_is_an_error_and_not_a_zero(function):
@@ -467,7 +510,8 @@ MANY_ROIS = torch.stack([ROIS, ROIS + torch.tensor([0.0, 5, 5, 9, 2]), ROIS.flip
         ((1, 1), MANY.movedim(0, 1), MANY_ROIS.movedim(0, 1)),
         ((0, None), MANY.movedim(2, -1).contiguous().movedim(-1, 2), ROIS),  # channels-last
         ((0, 0), MANY.movedim(2, -1).contiguous().movedim(-1, 2), MANY_ROIS),
-        ((0, None), MANY[..., 1:], ROIS),
+        ((0, None), MANY[..., 1:], ROIS.double()),
+        ((0, 0), MANY, MANY_ROIS[:, :0]),
         ((4, None), MANY.movedim(0, -1).contiguous(), ROIS),
     ],
 )
@@ -488,10 +532,26 @@ def test_vmap_is_a_loop_without_one(in_dims, x, rois):
         assert torch.equal(gradients[i], torch.func.grad(loss)(*one))
 
 
-def test_vmap_keeps_a_wrong_image_wrong():
+@pytest.mark.parametrize("step", [1, 3])  # three RoIs, and one, whose stride says nothing
+def test_vmap_keeps_the_layout_of_an_argmax(step):
+    def backward(gradient, argmax, rois):
+        return fe.roi_pool_backward(gradient, argmax, rois, FEATURES.shape)
+
+    for layout in (torch.contiguous_format, torch.channels_last):
+        gradient, argmax = (torch.stack([x] * 3) for x in (POOLED, ARGMAX))
+        argmax = argmax.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, (3, 3))
+        gradient, argmax = gradient[:, ::step], argmax[:, ::step]
+        many = torch.vmap(backward)(gradient, argmax, MANY_ROIS[:, ::step])
+        for member, *one in zip(many, gradient, argmax, MANY_ROIS[:, ::step], strict=True):
+            assert member.is_contiguous(memory_format=layout)
+            assert torch.equal(member, backward(*one))
+
+
+@pytest.mark.parametrize("image", [2, -1])  # of images 0 and 1: not one of a neighbour's
+def test_vmap_keeps_a_wrong_image_wrong(image):
     rois = MANY_ROIS.clone()
-    rois[1, 0, 0] = 2  # of images 0 and 1: not the first one of the next member
-    says = r"boxes\[0\]: batch index must be in \[0, 2\), got 2"  # as without vmap
+    rois[1, 0, 0] = image
+    says = rf"boxes\[0\]: batch index must be in \[0, 2\), got {image}"  # as without vmap
     with pytest.raises(ValueError, match=says):
         torch.vmap(lambda r: fe.roi_pool(FEATURES, r, 2))(rois)
 
@@ -548,6 +608,28 @@ def test_second_derivative_by_finite_differences(layout, traced):
 
     # The square makes the first derivative depend on the features.
     assert torch.autograd.gradgradcheck(lambda x: pool(x).square(), x)
+
+    pooled, argmax = fe.roi_pool_with_argmax(x, SECOND_ROIS, 2)
+    operands = argmax, SECOND_ROIS, x.shape
+    operator = torch.ops.fastrcnn_engine.roi_pool_backward
+    traced_operands = *operands, layout is torch.channels_last
+
+    def scatter(gradient: torch.Tensor) -> torch.Tensor:
+        if traced:
+            return operator(gradient, *traced_operands)
+        return fe.roi_pool_backward(gradient, *operands)
+
+    gradient = pooled.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda gradient: scatter(gradient).square(), gradient)
+
+
+def test_what_a_gpu_does_not_refuse_has_no_second_derivative():
+    """A RoI of no image, whose gradient there is zero."""
+    rois = torch.tensor([[-1.0, 0, 0, 3, 3], [2, 0, 0, 3, 3], [1, 0, 0, 3, 3]])
+    argmax = torch.full((3, 1, 1, 1), 7)
+    gradient = torch.ones(2, 1, 5, 6)
+    gradient[0, 0, 0, 0] = torch.inf  # which is no one's
+    assert gradients_of_maxima(gradient, argmax, rois).flatten().tolist() == [0, 0, 1]
 
 
 def test_gradient_penalty():
@@ -657,10 +739,12 @@ def test_autocast_compiled():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             x = torch.nn.functional.conv2d(x, weight, padding=1)
             pooled = fe.roi_pool(x, rois, 2, 0.125)
-            return fe.smooth_l1(pooled.flatten(1), torch.zeros(3, 16))
+            loss = fe.smooth_l1(pooled.flatten(1), torch.zeros(3, 16))
+            boxes = BOXES.bfloat16()
+            return pooled, loss, fe.box_iou(boxes, boxes), fe.decode_boxes(0.1 * boxes, boxes)
 
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(FEATURES, ROIS), head(FEATURES, ROIS))
+    assert_same(list(compiled(FEATURES, ROIS)), list(head(FEATURES, ROIS)))
 
 
 @every_operator

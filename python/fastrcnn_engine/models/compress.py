@@ -103,10 +103,9 @@ def compress(
             first, second, kept = truncated_svd(layer.weight, rank=rank, energy=energy)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        rank = len(first)
-        _check_rank(layer, name, rank)
         factors[name] = (first, second, layer.bias)
-        report.append(CompressedLayer(name, layer.in_features, layer.out_features, rank, kept))
+        sizes = layer.in_features, layer.out_features, len(first)
+        report.append(CompressedLayer(name, *sizes, kept))
     split_layers(model, {name: len(first) for name, (first, _, _) in factors.items()})
     with torch.no_grad():
         for name, (first, second, bias) in factors.items():

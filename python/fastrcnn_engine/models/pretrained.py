@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,11 @@ def _written_by_torch(path: Path) -> bool:
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         source = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's words advise to let the file run its code
+        raise ValueError(
+            f"{path} is not a readable state dict: it is no file of torch.save, or holds more than "
+            "tensors and plain values"
+        ) from error
     except Exception as error:
         raise ValueError(f"{path} is not a readable state dict: {error}") from error
     if not isinstance(source, dict) or "features.0.weight" not in source:

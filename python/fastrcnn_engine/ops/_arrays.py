@@ -74,8 +74,7 @@ class NumpyArrays:
         result = self._own_map(array, name)
         if not self.is_channels_last(like):
             return self._row_major(result)
-        if result.ndim != 4:
-            raise ValueError(f"{name} must have 4 dimensions, got shape {result.shape}")
+        shape_of(result, 4, name)
         return self._row_major(result.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
     def is_channels_last(self, array: Any) -> bool:
@@ -126,7 +125,7 @@ class NumpyArrays:
 
     def give(self, result: Any, like: Any = None) -> Any:
         """A result as its caller gets it: where `like` is bfloat16, in that type."""
-        if is_bfloat16(like) and not is_bfloat16(result):
+        if is_bfloat16(like):
             return result.astype(like.dtype)
         return result
 

@@ -79,7 +79,7 @@ def gradients_of_maxima(
         differentiated again.
     """
     n, c, h, w = grad_gradient.shape
-    if n * h * w == 0:  # no cell, so nothing but empty bins
+    if h * w == 0:  # no cell, so nothing but empty bins
         return grad_gradient.sum().expand(argmax.shape)
     cell = argmax.long()
     image = boxes[:, 0].long()
@@ -135,7 +135,7 @@ class ClipFunction(torch.autograd.Function):
     def forward(
         ctx: Any, boxes: torch.Tensor, size: tuple[float, float], inclusive: bool
     ) -> torch.Tensor:
-        clipped = clip(boxes.detach(), size, inclusive)
+        clipped = clip(boxes, size, inclusive)
         ctx.save_for_backward(clipped == boxes)
         return clipped
 

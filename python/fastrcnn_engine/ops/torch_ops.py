@@ -218,9 +218,8 @@ _differentiable("roi_pool", _keep_argmax, _roi_pool_gradient)
 )
 def _roi_pool_backward(grad_output, argmax, boxes, input_shape, channels_last):
     # The layout is told, because without RoIs an argmax has none to go by.
-    layout = _memory_format(channels_last)
-    argmax = argmax.contiguous(memory_format=layout)
-    return scatter(grad_output, argmax, boxes, input_shape).contiguous(memory_format=layout)
+    gradient = scatter(grad_output, argmax, boxes, input_shape)
+    return gradient.contiguous(memory_format=_memory_format(channels_last))
 
 
 def _keep_where_gradients_went(ctx, inputs, output):
