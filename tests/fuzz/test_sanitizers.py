@@ -74,7 +74,7 @@ def test_any_input_stays_inside_its_buffers(fuzzer, instruction_set, seed):
 
 
 def skip_unless_watched(errors: str) -> None:
-    """Some kernels place memory more at random than the thread sanitizer of their compiler takes."""
+    """Some kernels place memory more at random than a compiler's thread sanitizer takes."""
     if "unexpected memory mapping" in errors:
         pytest.skip("the thread sanitizer of this compiler does not run on this kernel")
 

@@ -505,13 +505,6 @@ def test_tensors_without_plain_memory_are_named():
         "boxes must be a dense tensor, got torch.jagged": lambda: fe.nms(
             torch.nested.nested_tensor([boxes], layout=torch.jagged), scores, 0.5
         ),
-        r"boxes\[0\] must have a shape": lambda: fe.roi_pool(
-            features, [torch.nested.nested_tensor([boxes])], SIZE
-        ),
-        "grad_output must be a dense tensor": lambda: fe.roi_pool_backward(
-            torch.from_numpy(EXPECTED).to_sparse(), torch.from_numpy(EXPECTED_ARGMAX), rois,
-            FEATURES.shape,
-        ),
         "argmax must have 4 dimensions": lambda: fe.roi_pool_backward(
             torch.from_numpy(EXPECTED), torch.nested.nested_tensor([boxes]), rois, FEATURES.shape
         ),

@@ -513,8 +513,8 @@ def is_tensor(array: Any) -> bool:
 def _require_boxes(boxes: Any, i: int) -> None:
     """What is joined must be of one type, or the mixture's would be named, or taken."""
     dtype = str(boxes.dtype).removeprefix("torch.")
-    shape = shape_of(boxes, None, f"boxes[{i}]")
+    shape = shape_of(boxes, 2, f"boxes[{i}]")
     if dtype != "float32":
         raise ValueError(f"boxes[{i}] must be float32, got {dtype}")
-    if len(shape) != 2 or shape[1] != 4:
+    if shape[1] != 4:
         raise ValueError(f"boxes[{i}] must be (L, 4) rows of [x1, y1, x2, y2], got {shape}")
