@@ -162,6 +162,13 @@ def test_page_shows_the_numbers(report):
     assert "fastrcnn-engine demo --seed 3" in page.text
     assert "2 min 05 s" in page.text and "bad.xml, object 1" in page.text
     assert "viewport" in str(page.tags)
+    assert "and 1 more" not in page.text
+    many = replace(report, notes=[f"note {i:02}." for i in range(21)])
+    words = "Notes (21) note 00."
+    page = Page(render_report(many))
+    assert words in page.text and "note 19. and 1 more" in page.text and "note 20" not in page.text
+    page = Page(render_report(replace(many, notes=many.notes[:20])))
+    assert "note 19." in page.text and "more Classes" not in page.text
 
 
 def test_page_shows_the_numbers_of_coco(report):
