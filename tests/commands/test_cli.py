@@ -171,9 +171,12 @@ def test_names_that_a_terminal_has_no_letters_for_stop_nothing(trained, tmp_path
     assert r"gr\xfcn\udcff/page.html" in done.stdout and (out / "page.html").is_file()
 
 
-def test_env_prints_what_a_bug_report_needs(capsys):
+def test_env_prints_what_a_bug_report_needs(capsys, monkeypatch):
+    monkeypatch.setattr("fastrcnn_engine.report.environment.usable_cores", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     run("env")
     text = capsys.readouterr().out
+    assert "cores: 3 usable of 8\n" in text and "processor: model name" not in text
     for words in ("fastrcnn_engine:", "python:", "torch:", "numpy:", "compiler:", "cuda:",
                   "cuda_reason:", "cores:", "contrib modules:", "CUDA available:"):  # fmt: skip
         assert words in text

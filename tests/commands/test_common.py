@@ -16,7 +16,7 @@ from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search, write_proposals
 from fastrcnn_engine.evaluation.detect import detect_image
-from fastrcnn_engine.training import load_checkpoint
+from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint
 
 from .steps import failure, run
 
@@ -90,6 +90,17 @@ def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path
     write_edge_model(model, threshold=0.9)
     line = failure(capsys, *asked, retrained(settings))
     assert "model.yml: another model than the one that made the proposals" in line
+
+
+def test_a_checkpoint_of_no_training_says_what_is_missing(trained, drawn, tmp_path, capsys):
+    path = tmp_path / "own.pt"
+    save_checkpoint(path, load_network(trained / "checkpoint.pt"))
+    line = failure(capsys, "eval", "--checkpoint", path)
+    assert f"{path} does not say what it was trained on; give --data" in line
+    line = failure(capsys, "svm", "--checkpoint", path, "--data", drawn)
+    assert f"{path} does not say what it was trained on; give --proposals" in line
+    run("detect", drawn / "JPEGImages/test_0000.jpg", "--checkpoint", path, "--out", tmp_path)
+    assert "searched by" not in capsys.readouterr().out  # as there is nothing to differ from
 
 
 def train_in(folder, drawn, monkeypatch, **made) -> Path:

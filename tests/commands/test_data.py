@@ -127,9 +127,9 @@ def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
     """As in figure 3 of the paper: the boxes of a search, and dense ones beside them."""
     boxes = np.float32([[0, 0, 60, 60], [20, 10, 120, 90], [5, 5, 300, 200]])
     content = {
-        "ids": ["test_0000", "test_0001", "elsewhere"],
-        "boxes": [boxes] * 3,
-        "objectness_logits": [np.float32([0, 2, 1])] * 3,
+        "ids": ["test_0000", "test_0001", *(f"elsewhere_{i}" for i in range(7))],
+        "boxes": [boxes] * 9,
+        "objectness_logits": [np.float32([0, 2, 1])] * 9,
         "bbox_mode": 0,
     }
     pickled, dense = tmp_path / "box_proposals.pkl", tmp_path / "dense.npz"
@@ -138,8 +138,8 @@ def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
     run(*asked, "--method", "grid", "--max-boxes", 20, "--out", dense)
     run(*asked, "--read", pickled, dense, "--out", tmp_path / "both.npz")
     text = capsys.readouterr().out
-    assert "1 images in the files that none of the splits has" in text
-    assert "box_proposals.pkl: elsewhere" in text and "recall at IoU" in text
+    assert "7 images in the files that none of the splits has" in text
+    assert "box_proposals.pkl: elsewhere_4\n  and 2 more\n" in text and "recall at IoU" in text
     found = ProposalStore(tmp_path / "both.npz")["test_0000"]
     assert len(found) == 23 and found[0].tolist() == [20, 10, 119, 89]
     np.testing.assert_array_equal(found[3:], ProposalStore(dense)["test_0000"])

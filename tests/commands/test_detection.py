@@ -215,6 +215,13 @@ def test_a_part_that_another_run_wrote_meanwhile_is_not_replaced(tmp_path, monke
     assert [row["image"] for row in rows_of(tmp_path)] == ["b"]
 
 
+def test_a_part_that_the_system_does_not_read_is_no_part_of_another_kind(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "part-00000.parquet").symlink_to(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError):
+        bulk.ParquetParts(tmp_path)
+
+
 def test_a_setting_that_is_no_more_makes_other_rows_too(tmp_path):
     path = tmp_path / "detections.jsonl"
     bulk.check_made_by(path, {"score": 0.5, "sieve": 3})
@@ -232,6 +239,16 @@ def test_a_refused_run_does_not_say_what_made_the_rows_of_another(
         bulk.check_made_by(tmp_path / "detections.jsonl", {"by": "the first"})
         assert "another run works on the same" in failure(capsys, *command)
     assert "the first" in (tmp_path / "detections.jsonl.made-by.json").read_text()
+
+
+def test_a_folder_is_its_images_by_name_and_one_without_any_is_named(trained, tmp_path, capsys):
+    line = failure(capsys, "detect", tmp_path, "--checkpoint", trained)
+    assert f"{tmp_path}: no image in this folder (.jpg, " in line
+    assert "name at least one image" in failure(capsys, "detect", "--checkpoint", trained)
+    names = ["a-detections.jpg", "b.JPG", "c.png"]  # the first is no drawing, and no image
+    for name in (*names[::-1], "notes.txt"):
+        (tmp_path / name).write_text("no image")
+    assert [path.name for path in pipeline.expand_folders([tmp_path], lists=True)] == names
 
 
 def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):

@@ -33,7 +33,7 @@ def test_eval_checks_its_threshold_and_device_before_detecting(capsys, trained, 
 
 
 def test_the_end_of_a_log_may_be_cut_off(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"iteration": 2}\n{"iteration": 4}\n{"itera')
+    (tmp_path / "log.jsonl").write_text('{"iteration": 2}\n\n{"iteration": 4}\n{"itera')
     assert read_log(tmp_path / "log.jsonl") == [{"iteration": 2}, {"iteration": 4}]
 
 
