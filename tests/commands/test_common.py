@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,15 @@ import torch
 
 from data.edge_models import write_edge_model
 from fastrcnn_engine import bulk, pipeline
+from fastrcnn_engine.commands import plain_console
+from fastrcnn_engine.commands.common import print_result
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search, write_proposals
+from fastrcnn_engine.data.records import Dataset, record_of
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint
 
 from .steps import failure, run
@@ -90,6 +96,25 @@ def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path
     write_edge_model(model, threshold=0.9)
     line = failure(capsys, *asked, retrained(settings))
     assert "model.yml: another model than the one that made the proposals" in line
+
+
+def test_the_table_of_a_test_says_what_its_columns_say(tmp_path, monkeypatch, capsys):
+    boxes = [(0, 0, 9, 9), (30, 0, 39, 9)]
+    records = [record_of("a", tmp_path / "a.png", (50, 20), boxes, [1, 1], [False, False])]
+    found = Detections(np.float32([boxes[0], (20, 9, 29, 19), (0, 9, 9, 19)]),
+                       np.float32([0.9, 0.8, 0.7]), np.ones(3, np.int64), np.arange(3))  # fmt: skip
+    result = evaluate_voc(records, ("cat",), {"a": found}, iou_threshold=0.6, metric="11point")
+    monkeypatch.setenv("COLUMNS", "120")
+    run_of = pipeline.Run("A run", tmp_path, "train", 3, seconds={"training": 60.0, "test": 2.4})
+    dataset = Dataset(("cat",), records, [], tmp_path, "test")
+    print_result(plain_console(), run_of, dataset, result, None)
+    text = " ".join(re.sub(r"[^\w\s.,:()/'-]", "", capsys.readouterr().out).split())
+    for words in (
+        "A run: AP at IoU 0.6 class AP, area AP, 11 points objects detections right at IoU 0.6",
+        "cat 0.500 0.545 2 3 1 mean 0.500 0.545 mAP (11point): 0.545 62 s",
+    ):
+        assert words in text, words
+    assert "for a server" not in text
 
 
 def test_a_checkpoint_of_no_training_says_what_is_missing(trained, drawn, tmp_path, capsys):
