@@ -256,6 +256,7 @@ def test_page_shows_the_numbers_of_coco(report):
 
 def test_names_are_escaped(report):
     text = render_report(report)
+    assert 'alt="a &quot;b&quot;"' in html.embedded_svg("<svg/>", 'a "b"')
     assert "<dog>" not in text and "&lt;dog&gt; &amp; co" in text
     assert "<title>A &lt;title&gt; &amp; more</title>" in text
 
@@ -276,8 +277,12 @@ def test_sections_without_content_are_left_out(report):
 def test_mistakes_are_told_by_kind_and_by_class(report, monkeypatch):
     text = " ".join(Page(render_report(report)).text.split())
     assert "right duplicate localisation other class background missed" in text
-    assert "What was taken for what" in text
-    monkeypatch.setattr(html, "MOST_CONFUSED", 1)
+    assert "missed cat 1 0 0 0 1 1 <dog> & co 1 0 0 0 0 0 ghost 0 0 0 0 0 0" in text
+    words = "What was taken for what what it is cat <dog> & co ghost missed"
+    assert f"{words} cat 1 1 <dog> & co 1 ghost nothing 1 Rows" in text
+    monkeypatch.setattr(html, "MOST_CONFUSED", 3)
+    assert "What was taken for what" in render_report(report)
+    monkeypatch.setattr(html, "MOST_CONFUSED", 2)
     page = render_report(report)
     assert "Mistakes" in page and "What was taken for what" not in page
     assert "Mistakes" not in render_report(replace(report, mistakes=None))
