@@ -20,12 +20,13 @@ import pytest
 from PIL import Image
 
 from data.coco_files import annotation, write_instances, write_picture
-from fastrcnn_engine import cli, options, pipeline
+from fastrcnn_engine import bulk, cli, options, pipeline
 from fastrcnn_engine.bulk import JsonLines
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.export import export_onnx
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.training.log import TrainLog
@@ -200,13 +201,18 @@ def test_defaults_are_those_of_the_functions():
         assert getattr(detection, name) == defaults(detect_image)[name]
     for name in ("nms_threshold", "box_regression"):
         assert getattr(detection, name) == defaults(detect_set)[name]
+    for name in ("score_threshold", "nms_threshold", "max_detections"):
+        assert getattr(options.Export(), name) == defaults(export_onnx)[name]
+    # What the help of detect says of its format.
+    assert (bulk.PART_IMAGES, bulk.PART_SECONDS) == (4096, 600)
 
 
 def test_mistakes_name_what_is_wrong(capsys, drawn, tmp_path):
     assert "nonsense" in failure(capsys, "nonsense")
     assert "--metric" in failure(capsys, "eval", "--metric", "imagenet")
     assert "--no-such-option" in failure(capsys, "demo", "--no-such-option", "1")
-    assert "--run or --checkpoint" in failure(capsys, "eval")
+    for both in ((), ("--run", tmp_path, "--checkpoint", tmp_path / "a.pt")):
+        assert "--run or --checkpoint" in failure(capsys, "eval", *both)
     absent = tmp_path / "absent"
     assert str(absent) in failure(capsys, "proposals", "--data", absent)
     assert str(absent) in failure(capsys, "eval", "--checkpoint", absent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -23,8 +24,10 @@ def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
     store = ProposalStore(out)
     assert len(store) == 6 and store["test_0001"].shape[1] == 4
     assert store.settings["short_side"] == 80
-    text = capsys.readouterr().out
-    assert "recall" in text and "p.npz" in text
+    text = " ".join(capsys.readouterr().out.split())
+    assert "p.npz" in text and "split ┃ images ┃ boxes an image ┃ recall at IoU 0.5 ┃" in text
+    boxes = np.mean([len(store[f"train_000{i}"]) for i in range(4)])
+    assert re.search(rf"train │ 4 │ {boxes:.0f} │ [01]\.\d+ │ [01]\.\d+ │", text)
 
 
 def test_a_training_skips_images_that_have_no_proposals_as_they_cannot_be_read(
@@ -119,8 +122,10 @@ def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     assert store["test_0001"].tolist() == [[3, 2, 5, 4], [5, 4, 7, 6]]
     assert store.settings == {"method": "read", "files": ["train.mat", "test.mat"]}
     assert "exists already" in failure(capsys, *both, train, test)
-    line = failure(capsys, *both, train, test, "--out", tmp_path / "new.npz", "--min-size", 32)
-    assert "--min-size is 32, but with --read nothing is searched" in line
+    for option, value in (("--min-size", 32), ("--method", "grid"), ("--mode", "fast"),
+                          ("--short-side", 80), ("--edge-model", "m.yml")):  # fmt: skip
+        line = failure(capsys, *both, train, test, "--out", tmp_path / "new.npz", option, value)
+        assert f"{option} is {value}, but with --read nothing is searched" in line
 
 
 def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
@@ -143,6 +148,12 @@ def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
     found = ProposalStore(tmp_path / "both.npz")["test_0000"]
     assert len(found) == 23 and found[0].tolist() == [20, 10, 119, 89]
     np.testing.assert_array_equal(found[3:], ProposalStore(dense)["test_0000"])
+    drawn_of = []
+    for seed in (4, 5):
+        out = tmp_path / f"{seed}.npz"
+        run(*asked, "--read", pickled, dense, "--max-boxes", 9, "--seed", seed, "--out", out)
+        drawn_of.append(ProposalStore(out)["test_0000"].tolist())
+    assert drawn_of[0] != drawn_of[1] and len(drawn_of[0]) == 9
     # What is read again keeps its order.
     run(*asked, "--read", pickled, "--max-boxes", 2, "--out", tmp_path / "best.npz")
     best = ProposalStore(tmp_path / "best.npz")

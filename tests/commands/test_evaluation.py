@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ def test_a_test_set_without_annotations_gets_files_of_results(trained, drawn, tm
     for name in names:
         assert (results[0] / name).read_text() == (results[1] / name).read_text()
     assert "no image of test has objects" in (tmp_path / "out" / "report.html").read_text()
+    assert not (tmp_path / "out" / "detections.jpg").exists()  # of images with objects
 
     coco_copy(drawn, tmp_path / "coco", ["test"], crowds=False)
     file = tmp_path / "coco" / "annotations" / "instances_test.json"
@@ -224,9 +226,16 @@ def test_a_test_replaces_no_other_test_of_the_run(trained, tmp_path, capsys):
     assert run_files(folder).metrics == metrics_of(folder / "eval-test-2")
 
 
-def test_the_protocol_of_the_paper(capsys, trained, tmp_path):
-    run("eval", "--run", trained, "--out", tmp_path / "paper", "--detection.protocol", "paper")
-    used = metrics_of(tmp_path / "paper")["settings"]["Detection"]
+def test_the_protocol_of_the_paper_at_another_threshold(capsys, trained, tmp_path, monkeypatch):
+    drawn_at = Mock(wraps=pipeline.drawn_at)
+    monkeypatch.setattr(pipeline, "drawn_at", drawn_at)
+    run("eval", "--run", trained, "--out", tmp_path / "paper", "--detection.protocol", "paper",
+        "--iou-threshold", "0.75")  # fmt: skip
+    metrics = metrics_of(tmp_path / "paper")
+    assert metrics["iou_threshold"] == metrics["settings"]["Evaluation"]["iou_threshold"] == 0.75
+    assert drawn_at.call_args.kwargs["iou_threshold"] == 0.75  # pictures and mistakes
+    assert "<h2>Training" in (tmp_path / "paper" / "report.html").read_text()  # as of the log
+    used = metrics["settings"]["Detection"]
     assert used["protocol"] == "paper" and "score_threshold" not in used
     found = json.loads((tmp_path / "paper" / "detections.json").read_text())["images"]
     # At most 40 x 2 images of each class in all.

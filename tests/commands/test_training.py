@@ -167,6 +167,12 @@ def test_train_writes_a_run_and_its_test(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     assert 0.0 <= metrics["mAP"] <= 1.0 and metrics["images"] == 2
     assert set(metrics["seconds"]) >= {"proposals", "training", "detection", "total"}
+    seconds = dict(metrics["seconds"])
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    boxes = metrics["settings"]["Proposals"]["boxes per image"]
+    assert boxes == round(metrics["proposals"]["mean_boxes"], 1) > 0
+    page = (trained / "report.html").read_text()
+    assert "of the objects proposed, IoU 0.7" in page and "<h2>Training" in page
     assert metrics["seed"] == 3 and metrics["versions"]["torch"]
     assert set(metrics["classes"]) == {"cross", "disc", "ring", "square", "star", "triangle"}
     config = json.loads((trained / "config.json").read_text())

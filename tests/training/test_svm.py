@@ -85,6 +85,14 @@ def test_trained_again_after_two_thousand_and_the_easy_let_go():
     assert (one.scores(two_clouds(500, 20)[1]) < 0).mean() > 0.95
 
 
+def test_two_thousand_are_not_yet_many():
+    one = LinearSVM(two_clouds(10, 2)[0])
+    one.mine(two_clouds(2000, 3)[1])
+    assert one.fits == 0
+    one.mine(two_clouds(1, 4)[1])
+    assert one.fits == 1
+
+
 def test_classes_without_examples():
     positives, negatives = two_clouds(20, 3)
     none = positives[:0]
