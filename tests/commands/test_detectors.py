@@ -43,12 +43,12 @@ def test_a_compressed_detector_is_used_like_any_other(trained, drawn, tmp_path, 
     out = tmp_path / "small"
     run("compress", "--checkpoint", trained, "--out", out, "--fc6", 64, "--fc7", 32, "--rois", 20)
     text = " ".join(capsys.readouterr().out.split())
-    multiplied = [256 * (6272 + 256 + 35), 64 * (256 + 6272) + 32 * 512 + 256 * 35]
+    before, after = 256 * (6272 + 256 + 35), 64 * (256 + 6272) + 32 * 512 + 256 * 35
     whole = load_network(trained / "checkpoint.pt")
     for words in (
         "fc6: 256 x 6272, rank 64 keeps", "fc7: 256 x 256, rank 32 keeps", "% of the squared",
         # cls_score and bbox_pred (7 and 28 outputs) stay; then t (u + v) for uv, twice.
-        "multiply-adds a RoI │ {0:,} │ {1:,} │ {2:.3f}".format(*multiplied, multiplied[1] / multiplied[0]),
+        f"multiply-adds a RoI │ {before:,} │ {after:,} │ {after / before:.3f}",
         f"parameters of the network │ {sum(p.numel() for p in whole.parameters()):,}",
         "ms for 20 RoIs", str(out / "checkpoint.pt"),
     ):  # fmt: skip

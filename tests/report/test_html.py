@@ -200,6 +200,7 @@ def test_page_shows_the_numbers(report):
     # cat: 0.9 wrong, 0.8 right, 0.2 right of 2 objects: area (2/3 + 2/3) / 2; dog 1; mean 0.833.
     assert report.result.mean_ap == pytest.approx((2 / 3 + 1) / 2)
     assert "0.833" in page.text and "0.667" in page.text and "n/a" in page.text
+    assert "nothing to find, nothing found" in page.text
     assert "1 wrong" in page.text and "1 missed" in page.text
     assert "fastrcnn-engine demo --seed 3" in page.text
     assert "2 min 05 s" in page.text and "bad.xml, object 1" in page.text
@@ -266,6 +267,7 @@ def test_sections_without_content_are_left_out(report):
         report, facts={}, seconds={}, log=(), settings={}, proposal_recall={}, command="",
         versions={}, notes=(),
     )  # fmt: skip
+    assert "<h2>Training" not in render_report(replace(bare, log=[{"iteration": 1, "loss": None}]))
     page = Page(render_report(bare))
     for heading in ("Training", "Time", "Settings", "How to reproduce", "Notes"):
         assert heading not in page.text
@@ -328,6 +330,8 @@ def test_what_was_pooled_is_told(report):
     one = report.looked[0]
     whole = replace(one, pooled=replace(one.pooled, flat=0))
     assert f"{words} good" in Page(html._looked([whole])).text
+    wrong = html._looked([replace(one, verdict="background")])
+    assert '<em class="wrong">background</em>' in wrong and 'class="right">right' not in wrong
     outside = replace(one, pooled=replace(one.pooled, bins=np.zeros((0, 4), np.int64)))
     assert "36 × 36 pixels, outside the map (short side 80)" in Page(html._looked([outside])).text
 
