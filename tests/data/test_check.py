@@ -140,13 +140,13 @@ def test_an_image_that_has_changed_since_its_search_is_told(voc, tmp_path):
     # Where nothing tells of which image they are, nobody reads it; nor one that cannot be read.
     write_proposals(path, [(name, np.zeros((0, 4))) for name, _ in images])
     assert ProposalStore(path).is_of("good", tmp_path / "nowhere.jpg") and changed() == []
-    images[1][1].write_bytes(images[1][1].read_bytes()[:300])
+    images[1][1].write_bytes(images[1][1].read_bytes()[:700])  # its size is there
     path.unlink()
     compute_proposals(images, path, Search(method="grid"), progress=False, errors=[])
     assert changed() == []
 
 
-def test_broken_exif_is_no_fault_of_the_image(tmp_path):
+def test_broken_exif_is_no_fault_of_the_image(tmp_path, capsys):
     write_image(tmp_path, "a", suffix=".webp")
     path = tmp_path / "JPEGImages" / "a.webp"
     exif = Image.Exif()
@@ -158,6 +158,7 @@ def test_broken_exif_is_no_fault_of_the_image(tmp_path):
     write_split(tmp_path, "train", ["a"])
     check = check_dataset(tmp_path, "train", progress=False)
     assert check.is_usable and not any(check.warnings.values())
+    assert capsys.readouterr().out == ""  # no live line was asked for
 
 
 def test_images_that_are_nearly_black_are_told(tmp_path):
@@ -179,6 +180,9 @@ def test_a_split_without_any_object_cannot_be_trained_on(voc):
     assert sum(check.errors.values(), []) == [
         "none of the 1 images of bare has an object to train on"
     ]
+    write_split(voc, "bad", ["absent"])  # that there is no image is told already
+    check = check_dataset(voc, "bad", ("dog", "cat"), progress=False)
+    assert not check.is_usable and check.errors[ERRORS[4]] == []
 
 
 def test_an_unknown_class_and_a_bad_flag_are_told_with_their_objects(voc):
@@ -189,6 +193,9 @@ def test_an_unknown_class_and_a_bad_flag_are_told_with_their_objects(voc):
     assert about(check.errors[ERRORS[0]], "object 1 (dog): difficult must be 0 or 1, got '2'",
                  "object 2: class 'bird' is not one of dog, cat")  # fmt: skip
     assert len(check.dataset.records[0].boxes) == 1
+    write_annotation(voc, "good", [GOOD, object_xml("cat", (1, 1, 20, 20))])  # are two objects
+    check = check_dataset(voc, "one", ("dog", "cat"), progress=False)
+    assert check.warnings[WARNINGS[2]] == []
 
 
 def test_a_coco_set_is_checked_too(tmp_path):
@@ -216,8 +223,9 @@ def test_a_coco_set_is_checked_too(tmp_path):
 
 
 def test_the_command_lists_everything_and_its_exit_code_says_whether_to_train(
-    voc, tmp_path, capsys
+    voc, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setenv("COLUMNS", "150")
     out = tmp_path / "out"
     command = ["check-data", "--data", str(voc), "--out", str(out), "--split"]
     with pytest.raises(SystemExit) as end:
@@ -226,13 +234,24 @@ def test_the_command_lists_everything_and_its_exit_code_says_whether_to_train(
     text = capsys.readouterr().out
     assert "errors: 8," in text and "truncated.jpg: not readable" in text and "absent.xml" in text
     content = json.loads((out / "check.json").read_text())
+    dog = next(one for one in content["classes"] if one["class"] == "dog")
+    sizes = " │ ".join(f"{size:.0f}" for size in dog["size_quantiles"])
+    table = " ".join(text.split())
+    assert "class ┃ objects ┃ images ┃ size, 5 % ┃ median ┃ 95 %" in table
+    assert f"dog │ 8 │ 7 │ {sizes} │" in table and len(set(sizes.split())) > 2
+    assert " 8/8 " in table and "images read: 8, objects: 10, errors: 8, warnings: 6;" in table
     assert sum(map(len, content["errors"].values())) == 8
     assert Image.open(out / "samples.jpg").width == 3 * 420 + 2 * 8
     assert "objects" in (out / "sizes.svg").read_text()
     write_split(voc, "fine", ["good", "empty"])
     # Warnings alone; classes are named, so the annotations of other splits are not read.
-    cli.main([*command, "fine", "--classes", "dog", "cat"])
-    assert "errors: 0, warnings: 1;" in capsys.readouterr().out
+    given = ("--classes", "dog", "cat", "--proposals", str(tmp_path / "p.npz"))
+    write_proposals(tmp_path / "p.npz", dict.fromkeys(("good", "empty"), [[0, 0, 19, 17]]).items())
+    cli.main([*command, "fine", *given])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "errors: 0, warnings: 1;" in text and "┃ recall at IoU 0.5 ┃ recall at IoU 0.7 ┃" in text
+    assert "dog │ 1 │ 1 │ 20 │ 20 │ 20 │ 1.000 │ 1.000 │ │ cat │ 1 │ 1 │ 14 │" in text
+    assert "│ n/a │ n/a │" in text  # of difficult ones alone
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "nothing"])
     assert end.value.code == 2
