@@ -14,6 +14,7 @@ from data.coco_files import coco_copy
 from data.edge_models import write_edge_model
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import ProposalStore, edge_boxes
+from fastrcnn_engine.shards import shard_file, shard_files
 
 from .steps import failure, run
 
@@ -69,6 +70,15 @@ def test_proposals_are_searched_in_parts_and_joined(drawn, tmp_path, capsys):
     capsys.readouterr()
     assert "nothing to search" in failure(capsys, *command, "--read", whole, "--shard", "1/2")
     assert "shard is '0/2'" in failure(capsys, *command, "--shard", "0/2")
+
+
+def test_files_of_parts_are_known_by_their_whole_names(tmp_path):
+    path = tmp_path / "a+b.npz"
+    own = [shard_file(path, f"{number}/12") for number in (1, 12)]
+    for one in (*own, path, own[0].with_name(f"{own[0].name}.bak"), tmp_path / "aab.01-of-12.npz"):
+        one.touch()
+    assert shard_files(path) == own
+    assert shard_files(tmp_path / "absent" / "a.npz") == []
 
 
 def test_methods_and_numbers_of_proposals_are_options(drawn, tmp_path, capsys):
