@@ -278,6 +278,9 @@ def test_a_folder_is_its_images_by_name_and_one_without_any_is_named(trained, tm
     for name in (*names[::-1], "notes.txt"):
         (tmp_path / name).write_text("no image")
     assert [path.name for path in pipeline.expand_folders([tmp_path], lists=True)] == names
+    notes = tmp_path / "notes.txt"  # is a list where lists are asked for alone
+    assert pipeline.expand_folders([notes]) == [notes]
+    assert pipeline.expand_folders([notes], lists=True) == [Path("no image")]
 
 
 def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):

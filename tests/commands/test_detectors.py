@@ -54,6 +54,10 @@ def test_a_compressed_detector_is_used_like_any_other(trained, drawn, tmp_path, 
     ):  # fmt: skip
         assert words in text, words
 
+    old, new = (load_checkpoint(folder / "checkpoint.pt") for folder in (trained, out))
+    for name in ("config", "proposals_made_with", "iteration", "learned_from"):
+        assert new[name] == old[name]
+    assert "optimiser" in old and "optimiser" not in new
     model = load_network(out / "checkpoint.pt")
     assert ranks_of(model) == {"fc6": 64, "fc7": 32}
     product = (model.head.fc6_U.weight @ model.head.fc6_L.weight).detach().numpy()
@@ -125,6 +129,7 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
         run("eval", "--run", out, "--detection.protocol", protocol)
         used = metrics_of(out / name)["settings"]["Detection"]
         assert used["classifier"] == "svm" and used.get("score_threshold") is None
+        assert metrics_of(out / name)["mistakes"]["score"] == 0
     assert metrics_of(trained)["settings"]["Detection"]["score_threshold"] == 0.05
     picture = drawn / "JPEGImages" / "test_0000.jpg"
     run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "-9")

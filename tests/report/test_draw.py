@@ -100,7 +100,9 @@ def test_labels_stay_inside_the_image_and_off_each_other():
     assert ((drawn[14:28, 20:35] == RED).all(axis=2)).sum() > 100
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "tab\tbed", "\x1b[31m", "\ud800", "\0", "\u202e", "\u2069"])
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "tab\tbed", "\x1b[31m", "\ud800", "\0", "\u202e", "\u2069"]
+)
 def test_a_name_of_more_than_letters_is_spelt_out_in_one_line(name):
     """After hours of training a class of two lines must not end its test."""
     image, spelt = np.zeros((90, 200, 3), np.uint8), name.encode("unicode_escape").decode()
