@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.data.check import ERRORS, WARNINGS, check_dataset
+from fastrcnn_engine.data.check import ERRORS, WARNINGS, DataCheck, check_dataset
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
@@ -17,6 +18,7 @@ from fastrcnn_engine.data.proposals import (
     compute_proposals,
     write_proposals,
 )
+from fastrcnn_engine.data.records import Dataset, record_of
 
 from .coco_files import annotation, write_instances, write_picture
 from .voc_files import object_xml, write_annotation, write_image, write_split
@@ -171,6 +173,13 @@ def test_images_that_are_nearly_black_are_told(tmp_path):
     write_split(tmp_path, "train", ["twelve", "sixteen"])
     check = check_dataset(tmp_path, "train", progress=False)
     assert about(check.warnings[WARNINGS[8]], "twelve.png") and check.is_usable
+
+
+def test_quantiles_of_sizes_are_those_of_the_table():
+    boxes = [(0, 0, last, last) for last in range(21)]  # sides of 1 to 21
+    record = record_of("a", Path("a.png"), (40, 30), boxes, [1] * 21, [False] * 21)
+    check = DataCheck(Dataset(("dog",), [record], [], Path("set"), "train"), {}, {}, None)
+    assert check.to_dict()["classes"][0]["size_quantiles"] == pytest.approx([2, 11, 20])
 
 
 def test_a_split_without_any_object_cannot_be_trained_on(voc):

@@ -226,6 +226,9 @@ def test_the_headline_and_the_table_are_of_what_they_say(report, scene):
         "learning_rate 0.02 steps 1, 2 flip yes",
     ):  # fmt: skip
         assert words in text, words
+    none = replace(report, drawn=drawn_at(scene[0], CLASSES, scene[1], score=0.95))
+    text = Page(render_report(none)).text.replace("\u00a0", " ")
+    assert "0 % recall at score 0.95 n/a precision at score 0.95" in text
     one, at = SimpleNamespace(name="x", npos=4, ndet=9), SimpleNamespace(tp=1, fp=1, npos=4)
     row = html._class_row(1, one, at, [0.75, 0.5])
     assert Page(row).text == "x 0.750 0.500 4 9 0.500 0.250" and "width:75.0%" in row
