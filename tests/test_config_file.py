@@ -88,6 +88,12 @@ def test_mistakes_name_file_key_and_what_was_expected(tmp_path, text, says):
     assert "run.yaml" in str(error.value) and len(str(error.value)) < 1000
 
 
+def test_a_file_of_no_text_is_named(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"seed: 1\xff")
+    with pytest.raises(ValueError, match=r"config: .*run\.yaml is not a text file"):
+        read_settings(str(tmp_path / "run.yaml"), Train)
+
+
 def test_neither_a_preset_nor_a_file():
     with pytest.raises(ValueError, match="config is 'voc07-X': no such file, and the presets are "):
         read_settings("voc07-X", Train)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrcnn_engine import bulk
+from fastrcnn_engine import bulk, files
 from fastrcnn_engine.commands.detection import expand_folders
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.evaluation.export import export_onnx
@@ -132,6 +132,18 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda content: write_whole(path, content), contents))
     assert path.read_bytes() in contents and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_without_locks_is_nobody_s_alone(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with files.alone_in(tmp_path / "run"), files.alone_in(tmp_path / "run"):
+        pass
+    monkeypatch.setattr(files, "fcntl", None)  # Windows
+    with files.alone_in(tmp_path / "other"), files.alone_in(tmp_path / "other"):
+        assert (tmp_path / "other").is_dir()
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "\u00fc" * 127, "a[b]*.npz"])

@@ -20,12 +20,13 @@ import pytest
 from PIL import Image
 
 from data.coco_files import annotation, write_instances, write_picture
-from fastrcnn_engine import cli, options
+from fastrcnn_engine import bulk, cli, options
 from fastrcnn_engine.bulk import JsonLines
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
 from fastrcnn_engine.evaluation.detect import detect_image
+from fastrcnn_engine.evaluation.export import export_onnx
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.files import write_json, write_whole
 from fastrcnn_engine.training.log import TrainLog
@@ -171,9 +172,13 @@ def test_names_that_a_terminal_has_no_letters_for_stop_nothing(trained, tmp_path
     assert r"gr\xfcn\udcff/page.html" in done.stdout and (out / "page.html").is_file()
 
 
-def test_env_prints_what_a_bug_report_needs(capsys):
+def test_env_prints_what_a_bug_report_needs(capsys, monkeypatch):
+    monkeypatch.setattr("fastrcnn_engine.report.environment.usable_cores", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     run("env")
     text = capsys.readouterr().out
+    assert "cores: 3 usable of 8\n" in text and ": None" not in text
+    assert "processor: model name" not in text
     for words in ("fastrcnn_engine:", "python:", "torch:", "numpy:", "compiler:", "cuda:",
                   "cuda_reason:", "cores:", "contrib modules:", "CUDA available:"):  # fmt: skip
         assert words in text
@@ -197,13 +202,18 @@ def test_defaults_are_those_of_the_functions():
         assert getattr(detection, name) == defaults(detect_image)[name]
     for name in ("nms_threshold", "box_regression"):
         assert getattr(detection, name) == defaults(detect_set)[name]
+    for name in ("score_threshold", "nms_threshold", "max_detections"):
+        assert getattr(options.Export(), name) == defaults(export_onnx)[name]
+    # What the help of detect says of its format.
+    assert (bulk.PART_IMAGES, bulk.PART_SECONDS) == (4096, 600)
 
 
 def test_mistakes_name_what_is_wrong(capsys, drawn, tmp_path):
     assert "nonsense" in failure(capsys, "nonsense")
     assert "--metric" in failure(capsys, "eval", "--metric", "imagenet")
     assert "--no-such-option" in failure(capsys, "demo", "--no-such-option", "1")
-    assert "--run or --checkpoint" in failure(capsys, "eval")
+    for both in ((), ("--run", tmp_path, "--checkpoint", tmp_path / "a.pt")):
+        assert "--run or --checkpoint" in failure(capsys, "eval", *both)
     absent = tmp_path / "absent"
     assert str(absent) in failure(capsys, "proposals", "--data", absent)
     assert str(absent) in failure(capsys, "eval", "--checkpoint", absent)

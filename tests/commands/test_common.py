@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fastrcnn_engine.data.records import Dataset, record_of
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.voc import evaluate_voc
 from fastrcnn_engine.ops import Detections
-from fastrcnn_engine.training import load_checkpoint
+from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint
 
 from .steps import failure, run
 
@@ -107,6 +108,38 @@ def test_classes_that_are_never_found_are_named(tmp_path, capsys):
     print_result(plain_console(), pipeline.Run("", tmp_path, "", 3), dataset, result, None)
     said = capsys.readouterr().out
     assert "1 classes with objects and without a detection:\n  cat\n" in said  # and not of emu
+
+
+def test_the_table_of_a_test_says_what_its_columns_say(tmp_path, monkeypatch, capsys):
+    boxes = [(0, 0, 9, 9), (30, 0, 39, 9)]
+    records = [record_of("a", tmp_path / "a.png", (50, 20), boxes, [1, 1], [False, False])]
+    found = Detections(np.float32([boxes[0], (20, 9, 29, 19), (0, 9, 9, 19)]),
+                       np.float32([0.9, 0.8, 0.7]), np.ones(3, np.int64), np.arange(3))  # fmt: skip
+    result = evaluate_voc(records, ("cat",), {"a": found}, iou_threshold=0.6, metric="11point")
+    monkeypatch.setenv("COLUMNS", "120")
+    run_of = pipeline.Run("A run", tmp_path, "train", 3, seconds={"training": 60.0, "test": 2.4})
+    dataset = Dataset(("cat",), records, [], tmp_path, "test")
+    with run_of.timed("test"):
+        pass  # adds to what there is
+    print_result(plain_console(), run_of, dataset, result, None)
+    text = " ".join(re.sub(r"[^\w\s.,:()/'-]", "", capsys.readouterr().out).split())
+    for words in (
+        "A run: AP at IoU 0.6 class AP, area AP, 11 points objects detections right at IoU 0.6",
+        "cat 0.500 0.545 2 3 1 mean 0.500 0.545 mAP (11point): 0.545 62 s",
+    ):
+        assert words in text, words
+    assert "for a server" not in text
+
+
+def test_a_checkpoint_of_no_training_says_what_is_missing(trained, drawn, tmp_path, capsys):
+    path = tmp_path / "own.pt"
+    save_checkpoint(path, load_network(trained / "checkpoint.pt"))
+    line = failure(capsys, "eval", "--checkpoint", path)
+    assert f"{path} does not say what it was trained on; give --data" in line
+    line = failure(capsys, "svm", "--checkpoint", path, "--data", drawn)
+    assert f"{path} does not say what it was trained on; give --proposals" in line
+    run("detect", drawn / "JPEGImages/test_0000.jpg", "--checkpoint", path, "--out", tmp_path)
+    assert "searched by" not in capsys.readouterr().out  # as there is nothing to differ from
 
 
 def train_in(folder, drawn, monkeypatch, **made) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from data.coco_files import coco_copy
 from data.edge_models import write_edge_model
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import ProposalStore, edge_boxes
+from fastrcnn_engine.shards import shard_file, shard_files
 
 from .steps import failure, run
 
@@ -23,8 +25,10 @@ def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
     store = ProposalStore(out)
     assert len(store) == 6 and store["test_0001"].shape[1] == 4
     assert store.settings["short_side"] == 80
-    text = capsys.readouterr().out
-    assert "recall" in text and "p.npz" in text
+    text = " ".join(capsys.readouterr().out.split())
+    assert "p.npz" in text and "split ┃ images ┃ boxes an image ┃ recall at IoU 0.5 ┃" in text
+    boxes = np.mean([len(store[f"train_000{i}"]) for i in range(4)])
+    assert re.search(rf"train │ 4 │ {boxes:.0f} │ [01]\.\d+ │ [01]\.\d+ │", text)
 
 
 def test_a_training_skips_images_that_have_no_proposals_as_they_cannot_be_read(
@@ -66,6 +70,15 @@ def test_proposals_are_searched_in_parts_and_joined(drawn, tmp_path, capsys):
     capsys.readouterr()
     assert "nothing to search" in failure(capsys, *command, "--read", whole, "--shard", "1/2")
     assert "shard is '0/2'" in failure(capsys, *command, "--shard", "0/2")
+
+
+def test_files_of_parts_are_known_by_their_whole_names(tmp_path):
+    path = tmp_path / "a+b.npz"
+    own = [shard_file(path, f"{number}/12") for number in (1, 12)]
+    for one in (*own, path, own[0].with_name(f"{own[0].name}.bak"), tmp_path / "aab.01-of-12.npz"):
+        one.touch()
+    assert shard_files(path) == own
+    assert shard_files(tmp_path / "absent" / "a.npz") == []
 
 
 def test_methods_and_numbers_of_proposals_are_options(drawn, tmp_path, capsys):
@@ -119,17 +132,19 @@ def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     assert store["test_0001"].tolist() == [[3, 2, 5, 4], [5, 4, 7, 6]]
     assert store.settings == {"method": "read", "files": ["train.mat", "test.mat"]}
     assert "exists already" in failure(capsys, *both, train, test)
-    line = failure(capsys, *both, train, test, "--out", tmp_path / "new.npz", "--min-size", 32)
-    assert "--min-size is 32, but with --read nothing is searched" in line
+    for option, value in (("--min-size", 32), ("--method", "grid"), ("--mode", "fast"),
+                          ("--short-side", 80), ("--edge-model", "m.yml")):  # fmt: skip
+        line = failure(capsys, *both, train, test, "--out", tmp_path / "new.npz", option, value)
+        assert f"{option} is {value}, but with --read nothing is searched" in line
 
 
 def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
     """As in figure 3 of the paper: the boxes of a search, and dense ones beside them."""
     boxes = np.float32([[0, 0, 60, 60], [20, 10, 120, 90], [5, 5, 300, 200]])
     content = {
-        "ids": ["test_0000", "test_0001", "elsewhere"],
-        "boxes": [boxes] * 3,
-        "objectness_logits": [np.float32([0, 2, 1])] * 3,
+        "ids": ["test_0000", "test_0001", *(f"elsewhere_{i}" for i in range(7))],
+        "boxes": [boxes] * 9,
+        "objectness_logits": [np.float32([0, 2, 1])] * 9,
         "bbox_mode": 0,
     }
     pickled, dense = tmp_path / "box_proposals.pkl", tmp_path / "dense.npz"
@@ -138,11 +153,17 @@ def test_proposals_of_others_are_put_together(drawn, tmp_path, capsys):
     run(*asked, "--method", "grid", "--max-boxes", 20, "--out", dense)
     run(*asked, "--read", pickled, dense, "--out", tmp_path / "both.npz")
     text = capsys.readouterr().out
-    assert "1 images in the files that none of the splits has" in text
-    assert "box_proposals.pkl: elsewhere" in text and "recall at IoU" in text
+    assert "7 images in the files that none of the splits has" in text
+    assert "box_proposals.pkl: elsewhere_4\n  and 2 more\n" in text and "recall at IoU" in text
     found = ProposalStore(tmp_path / "both.npz")["test_0000"]
     assert len(found) == 23 and found[0].tolist() == [20, 10, 119, 89]
     np.testing.assert_array_equal(found[3:], ProposalStore(dense)["test_0000"])
+    drawn_of = []
+    for seed in (4, 5):
+        out = tmp_path / f"{seed}.npz"
+        run(*asked, "--read", pickled, dense, "--max-boxes", 9, "--seed", seed, "--out", out)
+        drawn_of.append(ProposalStore(out)["test_0000"].tolist())
+    assert drawn_of[0] != drawn_of[1] and len(drawn_of[0]) == 9
     # What is read again keeps its order.
     run(*asked, "--read", pickled, "--max-boxes", 2, "--out", tmp_path / "best.npz")
     best = ProposalStore(tmp_path / "best.npz")

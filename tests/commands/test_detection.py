@@ -10,6 +10,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,7 @@ def test_an_image_that_cannot_be_read_costs_no_other_its_detections(
     found = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
     assert list(found) == [str(good)]
     text = capsys.readouterr().out
+    assert "none" in text  # of so short a training is as certain as that
     assert "1 images that cannot be read" in text and f"{bad}: not readable as an image" in text
     worse = tmp_path / "worse.jpg"
     worse.write_bytes(b"")
@@ -167,6 +170,32 @@ def test_two_runs_do_not_write_the_same_lines(tmp_path):
         rows.add({"image": "b"})
     with bulk.JsonLines(path) as rows:
         assert rows.known == {"a", "b"}
+    # Who refuses a file holds it no longer.
+    path.write_text("other\n")
+    with pytest.raises(ValueError, match="line 1: not a line of detections") as refused:
+        bulk.JsonLines(path)
+    path.write_text("")
+    with bulk.JsonLines(path):
+        assert refused
+
+
+@pytest.mark.parametrize("by_turns", [True, False])
+def test_only_some_images_are_made_and_not_taken(by_turns):
+    made = []
+
+    def make(number):
+        made.append(number)
+        return number
+
+    for taken, (number, future) in enumerate(bulk._ahead(make, range(50), 2, by_turns=by_turns)):
+        assert number == taken == future.result() and len(made) <= taken + 16
+        assert not by_turns or len(made) in (16, 32, 48, 50)  # nothing is being made
+    assert taken == 49
+    made.clear()
+    ahead = bulk._ahead(lambda _: time.sleep(0.05) or made.append(1), range(50), 1, by_turns=False)
+    next(ahead)
+    ahead.close()
+    assert len(made) <= 2  # who stops waits for no more than what is under way
 
 
 def test_a_part_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -216,6 +245,13 @@ def test_a_part_that_another_run_wrote_meanwhile_is_not_replaced(tmp_path, monke
     assert [row["image"] for row in rows_of(tmp_path)] == ["b"]
 
 
+def test_a_part_that_the_system_does_not_read_is_no_part_of_another_kind(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "part-00000.parquet").symlink_to(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError):
+        bulk.ParquetParts(tmp_path)
+
+
 def test_a_setting_that_is_no_more_makes_other_rows_too(tmp_path):
     path = tmp_path / "detections.jsonl"
     bulk.check_made_by(path, {"score": 0.5, "sieve": 3})
@@ -233,6 +269,19 @@ def test_a_refused_run_does_not_say_what_made_the_rows_of_another(
         bulk.check_made_by(tmp_path / "detections.jsonl", {"by": "the first"})
         assert "another run works on the same" in failure(capsys, *command)
     assert "the first" in (tmp_path / "detections.jsonl.made-by.json").read_text()
+
+
+def test_a_folder_is_its_images_by_name_and_one_without_any_is_named(trained, tmp_path, capsys):
+    line = failure(capsys, "detect", tmp_path, "--checkpoint", trained)
+    assert f"{tmp_path}: no image in this folder (.jpg, " in line
+    assert "name at least one image" in failure(capsys, "detect", "--checkpoint", trained)
+    names = ["a-detections.jpg", "b.JPG", "c.png"]  # the first is no drawing, and no image
+    for name in (*names[::-1], "notes.txt"):
+        (tmp_path / name).write_text("no image")
+    assert [path.name for path in expand_folders([tmp_path], lists=True)] == names
+    notes = tmp_path / "notes.txt"  # is a list where lists are asked for alone
+    assert expand_folders([notes]) == [notes]
+    assert expand_folders([notes], lists=True) == [Path("no image")]
 
 
 def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):
@@ -346,6 +395,8 @@ def test_rows_of_another_checkpoint_score_size_or_search_are_not_taken_for_this_
     note = out / ("detections.jsonl.made-by.json" if kind == "jsonl" else "detections.made-by.json")
     kept = json.loads(note.read_text())
     assert kept["score_threshold"] == 0.03 and kept["search"]["short_side"] == 80
+    whole = zlib.crc32((trained / "checkpoint.pt").read_bytes())
+    assert kept["checkpoint_crc32"] == f"{whole:08x}" and kept["max_side"] == 800
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for changed, says in (
         ((*find, other, "--score", "0.03"), "checkpoint_crc32 was"),

@@ -14,6 +14,7 @@ import torch
 from fastrcnn_engine.commands import detectors
 from fastrcnn_engine.models import ranks_of
 from fastrcnn_engine.training import load_checkpoint, load_network
+from fastrcnn_engine.training.svm import SVMReport
 
 from .steps import failure, metrics_of, run
 
@@ -28,7 +29,8 @@ def test_export_writes_one_file_and_says_what_it_takes(trained, tmp_path, capsys
     out = tmp_path / "found.onnx"
     run("export", "--checkpoint", trained, "--out", out, "--score-threshold", "0.2")
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("image float32 (1, 3, h, w)", "labels int64 (M,)", "channel_order RGB", str(out)):
+    size = f"{out} ({out.stat().st_size / 1e6:.1f} MB)"
+    for words in ("image float32 (1, 3, h, w)", "labels int64 (M,)", "channel_order RGB", size):
         assert words in text, words
     assert [path.name for path in tmp_path.iterdir()] == ["found.onnx"]
     line = failure(
@@ -41,17 +43,23 @@ def test_a_compressed_detector_is_used_like_any_other(trained, drawn, tmp_path, 
     out = tmp_path / "small"
     run("compress", "--checkpoint", trained, "--out", out, "--fc6", 64, "--fc7", 32, "--rois", 20)
     text = " ".join(capsys.readouterr().out.split())
+    before, after = 256 * (6272 + 256 + 35), 64 * (256 + 6272) + 32 * 512 + 256 * 35
+    whole = load_network(trained / "checkpoint.pt")
     for words in (
         "fc6: 256 x 6272, rank 64 keeps", "fc7: 256 x 256, rank 32 keeps", "% of the squared",
         # cls_score and bbox_pred (7 and 28 outputs) stay; then t (u + v) for uv, twice.
-        f"{256 * (6272 + 256 + 35):,}", f"{64 * (256 + 6272) + 32 * 512 + 256 * 35:,}",
+        f"multiply-adds a RoI │ {before:,} │ {after:,} │ {after / before:.3f}",
+        f"parameters of the network │ {sum(p.numel() for p in whole.parameters()):,}",
         "ms for 20 RoIs", str(out / "checkpoint.pt"),
     ):  # fmt: skip
         assert words in text, words
 
+    old, new = (load_checkpoint(folder / "checkpoint.pt") for folder in (trained, out))
+    for name in ("config", "proposals_made_with", "iteration", "learned_from"):
+        assert new[name] == old[name]
+    assert "optimiser" in old and "optimiser" not in new
     model = load_network(out / "checkpoint.pt")
     assert ranks_of(model) == {"fc6": 64, "fc7": 32}
-    whole = load_network(trained / "checkpoint.pt")
     product = (model.head.fc6_U.weight @ model.head.fc6_L.weight).detach().numpy()
     left, singular, right = np.linalg.svd(whole.head.fc6.weight.detach().numpy(), False)
     np.testing.assert_allclose(product, (left[:, :64] * singular[:64]) @ right[:64], atol=1e-4)
@@ -121,6 +129,7 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
         run("eval", "--run", out, "--detection.protocol", protocol)
         used = metrics_of(out / name)["settings"]["Detection"]
         assert used["classifier"] == "svm" and used.get("score_threshold") is None
+        assert metrics_of(out / name)["mistakes"]["score"] == 0
     assert metrics_of(trained)["settings"]["Detection"]["score_threshold"] == 0.05
     picture = drawn / "JPEGImages" / "test_0000.jpg"
     run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "-9")
@@ -134,21 +143,24 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
 
 @pytest.mark.parametrize("difficult", [True, False])
 def test_svm_learns_from_the_objects_of_the_training(
-    difficult, trained, drawn, tmp_path, monkeypatch
+    difficult, trained, drawn, tmp_path, monkeypatch, capsys
 ):
     data = shutil.copytree(drawn, tmp_path / "data")
     path = data / "Annotations/train_0000.xml"
     path.write_text(path.read_text().replace("<difficult>0", "<difficult>1", 1))
     content = load_checkpoint(trained / "checkpoint.pt")
-    content["config"] |= {"data": str(data), "difficult": difficult}
+    content["config"] |= {"data": str(data), "difficult": difficult, "seed": 7}
     torch.save(content, tmp_path / "checkpoint.pt")
     seen = []
 
-    def noted(model, records, *_, **__):
+    def noted(model, records, store, *, seed):
         seen.extend(records)
-        return []
+        assert seed == 7
+        return [SVMReport("star", objects=1, negatives=22, fits=3)]
 
     monkeypatch.setattr(detectors, "train_svms", noted)
     run("svm", "--checkpoint", tmp_path)
     flags = np.concatenate([record.difficult for record in seen])
     assert flags.any() == difficult and len(seen) == 4
+    text = " ".join(capsys.readouterr().out.split())
+    assert "class ┃ objects ┃ hard negatives ┃ trainings" in text and "star │ 1 │ 22 │ 3" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -33,8 +34,11 @@ def test_eval_checks_its_threshold_and_device_before_detecting(capsys, trained, 
 
 
 def test_the_end_of_a_log_may_be_cut_off(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"iteration": 2}\n{"iteration": 4}\n{"itera')
-    assert read_log(tmp_path / "log.jsonl") == [{"iteration": 2}, {"iteration": 4}]
+    (tmp_path / "log.jsonl").write_text(
+        '{"iteration": 2}\n\n{"iteration": 4, "bad_images": ["a"]}\n{"itera'
+    )
+    rows = read_log(tmp_path / "log.jsonl")
+    assert rows == [{"iteration": 2}, {"iteration": 4, "bad_images": ["a"]}]
 
 
 def test_a_test_set_without_annotations_gets_files_of_results(trained, drawn, tmp_path, capsys):
@@ -55,6 +59,7 @@ def test_a_test_set_without_annotations_gets_files_of_results(trained, drawn, tm
     for name in names:
         assert (results[0] / name).read_text() == (results[1] / name).read_text()
     assert "no image of test has objects" in (tmp_path / "out" / "report.html").read_text()
+    assert not (tmp_path / "out" / "detections.jpg").exists()  # of images with objects
 
     coco_copy(drawn, tmp_path / "coco", ["test"], crowds=False)
     file = tmp_path / "coco" / "annotations" / "instances_test.json"
@@ -124,8 +129,9 @@ def test_results_in_the_format_of_voc_have_a_file_for_each_class(tmp_path):
     assert first["comp4_det_own_test_a_b.txt"] == 5, "the name is its own"
 
 
-def test_eval_agrees_with_the_test_of_the_training(trained, capsys):
-    run("eval", "--run", trained, "--split", "test", "--metric", "11point")
+def test_eval_agrees_with_the_test_of_the_training(trained, drawn, capsys):
+    same = drawn / ".." / drawn.name  # what it was trained on, by another way
+    run("eval", "--run", trained, "--data", same, "--split", "test", "--metric", "11point")
     before = json.loads((trained / "metrics.json").read_text())
     after = json.loads((trained / "eval-test" / "metrics.json").read_text())
     assert after["mAP"] == before["mAP_11point"] and after["mAP_area"] == before["mAP_area"]
@@ -224,9 +230,16 @@ def test_a_test_replaces_no_other_test_of_the_run(trained, tmp_path, capsys):
     assert run_files(folder).metrics == metrics_of(folder / "eval-test-2")
 
 
-def test_the_protocol_of_the_paper(capsys, trained, tmp_path):
-    run("eval", "--run", trained, "--out", tmp_path / "paper", "--detection.protocol", "paper")
-    used = metrics_of(tmp_path / "paper")["settings"]["Detection"]
+def test_the_protocol_of_the_paper_at_another_threshold(capsys, trained, tmp_path, monkeypatch):
+    drawn_at = Mock(wraps=pipeline.drawn_at)
+    monkeypatch.setattr(pipeline, "drawn_at", drawn_at)
+    run("eval", "--run", trained, "--out", tmp_path / "paper", "--detection.protocol", "paper",
+        "--iou-threshold", "0.75")  # fmt: skip
+    metrics = metrics_of(tmp_path / "paper")
+    assert metrics["iou_threshold"] == metrics["settings"]["Evaluation"]["iou_threshold"] == 0.75
+    assert drawn_at.call_args.kwargs["iou_threshold"] == 0.75  # pictures and mistakes
+    assert "<h2>Training" in (tmp_path / "paper" / "report.html").read_text()  # as of the log
+    used = metrics["settings"]["Detection"]
     assert used["protocol"] == "paper" and "score_threshold" not in used
     found = json.loads((tmp_path / "paper" / "detections.json").read_text())["images"]
     # At most 40 x 2 images of each class in all.

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from data.coco_files import coco_copy
-from fastrcnn_engine.commands import training
+from fastrcnn_engine.commands import plain_console, training
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.files import alone_in
+from fastrcnn_engine.models.pretrained import LayerChange
 from fastrcnn_engine.pipeline import search_datasets
 from fastrcnn_engine.report.runs import read_log
-from fastrcnn_engine.training import loop, resume
+from fastrcnn_engine.training import TrainResult, loop, resume
 from fastrcnn_engine.training.interrupt import Stopped
 
 from .steps import failure, metrics_of, nothing_is_begun, run
@@ -167,6 +168,12 @@ def test_train_writes_a_run_and_its_test(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     assert 0.0 <= metrics["mAP"] <= 1.0 and metrics["images"] == 2
     assert set(metrics["seconds"]) >= {"proposals", "training", "detection", "total"}
+    seconds = dict(metrics["seconds"])
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    boxes = metrics["settings"]["Proposals"]["boxes per image"]
+    assert boxes == round(metrics["proposals"]["mean_boxes"], 1) > 0
+    page = (trained / "report.html").read_text()
+    assert "of the objects proposed, IoU 0.7" in page and "<h2>Training" in page
     assert metrics["seed"] == 3 and metrics["versions"]["torch"]
     assert set(metrics["classes"]) == {"cross", "disc", "ring", "square", "star", "triangle"}
     config = json.loads((trained / "config.json").read_text())
@@ -229,13 +236,17 @@ def test_coco_data_trains_and_tests_like_the_same_in_voc(drawn, trained, tmp_pat
     run("svm", "--checkpoint", out, "--out", tmp_path / "svm")
 
 
-def test_several_scales_travel_from_training_to_test_and_can_be_replaced(drawn, trained, tmp_path):
+def test_several_scales_travel_from_training_to_test_and_can_be_replaced(
+    drawn, trained, tmp_path, capsys
+):
     out = tmp_path / "run"
     run(
         "train", "--data", drawn, "--network", "tiny", "--split", "train", "--test-split", "test",
         "--out", out, "--iterations", 2, "--short-side", 96, 120, 160, "--max-side", 200,
-        "--proposals", trained / "proposals.npz",
+        "--proposals", trained / "proposals.npz", "--val-split", "test", "--val-every", 2,
     )  # fmt: skip
+    text = capsys.readouterr().out
+    assert f"best on test: {out / 'best.pt'}, mAP 0." in text and "after iteration 2" in text
     sizes = {"short_side": [96, 120, 160], "max_side": 200}
     used = metrics_of(out)["settings"]["Detection"]
     assert {name: used[name] for name in sizes} == sizes
@@ -292,6 +303,23 @@ def test_a_network_without_weights_is_told(drawn, trained, tmp_path, monkeypatch
         run("train", "--data", drawn, "--split", "train", "--network", network,
             "--proposals", trained / "proposals.npz", "--out", tmp_path / network)  # fmt: skip
         assert ("starts from random weights" in capsys.readouterr().out) is told
+
+
+def test_where_the_time_of_a_training_went_and_what_became_of_layers_and_images(tmp_path, capsys):
+    trained = TrainResult(
+        model=Mock(), checkpoint=tmp_path / "checkpoint.pt", log=tmp_path / "log.jsonl",
+        iterations=4, layers=[LayerChange("fc6", "copied", "as it is")], problems=["a"],
+        unusable=["b"], bad_images=["c"], best=None,
+        seconds={"waiting for data": 0.001, "loss": 0.003},
+    )  # fmt: skip
+    training._print_training(plain_console(), trained)
+    text = " ".join(re.sub(r"[^\w\s:.,%]", "", capsys.readouterr().out).split())
+    for words in (
+        "fc6: copied, as it is", "1 boxes or images dropped or clipped: a",
+        "1 images without a usable RoI, not trained on: b", "images that cannot be read, replaced",
+        "ms % waiting for data 1.0 25.0 loss 3.0 75.0 whole 4.0",
+    ):  # fmt: skip
+        assert words in text, words
 
 
 def test_resume_goes_on_from_the_checkpoint(trained, drawn, tmp_path):

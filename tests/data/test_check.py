@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.data.check import ERRORS, WARNINGS, check_dataset
+from fastrcnn_engine.data.check import ERRORS, WARNINGS, DataCheck, check_dataset
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
@@ -17,6 +18,7 @@ from fastrcnn_engine.data.proposals import (
     compute_proposals,
     write_proposals,
 )
+from fastrcnn_engine.data.records import Dataset, record_of
 
 from .coco_files import annotation, write_instances, write_picture
 from .voc_files import object_xml, write_annotation, write_image, write_split
@@ -140,13 +142,13 @@ def test_an_image_that_has_changed_since_its_search_is_told(voc, tmp_path):
     # Where nothing tells of which image they are, nobody reads it; nor one that cannot be read.
     write_proposals(path, [(name, np.zeros((0, 4))) for name, _ in images])
     assert ProposalStore(path).is_of("good", tmp_path / "nowhere.jpg") and changed() == []
-    images[1][1].write_bytes(images[1][1].read_bytes()[:300])
+    images[1][1].write_bytes(images[1][1].read_bytes()[:700])  # its size is there
     path.unlink()
     compute_proposals(images, path, Search(method="grid"), progress=False, errors=[])
     assert changed() == []
 
 
-def test_broken_exif_is_no_fault_of_the_image(tmp_path):
+def test_broken_exif_is_no_fault_of_the_image(tmp_path, capsys):
     write_image(tmp_path, "a", suffix=".webp")
     path = tmp_path / "JPEGImages" / "a.webp"
     exif = Image.Exif()
@@ -158,6 +160,7 @@ def test_broken_exif_is_no_fault_of_the_image(tmp_path):
     write_split(tmp_path, "train", ["a"])
     check = check_dataset(tmp_path, "train", progress=False)
     assert check.is_usable and not any(check.warnings.values())
+    assert capsys.readouterr().out == ""  # no live line was asked for
 
 
 def test_images_that_are_nearly_black_are_told(tmp_path):
@@ -172,6 +175,13 @@ def test_images_that_are_nearly_black_are_told(tmp_path):
     assert about(check.warnings[WARNINGS[8]], "twelve.png") and check.is_usable
 
 
+def test_quantiles_of_sizes_are_those_of_the_table():
+    boxes = [(0, 0, last, last) for last in range(21)]  # sides of 1 to 21
+    record = record_of("a", Path("a.png"), (40, 30), boxes, [1] * 21, [False] * 21)
+    check = DataCheck(Dataset(("dog",), [record], [], Path("set"), "train"), {}, {}, None)
+    assert check.to_dict()["classes"][0]["size_quantiles"] == pytest.approx([2, 11, 20])
+
+
 def test_a_split_without_any_object_cannot_be_trained_on(voc):
     write_split(voc, "bare", ["empty"])
     check = check_dataset(voc, "bare", ("dog", "cat"), progress=False)
@@ -179,6 +189,9 @@ def test_a_split_without_any_object_cannot_be_trained_on(voc):
     assert sum(check.errors.values(), []) == [
         "none of the 1 images of bare has an object to train on"
     ]
+    write_split(voc, "bad", ["absent"])  # that there is no image is told already
+    check = check_dataset(voc, "bad", ("dog", "cat"), progress=False)
+    assert not check.is_usable and check.errors[ERRORS[4]] == []
 
 
 def test_an_unknown_class_and_a_bad_flag_are_told_with_their_objects(voc):
@@ -189,6 +202,9 @@ def test_an_unknown_class_and_a_bad_flag_are_told_with_their_objects(voc):
     assert about(check.errors[ERRORS[0]], "object 1 (dog): difficult must be 0 or 1, got '2'",
                  "object 2: class 'bird' is not one of dog, cat")  # fmt: skip
     assert len(check.dataset.records[0].boxes) == 1
+    write_annotation(voc, "good", [GOOD, object_xml("cat", (1, 1, 20, 20))])  # are two objects
+    check = check_dataset(voc, "one", ("dog", "cat"), progress=False)
+    assert check.warnings[WARNINGS[2]] == []
 
 
 def test_a_coco_set_is_checked_too(tmp_path):
@@ -216,8 +232,9 @@ def test_a_coco_set_is_checked_too(tmp_path):
 
 
 def test_the_command_lists_everything_and_its_exit_code_says_whether_to_train(
-    voc, tmp_path, capsys
+    voc, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setenv("COLUMNS", "150")
     out = tmp_path / "out"
     command = ["check-data", "--data", str(voc), "--out", str(out), "--split"]
     with pytest.raises(SystemExit) as end:
@@ -226,13 +243,24 @@ def test_the_command_lists_everything_and_its_exit_code_says_whether_to_train(
     text = capsys.readouterr().out
     assert "errors: 8," in text and "truncated.jpg: not readable" in text and "absent.xml" in text
     content = json.loads((out / "check.json").read_text())
+    dog = next(one for one in content["classes"] if one["class"] == "dog")
+    sizes = " │ ".join(f"{size:.0f}" for size in dog["size_quantiles"])
+    table = " ".join(text.split())
+    assert "class ┃ objects ┃ images ┃ size, 5 % ┃ median ┃ 95 %" in table
+    assert f"dog │ 8 │ 7 │ {sizes} │" in table and len(set(sizes.split())) > 2
+    assert " 8/8 " in table and "images read: 8, objects: 10, errors: 8, warnings: 6;" in table
     assert sum(map(len, content["errors"].values())) == 8
     assert Image.open(out / "samples.jpg").width == 3 * 420 + 2 * 8
     assert "objects" in (out / "sizes.svg").read_text()
     write_split(voc, "fine", ["good", "empty"])
     # Warnings alone; classes are named, so the annotations of other splits are not read.
-    cli.main([*command, "fine", "--classes", "dog", "cat"])
-    assert "errors: 0, warnings: 1;" in capsys.readouterr().out
+    given = ("--classes", "dog", "cat", "--proposals", str(tmp_path / "p.npz"))
+    write_proposals(tmp_path / "p.npz", dict.fromkeys(("good", "empty"), [[0, 0, 19, 17]]).items())
+    cli.main([*command, "fine", *given])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "errors: 0, warnings: 1;" in text and "┃ recall at IoU 0.5 ┃ recall at IoU 0.7 ┃" in text
+    assert "dog │ 1 │ 1 │ 20 │ 20 │ 20 │ 1.000 │ 1.000 │ │ cat │ 1 │ 1 │ 14 │" in text
+    assert "│ n/a │ n/a │" in text  # of difficult ones alone
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "nothing"])
     assert end.value.code == 2

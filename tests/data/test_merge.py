@@ -75,12 +75,22 @@ def test_names_of_a_voc_image(name):
 
 
 def test_names_that_nothing_has_are_told_and_those_of_several_refused():
-    merged = merge_proposals([file_of({"1": box(1), "x": box(2), "77": box(3)})], [split_of("1")])
-    assert merged.unknown == [(Path("a.npz"), "x"), (Path("a.npz"), "77")]
+    strange = ("x", "77", "\u0661")  # the last is a one, in Arabic
+    boxes = {"1": box(1)} | dict.fromkeys(strange, box(2))
+    merged = merge_proposals([file_of(boxes)], [split_of("1")])
+    assert merged.unknown == [(Path("a.npz"), name) for name in strange]
     splits = [split_of("train/7", files=["a.jpg"]), split_of("val/7", files=["b.jpg"])]
     with pytest.raises(ValueError, match=r"a\.npz: '7' may be any of train/7, val/7"):
         merge_proposals([file_of({"7": box(1)})], splits)
     merged = merge_proposals([file_of({"train/7": box(1), "b.jpg": box(2)})], splits)
+    np.testing.assert_array_equal(merged.boxes["val/7"], box(2))
+    numbered = split_of("val/7", files=["000139.jpg"])
+    merged = merge_proposals([file_of({"139": box(1)})], [numbered])
+    np.testing.assert_array_equal(merged.boxes["val/7"], box(1))
+    # The folder tells images of one file name apart.
+    splits = [split_of(f"{name}/7", folder=name, files=["7.jpg"]) for name in ("train", "val")]
+    boxes = {"coco/train/7.jpg": box(1), "coco/val/7.jpg": box(2)}
+    merged = merge_proposals([file_of(boxes)], splits)
     np.testing.assert_array_equal(merged.boxes["val/7"], box(2))
 
 
@@ -101,6 +111,8 @@ def test_files_in_the_order_of_a_split_are_taken_by_turns():
         merge_proposals(files[:-1], splits)
     with pytest.raises(ValueError, match=r"ss-test\.mat is about 1 images, train has 2"):
         merge_proposals([files[2], files[0]], splits)
+    with pytest.raises(ValueError, match=r"eb-train\.pkl is about 2 images, test has 1"):
+        merge_proposals([files[0], files[3]], splits)
 
 
 def test_an_image_without_proposals_is_an_error_that_names_it():

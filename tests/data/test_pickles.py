@@ -181,6 +181,7 @@ NDARRAY = RECONSTRUCT + b"(cnumpy\nndarray\n(I0\ntVb\ntR"
         (DTYPE % b"O8" + b".", "array of type 'O8'"),
         (DTYPE % b"V8" + b".", "array of type 'V8'"),
         (DTYPE % b"f4,O" + b".", "array of type 'f4,O'"),
+        (DTYPE.replace(b"V<", b"VO,") % b"f4" + b".", "numbers of byte order 'O,'"),
         # A state with another number of bytes than the shape says, and one without a dtype.
         (NDARRAY + b"(I1\n(I1000\nt" + DTYPE % b"f4" + b"I00\nVabcd\ntb.", "reshape"),
         (NDARRAY + b"(I1\n(I1\ntVf4\nI00\nVabcd\ntb.", "array of type 'f4'"),

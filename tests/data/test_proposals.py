@@ -348,6 +348,8 @@ def test_as_many_are_searched_at_once_as_the_process_may_use_cores(tmp_path, mon
     monkeypatch.setattr(compute, "ThreadPoolExecutor", pool)
     compute_proposals(save_scenes(tmp_path, 1), tmp_path / "p.npz", Search("grid"), progress=False)
     pool.assert_called_once_with(2)
+    compute_proposals([], tmp_path / "q.npz", Search("grid"), workers=5, progress=False)
+    pool.assert_called_with(5)
 
 
 def test_the_pool_is_the_only_one_while_opencv_searches(tmp_path, monkeypatch):
@@ -383,6 +385,16 @@ def test_a_long_run_saves_as_it_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(compute, "load_image", waits)
     store = compute_proposals(items, out, Search("grid"), workers=1, progress=False)
     assert saved[-1] and list(store) == [image_id for image_id, _ in items]
+
+
+def test_it_saves_every_two_minutes_not_with_every_image_from_then_on(tmp_path, monkeypatch):
+    clock = Mock(monotonic=Mock(side_effect=[0, 119, 240, 241, 242]))
+    saves = Mock(wraps=write_proposals)
+    monkeypatch.setattr(compute, "time", clock)
+    monkeypatch.setattr(compute, "write_proposals", saves)
+    items = save_scenes(tmp_path, 3)
+    compute_proposals(items, tmp_path / "p.npz", Search("grid"), workers=1, progress=False)
+    assert saves.call_count == 2  # after the second image, and at the end
 
 
 def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):

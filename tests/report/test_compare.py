@@ -15,12 +15,12 @@ from .test_html import Page
 METRICS = {
     "mAP": 0.5, "metric": "area", "images": 7, "seconds": {"total": 61.2},
     "settings": {"Evaluation": {"split": "test"}},
-    "classes": {"dog": {"AP": 0.75}, "cat": {"AP": None}},
+    "classes": {"dog": {"AP": 0.75}, "<cat>": {"AP": None}},
     "mistakes": {
-        "score": 0.5, "missed": {"dog": 2, "cat": 1},
+        "score": 0.5, "missed": {"dog": 2, "<cat>": 1},
         "false_positives": {
             name: {"duplicate": 1, "localisation": 2, "other class": 3, "background": 40}
-            for name in ("dog", "cat")
+            for name in ("dog", "<cat>")
         },
     },
 }  # fmt: skip
@@ -39,7 +39,7 @@ LOG = [
 ONE = RunFiles("one", METRICS, LOG, {"seed": 3, "flip": True, "output": "a", "data": "<x>"})
 TWO = RunFiles("two", {**METRICS, "mAP": 0.625, "metric": "coco"}, LOG,
                {"seed": 4, "flip": True, "output": "b", "data": "y"})  # fmt: skip
-UNTESTED = RunFiles("three & more", None, LOG[:2], {})
+UNTESTED = RunFiles("three & <more>", None, LOG[:2], {})
 
 
 def rows_of(page: Page) -> str:
@@ -47,11 +47,14 @@ def rows_of(page: Page) -> str:
 
 
 def test_results_classes_mistakes_and_differences_stand_side_by_side():
-    text = rows_of(Page(render_comparison([ONE, TWO, UNTESTED])))
+    page = render_comparison([ONE, TWO, UNTESTED])
+    assert "<td>0.500</td><td><b>0.625</b></td>" in page  # the best
+    text = rows_of(Page(page))
     for words in (
         "3 runs", "mAP 0.500 0.625", "metric area coco not tested", "images 7 7 not tested",
-        "iterations 9 9 2", "images a second, in training 8 8 5", "seconds in all 61 61 not tested",
-        "best mAP of the validation 0.09 0.09", "fastrcnn-engine eval --run 'three & more'",
+        "iterations 9 9 2", "loss at the end 0.2222 0.2222 1",
+        "images a second, in training 8 8 5", "seconds in all 61 61 not tested",
+        "best mAP of the validation 0.09 0.09", "fastrcnn-engine eval --run 'three & <more>'",
         "dog 0.750 0.750", "The metrics differ: area, coco", "localisation 4 4", "missed 3 3",
         "seed 3 4", "data <x> y", "Learning rate",
     ):  # fmt: skip
@@ -61,8 +64,9 @@ def test_results_classes_mistakes_and_differences_stand_side_by_side():
 
 def test_what_a_run_has_not_got_is_left_out():
     bare = RunFiles("bare", None, (), {})
-    text = rows_of(Page(render_comparison([bare])))
-    assert "not tested" in text
+    page = render_comparison([bare])
+    text = rows_of(Page(page))
+    assert "not tested" in text and "<h1>bare</h1>" in page
     for heading in ("Average precision", "Training", "Mistakes", "Settings that differ"):
         assert heading not in text
     for bad in ([], [ONE, ONE]):

@@ -68,6 +68,8 @@ def test_missed_objects_come_by_falling_size_and_are_told(scene):
     ]  # fmt: skip
     assert [has(one.picture, WRONG) for one in shown] == [True, False]
     assert all(has(one.picture, MISSED) for one in shown)
+    assert cuts._overlap("cat", 0.006) == "cat, IoU 0.01"
+    assert cuts._overlap("cat", 0.004) == "cat, IoU below 0.01"
 
 
 def test_their_number_is_limited(scene, monkeypatch):
@@ -93,6 +95,7 @@ def test_a_rare_kind_is_shown_beside_the_highest_scores():
 def test_the_window_holds_the_boxes_and_stays_in_the_image():
     box = np.array([[100, 100, 199, 149]])
     assert window_around(box, 400, 600) == (75, 50, 225, 200)  # half as much again, centred
+    assert window_around(box[:, [1, 0, 3, 2]], 400, 600) == (50, 75, 200, 225)
     assert window_around(np.array([[0, 0, 99, 49]]), 400, 600) == (0, 0, 150, 150)
     assert window_around(np.array([[500.5, 380, 599, 399]]), 400, 600) == (450, 250, 600, 400)
     # A small box has something around it, and a box as large as the image is the image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,12 +86,23 @@ def test_labels_are_white_on_the_colour_of_the_box():
 def test_labels_stay_inside_the_image_and_off_each_other():
     marks = [Mark((0, 0, 190, 110), (200, 0, 0), "one 0.5"), Mark((0, 0, 190, 110), RED, "two 0.9")]
     drawn = draw_marks(grey(), marks)
+    boxes = draw_marks(grey(), [replace(mark, label="") for mark in marks])
     for colour in ((200, 0, 0), RED):
         # Both label grounds are there in full, though both would like the same corner.
-        assert ((drawn == colour).all(axis=2)).sum() > 600, colour
+        ground = (drawn == colour).all(axis=2) & ~(boxes == colour).all(axis=2)
+        assert ground.sum() > 400, colour
+    # The last mark, of the best detection, is the first to choose: above its box.
+    drawn = draw_marks(grey(), [replace(mark, box=(50, 60, 149, 99)) for mark in marks])
+    assert ((drawn[45:55, 50:100] == RED).all(axis=2)).sum() > 200
+    # One that is far from all others too.
+    apart = [Mark((20, 30, 60, 60), RED, "a"), Mark((150, 90, 190, 110), RED, "b")]
+    drawn = draw_marks(grey(), apart)
+    assert ((drawn[14:28, 20:35] == RED).all(axis=2)).sum() > 100
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "tab\tbed", "\x1b[31m", "\ud800", "\0", "\u202e"])
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "tab\tbed", "\x1b[31m", "\ud800", "\0", "\u202e", "\u2069"]
+)
 def test_a_name_of_more_than_letters_is_spelt_out_in_one_line(name):
     """After hours of training a class of two lines must not end its test."""
     image, spelt = np.zeros((90, 200, 3), np.uint8), name.encode("unicode_escape").decode()
@@ -102,19 +114,24 @@ def test_a_box_beyond_the_border_does_not_fail():
     drawn = draw_marks(grey(), [Mark((-40, -40, 400, 300), RED, "large", dashed=False)])
     assert ((drawn == RED).all(axis=2)).any()  # its label
     draw_marks(grey(), [Mark((30, 30, 30, 30), RED, "dot", dashed=True)])
+    draw_marks(grey(600, 800), [Mark((33, 33, 33, 33), RED, dashed=True)], width=80)
+    assert draw_marks(grey(1, 900), [], width=300).shape == (1, 300, 3)
 
 
 def test_dashed_boxes_have_gaps():
     drawn = draw_marks(grey(600, 800), [Mark((100, 100, 700, 500), WHITE, dashed=True)])
     line = (drawn[100, 100:700] == WHITE).all(axis=1)
     assert 0.3 < line.mean() < 0.7
+    missed = draw_marks(grey(600, 800), [Mark((100, 100, 700, 500), MISSED, dashed=True)])
+    thick = [(picture[90:120, 105] != 90).any(axis=1).sum() for picture in (drawn, missed)]
+    assert thick == [2, 4]
 
 
 def test_detections_carry_class_colour_label_and_score_strongest_last():
-    detections = found([[0, 0, 9, 9], [5, 5, 20, 20]], [0.9, 0.25], [2, 1])
-    marks = detection_marks(detections, ["cat", "dog"])
-    assert [m.label for m in marks] == ["cat 0.25", "dog 0.90"]
-    assert [m.colour for m in marks] == [class_colour(1), class_colour(2)]
+    boxes = [[0, 0, 9, 9], [5, 5, 20, 20], [5, 5, 21, 21]]
+    marks = detection_marks(found(boxes, [0.9, 0.25, 0.25], [2, 1, 2]), ["cat", "dog"])
+    assert [m.label for m in marks] == ["dog 0.25", "cat 0.25", "dog 0.90"]  # the first of equals
+    assert [m.colour for m in marks] == [class_colour(label) for label in (2, 1, 2)]
 
 
 def test_verdicts_have_their_colours():
@@ -158,5 +175,7 @@ def test_grid_places_pictures_row_by_row():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="image must be"):
         draw_marks(np.zeros((5, 5), np.uint8), [])
+    with pytest.raises(ValueError, match=r"image must be .*, got \(5, 5, 3\) float32"):
+        draw_marks(np.zeros((5, 5, 3), np.float32), [])
     with pytest.raises(ValueError, match="0 pictures"):
         picture_grid([])

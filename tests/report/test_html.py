@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +13,18 @@ import pytest
 from PIL import Image
 
 from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.records import Dataset, record_of
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult
 from fastrcnn_engine.evaluation.mistakes import find_mistakes
 from fastrcnn_engine.evaluation.pooled import PooledRoI
-from fastrcnn_engine.evaluation.voc import evaluate_voc
+from fastrcnn_engine.evaluation.voc import (
+    FALSE_POSITIVE,
+    IGNORED,
+    TRUE_POSITIVE,
+    evaluate_voc,
+)
 from fastrcnn_engine.ops import Detections
-from fastrcnn_engine.report import html
+from fastrcnn_engine.report import gallery, html
 from fastrcnn_engine.report.cuts import Cut, cut_missed, cut_wrong
 from fastrcnn_engine.report.gallery import drawn_at, make_gallery
 from fastrcnn_engine.report.html import Report, render_report, write_report
@@ -99,10 +106,10 @@ def report(scene):
 
 def test_gallery_ranks_images_and_counts_what_is_drawn(scene):
     records, detections = scene
-    gallery = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.5))
-    assert [one.image_id for one in gallery.best] == ["good", "empty"]
-    assert [one.image_id for one in gallery.worst] == ["bad"]
-    bad = gallery.worst[0]
+    made = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.5))
+    assert [one.image_id for one in made.best] == ["good", "empty"]
+    assert [one.image_id for one in made.worst] == ["bad"]
+    bad = made.worst[0]
     # The right detection has a score of 0.2 and is not shown, so its object counts as missed.
     assert (bad.right, bad.wrong, bad.missed) == (0, 1, 1)
     assert bad.picture.shape == (427, 640, 3)
@@ -110,6 +117,41 @@ def test_gallery_ranks_images_and_counts_what_is_drawn(scene):
     low = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.1))
     shown = {one.image_id: one for one in low.best + low.worst}["bad"]
     assert (shown.right, shown.wrong, shown.missed) == (1, 1, 0)
+
+
+def test_what_is_drawn_has_at_least_the_score(scene):
+    score = float(scene[1]["good"].scores[1])
+    assert len(drawn_at(scene[0], CLASSES, scene[1], score=score).detections["good"].scores) == 2
+
+
+def test_a_difficult_object_is_not_missed():
+    image = SimpleNamespace(difficult=np.array([False, True, True]))
+    match = SimpleNamespace(
+        status=np.array([TRUE_POSITIVE, FALSE_POSITIVE, IGNORED]), found=np.array([False] * 3)
+    )
+    assert gallery.verdict_counts(image, match) == (1, 1, 1)
+
+
+def test_samples_are_from_all_over_and_those_without_objects_come_last(monkeypatch):
+    def load(path):
+        if path.stem == "2":
+            raise OSError("no image")
+        return int(path.stem)
+
+    monkeypatch.setattr(gallery, "load_image", load)
+    monkeypatch.setattr(gallery, "draw_marks", lambda image, marks, width: (image, marks, width))
+    boxes, empty = [(1, 1, 9, 9), (2, 2, 8, 8)], (0, 4)
+    records = [
+        record_of(str(n), Path(f"{n}.png"), (20, 20), *(
+            ([], [], []) if n in empty else (boxes, [1, 3], [False, True])
+        )) for n in range(20)
+    ]  # fmt: skip
+    samples = gallery.sample_pictures(Dataset(tuple(CLASSES), records, [], Path("set"), "train"))
+    assert [number for number, _, _ in samples] == [6, 8, 10, 12, 14, 16, 18, 1, 3]
+    _, marks, width = samples[0]
+    assert [(mark.label, mark.dashed) for mark in marks] == [("cat", False), ("ghost", True)]
+    few = Dataset(tuple(CLASSES), records[:2], [], Path("set"), "train")
+    assert [number for number, _, _ in gallery.sample_pictures(few)] == [1, 0] and width == 420
 
 
 class Page(HTMLParser):
@@ -158,10 +200,50 @@ def test_page_shows_the_numbers(report):
     # cat: 0.9 wrong, 0.8 right, 0.2 right of 2 objects: area (2/3 + 2/3) / 2; dog 1; mean 0.833.
     assert report.result.mean_ap == pytest.approx((2 / 3 + 1) / 2)
     assert "0.833" in page.text and "0.667" in page.text and "n/a" in page.text
+    assert "nothing to find, nothing found" in page.text
     assert "1 wrong" in page.text and "1 missed" in page.text
     assert "fastrcnn-engine demo --seed 3" in page.text
     assert "2 min 05 s" in page.text and "bad.xml, object 1" in page.text
     assert "viewport" in str(page.tags)
+    assert "and 1 more" not in page.text
+    many = replace(report, notes=[f"note {i:02}." for i in range(21)])
+    words = "Notes (21) note 00."
+    page = Page(render_report(many))
+    assert words in page.text and "note 19. and 1 more" in page.text and "note 20" not in page.text
+    page = Page(render_report(replace(many, notes=many.notes[:20])))
+    assert "note 19." in page.text and "more Classes" not in page.text
+
+
+def test_the_headline_and_the_table_are_of_what_they_say(report, scene):
+    low = replace(report, drawn=drawn_at(scene[0], CLASSES, scene[1], score=0.1))
+    text = Page(render_report(low)).text.replace("\u00a0", " ")
+    for words in (
+        "mAP at IoU 0.5 area under the curve 3 test images 3 objects to find",
+        "100 % recall at score 0.1 75 % precision at score 0.1",
+        "90 % of the objects proposed, IoU 0.5 n/a of the objects proposed, IoU 0.7 2 min 08 s in",
+        "class AP, area AP, 11 points objects detections precision recall cat 0.667",
+        "mean 0.833 0.833 3 4",
+        "learning_rate 0.02 steps 1, 2 flip yes",
+    ):  # fmt: skip
+        assert words in text, words
+    none = replace(report, drawn=drawn_at(scene[0], CLASSES, scene[1], score=0.95))
+    text = Page(render_report(none)).text.replace("\u00a0", " ")
+    assert "0 % recall at score 0.95 n/a precision at score 0.95" in text
+    one, at = SimpleNamespace(name="x", npos=4, ndet=9), SimpleNamespace(tp=1, fp=1, npos=4)
+    row = html._class_row(1, one, at, [0.75, 0.5])
+    assert Page(row).text == "x 0.750 0.500 4 9 0.500 0.250" and "width:75.0%" in row
+    eleven = replace(report, result=replace(report.result, metric="11point"))
+    text = Page(render_report(eleven)).text
+    assert "VOC07, 11 points" in text and "class AP, 11 points AP, area objects" in text
+
+
+def test_times_are_told_as_people_do():
+    for seconds, told in ((9.94, "9.9 s"), (42.4, "42 s"), (100, "1 min 40 s"), (125, "2 min 05 s"),
+                          (11110, "3 h 05 min")):  # fmt: skip
+        assert html._duration(seconds) == told.replace(" ", "\u00a0")
+    bars = html._timing({"training": 50.0, "detection": 5.0, "report": 0.0})
+    assert re.findall(r"width:([\d.]+)%", bars) == ["100.0", "10.0", "0.0"]
+    assert "width:0.0%" in html._timing({"nothing": 0.0})
 
 
 def test_page_shows_the_numbers_of_coco(report):
@@ -178,6 +260,7 @@ def test_page_shows_the_numbers_of_coco(report):
 
 def test_names_are_escaped(report):
     text = render_report(report)
+    assert 'alt="a &quot;b&quot;"' in html.embedded_svg("<svg/>", 'a "b"')
     assert "<dog>" not in text and "&lt;dog&gt; &amp; co" in text
     assert "<title>A &lt;title&gt; &amp; more</title>" in text
 
@@ -187,6 +270,7 @@ def test_sections_without_content_are_left_out(report):
         report, facts={}, seconds={}, log=(), settings={}, proposal_recall={}, command="",
         versions={}, notes=(),
     )  # fmt: skip
+    assert "<h2>Training" not in render_report(replace(bare, log=[{"iteration": 1, "loss": None}]))
     page = Page(render_report(bare))
     for heading in ("Training", "Time", "Settings", "How to reproduce", "Notes"):
         assert heading not in page.text
@@ -198,8 +282,12 @@ def test_sections_without_content_are_left_out(report):
 def test_mistakes_are_told_by_kind_and_by_class(report, monkeypatch):
     text = " ".join(Page(render_report(report)).text.split())
     assert "right duplicate localisation other class background missed" in text
-    assert "What was taken for what" in text
-    monkeypatch.setattr(html, "MOST_CONFUSED", 1)
+    assert "missed cat 1 0 0 0 1 1 <dog> & co 1 0 0 0 0 0 ghost 0 0 0 0 0 0" in text
+    words = "What was taken for what what it is cat <dog> & co ghost missed"
+    assert f"{words} cat 1 1 <dog> & co 1 ghost nothing 1 Rows" in text
+    monkeypatch.setattr(html, "MOST_CONFUSED", 3)
+    assert "What was taken for what" in render_report(report)
+    monkeypatch.setattr(html, "MOST_CONFUSED", 2)
     page = render_report(report)
     assert "Mistakes" in page and "What was taken for what" not in page
     assert "Mistakes" not in render_report(replace(report, mistakes=None))
@@ -245,6 +333,8 @@ def test_what_was_pooled_is_told(report):
     one = report.looked[0]
     whole = replace(one, pooled=replace(one.pooled, flat=0))
     assert f"{words} good" in Page(html._looked([whole])).text
+    wrong = html._looked([replace(one, verdict="background")])
+    assert '<em class="wrong">background</em>' in wrong and 'class="right">right' not in wrong
     outside = replace(one, pooled=replace(one.pooled, bins=np.zeros((0, 4), np.int64)))
     assert "36 × 36 pixels, outside the map (short side 80)" in Page(html._looked([outside])).text
 
@@ -253,8 +343,8 @@ def test_a_set_without_objects_can_be_reported(scene):
     records, detections = [scene[0][2]], {"empty": scene[1]["empty"]}
     result = evaluate_voc(records, CLASSES, detections)
     drawn = drawn_at(records, CLASSES, detections)
-    gallery = make_gallery(records, CLASSES, drawn)
-    text = render_report(Report("empty", result, drawn, gallery))
+    made = make_gallery(records, CLASSES, drawn)
+    text = render_report(Report("empty", result, drawn, made))
     assert "n/a" in Page(text).text
     # Precision has another reason to be missing than average precision.
     assert "as precision: there is no such detection" in Page(text).text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def model():
     ).eval()  # fmt: skip
 
 
-def test_a_planted_peak_is_hot_where_it_is_on_the_photo(model):
+def test_a_planted_peak_is_hot_where_it_is_on_the_photo(model, monkeypatch):
     image = np.zeros((100, 120, 3), np.uint8)
     # The network gets the photo at twice its size: a cell is 2 pixels of the photo.
     image[54:56, 70:72] = 255
@@ -80,7 +82,12 @@ def test_a_planted_peak_is_hot_where_it_is_on_the_photo(model):
     roi = (48.0, 47.0, 91.0, 88.0)
     (found,) = where_pooled(model, image, np.float32([roi]))
     assert found.cell == 2 and found.counts.max() == 3
+    window_of = Mock(wraps=pooled.window_around)
+    monkeypatch.setattr(pooled, "window_around", window_of)
     one = look(image, "a", 0, "right", drawn, CLASSES, roi, found)
+    shown = window_of.call_args.args[0]  # with all of the outermost cells
+    np.testing.assert_allclose(shown[2:, :2].min(axis=0), 2 * found.bins[:, :2].min(axis=0) - 1)
+    np.testing.assert_allclose(shown[2:, 2:].max(axis=0), 2 * found.bins[:, 2:].max(axis=0) + 1)
     assert one.photo.shape == one.heat.shape == (320, 320, 3)
     assert one.name == "dog 0.90" and one.roi == roi
     assert (one.photo == RIGHT).all(axis=2).any() and (one.photo == ROI).all(axis=2).any()
@@ -96,6 +103,8 @@ def test_a_planted_peak_is_hot_where_it_is_on_the_photo(model):
     # middles are 152.5 and 72.5 from the corner.
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (147, 156, 67, 76)
     assert hot.sum() == 100
+    blue = np.nonzero((heat == ROI).all(axis=2))  # 5 pixels for one, and a line around them
+    assert [(side.min(), side.max()) for side in blue] == [(34, 245), (39, 260)]
 
 
 def test_nothing_is_hot_beyond_the_map_or_in_an_empty_cell():

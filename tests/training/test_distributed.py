@@ -267,6 +267,10 @@ def test_joint_batch_norm_is_torchs_over_the_values_of_all(monkeypatch, shape, o
         torch.testing.assert_close(own.grad, both.grad[: len(own)], rtol=1e-4, atol=1e-4)
         for name, value in plain.state_dict().items():
             torch.testing.assert_close(joint.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+    half = own.detach().bfloat16()  # as under autocast: summed up in float32
+    found, exact = joint(half), joint(half.float())
+    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+    plain.load_state_dict(joint.state_dict())
     joint.eval(), plain.eval()
     torch.testing.assert_close(joint(own), plain(own), rtol=1e-5, atol=1e-5)
 

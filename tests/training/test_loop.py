@@ -8,6 +8,7 @@ import re
 import signal
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from fastrcnn_engine.evaluation.voc import evaluate_voc
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.models.paper import PAPER_NETWORKS
 from fastrcnn_engine.ops import decode_boxes
-from fastrcnn_engine.training import batches, loop, resume, train
+from fastrcnn_engine.training import batches, loop, resume, stopwatch, train
 from fastrcnn_engine.training.batches import ImageCache, make_batch
 from fastrcnn_engine.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from fastrcnn_engine.training.interrupt import Interrupt
@@ -603,6 +604,23 @@ def test_other_tasks_are_no_continuation(voc):
 
 def assert_same_losses(one, two):
     assert [line["loss"] for line in log_of(one)] == [line["loss"] for line in log_of(two)]
+
+
+def test_a_stopwatch_tells_the_seconds_of_an_iteration(monkeypatch):
+    clock = Mock(side_effect=[0.0, 1.0, 5.0, 6.0, 8.0, 8.5])
+    monkeypatch.setattr(stopwatch.time, "perf_counter", clock)
+    watch, network = stopwatch.Stopwatch(torch.device("cpu"), enabled=True), own_network()
+    assert watch.means() is None
+    watch.mark("loss")
+    with watch.watching(network):  # what came before is no part
+        watch.mark("loss")
+        watch.mark("optimiser")
+    watch.iterations = 2
+    assert {part: s for part, s in watch.means().items() if s} == {"loss": 1.0, "optimiser": 1.0}
+    assert not network.backbone._forward_hooks and not network.head._forward_pre_hooks
+    off = stopwatch.Stopwatch(torch.device("cpu"), enabled=False)
+    off.iterations = 2
+    assert off.means() is None
 
 
 def test_overfits_one_image_to_ap_1(voc):

@@ -56,6 +56,9 @@ def test_fit_solves_the_original_problem():
     one.fit()
     np.testing.assert_allclose(one.weight, expected[:5], atol=1e-4)
     assert one.bias == pytest.approx(10 * expected[5], abs=1e-3)
+    before = one.weight
+    one.fit()
+    assert (one.weight == before).all()  # the same order of the examples
 
 
 def test_only_hard_negatives_are_held():
@@ -85,6 +88,14 @@ def test_trained_again_after_two_thousand_and_the_easy_let_go():
     assert (one.scores(two_clouds(500, 20)[1]) < 0).mean() > 0.95
 
 
+def test_two_thousand_are_not_yet_many():
+    one = LinearSVM(two_clouds(10, 2)[0])
+    one.mine(two_clouds(2000, 3)[1])
+    assert one.fits == 0
+    one.mine(two_clouds(1, 4)[1])
+    assert one.fits == 1
+
+
 def test_classes_without_examples():
     positives, negatives = two_clouds(20, 3)
     none = positives[:0]
@@ -94,6 +105,8 @@ def test_classes_without_examples():
     assert (found.scores(positives) > found.scores(negatives).max()).all()
     (alone,) = fit_svms([positives], [(negatives, ~mask[:, :1])])
     assert alone.scores(positives).tolist() == [0.0] * 20
+    (every,) = fit_svms([positives], [(negatives, mask[:, :1])], evict_score=-np.inf)
+    assert len(every.negatives) == 20 > len(found.negatives)
 
 
 def test_a_box_overlaps_with_the_class_of_its_best_object_alone():
@@ -186,6 +199,17 @@ def test_the_network_scores_by_its_svms(detector, monkeypatch):
         own, _ = score_proposals(model, load_image(record.image_path), record.boxes)
         for row, label in zip(own, record.labels.tolist(), strict=True):
             assert row[label] == row[1:].max()
+
+
+def test_the_seed_chooses_the_images_whose_features_are_measured(detector, monkeypatch):
+    def first(seed):
+        with pytest.raises(OSError) as stopped:
+            train_svms(*detector[:1], detector[1].records, detector[2], seed=seed)
+        return str(stopped.value)
+
+    monkeypatch.setattr(svm, "load_image", lambda path: open(path / "no image"))
+    monkeypatch.setattr(svm, "track", lambda items, _: items)
+    assert first(1) == first(1) and len({first(seed) for seed in range(5)}) > 1
 
 
 def test_both_protocols_keep_scores_below_zero(detector):

@@ -140,7 +140,7 @@ def draw_marks(
             label = spelt_out(mark.label)  # Pillow cannot place several lines
             place = _place(draw, font, label, _scaled(mark.box, scale), canvas.size, taken)
             taken.append(place)
-            draw.rectangle(place, fill=OTHER if mark.colour == WHITE else mark.colour)
+            draw.rectangle(place, fill=mark.colour)
             centre = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
             draw.text(centre, label, fill=WHITE, font=font, anchor="mm")
     return np.asarray(canvas)

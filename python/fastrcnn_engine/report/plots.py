@@ -125,7 +125,7 @@ def sizes_svg(sizes: Mapping[int, np.ndarray], classes: Sequence[str]) -> str:
         every = np.concatenate([*sizes.values(), np.zeros(0)])
         if len(every):
             low, high = np.floor(np.log2(every.min())), np.ceil(np.log2(every.max()) + 1e-9)
-            edges = 2.0 ** np.linspace(low, high, 3 * round(max(high - low, 1)) + 1)
+            edges = 2.0 ** np.linspace(low, high, 3 * round(high - low) + 1)
             labels = list(sizes)
             axes.hist(
                 [sizes[label] for label in labels], edges, stacked=True,

@@ -60,13 +60,10 @@ class _StandIn:
     __slots__ = ("_function",)
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
+        self._function = function
 
     def __call__(self, *arguments: Any) -> Any:
         return self._function(*arguments)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError("it changes what it calls")
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("it changes what it calls")
