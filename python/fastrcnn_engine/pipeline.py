@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.progress import counted
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     Search,
@@ -107,20 +107,19 @@ def detect_dataset(
     """
     options = dict(detection)
     protocol = options.pop("protocol")
-    own = track(
-        processes.share(dataset.records), "detection",
-        total=-(-len(dataset.records) // processes.count), disable=processes.rank > 0,
-    )  # fmt: skip
-    images = ((one.image_id, load_image(one.image_path), store[one.image_id]) for one in own)
-    if protocol == "paper":
-        found = detect_set(
-            model, images, len(dataset.records), **options, gathered=processes.gathered
-        )
-    else:
-        found = {
-            image_id: detect_image(model, image, proposals, **options)
-            for image_id, image, proposals in images
-        }
+    count = len(dataset.records)
+    with counted(
+        processes.share(dataset.records), "detection", -(-count // processes.count),
+        shown=processes.rank == 0,
+    ) as own:  # fmt: skip
+        images = ((one.image_id, load_image(one.image_path), store[one.image_id]) for one in own)
+        if protocol == "paper":
+            found = detect_set(model, images, count, **options, gathered=processes.gathered)
+        else:
+            found = {
+                image_id: detect_image(model, image, proposals, **options)
+                for image_id, image, proposals in images
+            }
     parts = processes.at_first(found)
     if parts is None:
         return None

@@ -208,7 +208,6 @@ def test_the_seed_chooses_the_images_whose_features_are_measured(detector, monke
         return str(stopped.value)
 
     monkeypatch.setattr(svm, "load_image", lambda path: open(path / "no image"))
-    monkeypatch.setattr(svm, "track", lambda items, _: items)
     assert first(1) == first(1) and len({first(seed) for seed in range(5)}) > 1
 
 

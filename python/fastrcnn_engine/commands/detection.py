@@ -12,13 +12,13 @@ from typing import Any
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from fastrcnn_engine.bulk import JsonLines, ParquetParts, check_made_by, detect_many
 from fastrcnn_engine.commands import plain_console
 from fastrcnn_engine.commands.common import print_notes, resize, search_of_training
 from fastrcnn_engine.data.images import load_image, opened_image
+from fastrcnn_engine.data.progress import counted
 from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.data.records import collecting
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
@@ -143,19 +143,20 @@ def detect_files(
     out.mkdir(parents=True, exist_ok=True)
     results = []
     taken = {path.resolve() for path in images}
-    for path in track(images, "detection"):
-        image = None
-        with collecting(errors):
-            image = load_image(path)
-        if image is None:
-            continue
-        found = detect_image(model, image, search.boxes(image, path.stem), **detection)
-        drawn = _free_name(out, path.stem, taken)
-        taken.add(drawn.resolve())
-        picture = draw_marks(image, detection_marks(found, model.classes))
-        with whole_file(drawn) as file:
-            Image.fromarray(picture).save(file, format="JPEG", quality=92, comment=DRAWN)
-        results.append((path, drawn, found))
+    with counted(images, "detection", len(images)) as each:
+        for path in each:
+            image = None
+            with collecting(errors):
+                image = load_image(path)
+            if image is None:
+                continue
+            found = detect_image(model, image, search.boxes(image, path.stem), **detection)
+            drawn = _free_name(out, path.stem, taken)
+            taken.add(drawn.resolve())
+            picture = draw_marks(image, detection_marks(found, model.classes))
+            with whole_file(drawn) as file:
+                Image.fromarray(picture).save(file, format="JPEG", quality=92, comment=DRAWN)
+            results.append((path, drawn, found))
     content = detections_as_json({str(p): found for p, _, found in results}, model.classes)
     write_json(out / "detections.json", content)
     return results

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.progress import (
     BarColumn,
@@ -15,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+Item = TypeVar("Item")
 
 
 def progress_bar(shown: bool) -> Progress:
@@ -29,6 +34,26 @@ def progress_bar(shown: bool) -> Progress:
         TimeRemainingColumn(),
         disable=not shown,
     )
+
+
+@contextmanager
+def counted(
+    items: Iterable[Item], title: str, total: int, *, shown: bool = True
+) -> Iterator[Iterator[Item]]:
+    """The items, counted on a live line that ends with the block, whatever ends it.
+
+    That of rich's `track` ends when Python drops its generator. After an error that somebody holds
+    that is while a later line begins, and the two wait for each other for ever.
+    """
+    with progress_bar(shown) as bar:
+        task = bar.add_task(title, total=total)
+
+        def one_by_one() -> Iterator[Item]:
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield one_by_one()
 
 
 def usable_cores() -> int:

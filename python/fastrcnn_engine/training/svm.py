@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.progress import counted
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.evaluation.detect import proposal_features
@@ -179,10 +179,10 @@ def train_svms(
         return np.concatenate([objects, own]), labels
 
     drawn = np.random.default_rng(seed).permutation(len(records))[:NORM_IMAGES]
-    lengths = [
-        np.linalg.norm(features_of(records[i], boxes_of(records[i])[0]), axis=1)
-        for i in track(drawn.tolist(), "length of the features")
-    ]
+    with counted(drawn.tolist(), "length of the features", len(drawn)) as some:
+        lengths = [
+            np.linalg.norm(features_of(records[i], boxes_of(records[i])[0]), axis=1) for i in some
+        ]
     length = float(np.concatenate(lengths).mean())
     if not length > 0:
         raise ValueError("the features of the network are 0 wherever one looks; is it trained?")
@@ -190,20 +190,21 @@ def train_svms(
 
     classes = len(model.classes)
     objects: list[list[np.ndarray]] = [[] for _ in range(classes)]
-    for record in track(records, "objects"):
-        boxes, labels, _ = without_crowds(record, proposals[record.image_id])
-        features = features_of(record, boxes) * scale
-        for row, label in zip(features, labels.tolist(), strict=True):
-            objects[label - 1].append(row)
+    with counted(records, "objects", len(records)) as each:
+        for record in each:
+            boxes, labels, _ = without_crowds(record, proposals[record.image_id])
+            features = features_of(record, boxes) * scale
+            for row, label in zip(features, labels.tolist(), strict=True):
+                objects[label - 1].append(row)
     width = model.cls_score.in_features
     positives = [np.array(rows, np.float32).reshape(-1, width) for rows in objects]
 
-    def images() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        for record in track(records, "hard negatives"):
-            boxes, labels = boxes_of(record)
-            yield features_of(record, boxes) * scale, negatives_of(boxes, labels, classes)
+    def candidates(record: ImageRecord) -> tuple[np.ndarray, np.ndarray]:
+        boxes, labels = boxes_of(record)
+        return features_of(record, boxes) * scale, negatives_of(boxes, labels, classes)
 
-    svms = fit_svms(positives, images())
+    with counted(records, "hard negatives", len(records)) as each:
+        svms = fit_svms(positives, map(candidates, each))
     with torch.no_grad():
         model.cls_score.weight.zero_()
         model.cls_score.bias.zero_()
