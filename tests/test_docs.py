@@ -302,6 +302,8 @@ def test_every_public_name_is_in_the_api(site):
     for module in (fastrcnn_engine, models, training):
         public |= {name for name in module.__all__ if callable(getattr(module, name))}
     assert public - anchors == {"FreezeTo"}  # names in a type, shown where it is used
+    for members in re.findall(r"members: \[(.*)\]", text_of("api.md")):
+        assert set(members.split(", ")) <= anchors, members
     # A colon in "Returns:" makes a type of what stands before it.
     for section in re.findall(r"Returns:.*?</ul>", html, re.DOTALL):
         for kind in re.findall(r"<code>(.*?)</code>\s*–", section, re.DOTALL):
