@@ -224,6 +224,9 @@ def test_a_network_of_your_own_is_named_and_filled_in(tmp_path):
         assert getattr(model, name) == getattr(trained, name), name
     for name, value in trained.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+    model.stride = 16  # which no weight shows
+    with pytest.raises(ValueError, match="stride is 16, but the backbone makes a map of"):
+        load_network(path, model=model)
     with pytest.raises(ValueError, match=r"classes \['brick', 'leaf'\], but .* \['cat', 'dog'\]"):
         load_network(path, model=build_network("tiny", ["cat", "dog"]))
     with pytest.raises(ValueError, match=r"mine\.pt does not fit the model: frozen"):

@@ -155,16 +155,25 @@ def _written_by_torch(path: Path) -> bool:
         return file.read(2) in (b"PK", b"\x80\x02")
 
 
-def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def load_plain(path: Path, kind: str, *, mapped: bool = False) -> Any:
+    """What torch.save wrote, on the CPU: tensors and plain values, so that no file can run code.
+
+    mapped: tensors stay on the disk until one is looked at.
+
+    Raises ValueError, which calls it a ``kind``, for any other file.
+    """
     try:
-        source = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:  # torch's words advise to let the file run its code
-        raise ValueError(
-            f"{path} is not a readable state dict: it is no file of torch.save, or holds more than "
-            "tensors and plain values"
-        ) from error
+        reason = "it is no file of torch.save, or holds more than tensors and plain values"
+        raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
     except Exception as error:
-        raise ValueError(f"{path} is not a readable state dict: {error}") from error
+        reason = str(error) or "it ends too early"
+        raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    source = load_plain(path, "state dict")
     if not isinstance(source, dict) or "features.0.weight" not in source:
         raise ValueError(
             f"{path} is not a VGG16 state dict with torchvision's names: "

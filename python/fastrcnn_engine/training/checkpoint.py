@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 import zipfile
@@ -16,6 +15,7 @@ from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.data.records import checked_classes
 from fastrcnn_engine.files import sync_folder, whole_file
 from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, split_layers
+from fastrcnn_engine.models.pretrained import load_plain
 from fastrcnn_engine.training.config import checked_device
 
 FORMAT = 1
@@ -103,17 +103,8 @@ def load_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
-    try:
-        mapped = not tensors and zipfile.is_zipfile(path)  # else torch complains of the mapping
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:  # torch's words advise to let the file run its code
-        raise ValueError(
-            f"{path} is not a readable checkpoint: it is no file of torch.save, or holds more than "
-            "tensors and plain values"
-        ) from error
-    except Exception as error:
-        reason = str(error) or "it ends too early"
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+    mapped = not tensors and zipfile.is_zipfile(path)  # else torch complains of the mapping
+    content = load_plain(path, "checkpoint", mapped=mapped)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a checkpoint of this package (format {FORMAT} expected); "
@@ -168,7 +159,8 @@ def load_network(
 
     Raises:
         ValueError: no such device, an unreadable file, a network without a name and no ``model``,
-            or a model of other classes or layers.
+            or a model of other classes or layers, or whose stride is not its backbone's. It may be
+            filled in by half then.
     """
     target = checked_device(device)
     # Mapped: what the optimiser kept, as large as the weights, is not read.
@@ -193,6 +185,8 @@ def load_network(
     except Exception as error:  # plain values of any kind may be in it
         raise ValueError(f"{path} does not {fits}: {error}; take another") from error
     load_weights(model, content, path)
+    if model.name not in NETWORKS:
+        model.check_stride()
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise ValueError(
