@@ -455,7 +455,7 @@ def test_cupy_takes_lists_of_boxes_and_channels_last(cupy):
     pooled = fe.roi_pool(features, [CupyLike(ROIS[:1, 1:]), CupyLike(ROIS[1:, 1:])], 2)
     assert_same_bits(pooled.array, VALUES)
     assert pooled.transpose(0, 2, 3, 1).flags.c_contiguous
-    with pytest.raises(TypeError, match="boxes must be a cupy.ndarray like the first argument"):
+    with pytest.raises(TypeError, match="boxes must be a cupy.ndarray like the other arguments"):
         fe.roi_pool(features, ROIS, 2)
 
 
@@ -584,7 +584,7 @@ def test_traced_calls_name_what_is_no_tensor(operator):
     given = list(arrays)
     given[first] = torch.from_numpy(arrays[first]).to("meta")
     if len(given) > 1:
-        says = r"^\w+ must be a torch\.Tensor like the first argument, got ndarray$"
+        says = r"^\w+ must be a torch\.Tensor like the other arguments, got ndarray$"
         with pytest.raises(TypeError, match=says):
             CALLS[operator][0](*given)
 

@@ -256,7 +256,7 @@ def test_traced_calls_take_no_more_boxes_than_images():
 
 def test_an_output_of_a_traced_call_is_a_tensor():
     out = POOLED.numpy().copy()
-    with pytest.raises(TypeError, match=r"out must be a torch\.Tensor like the first argument"):
+    with pytest.raises(TypeError, match=r"out must be a torch\.Tensor like the other arguments"):
         torch.vmap(lambda x: fe.roi_pool(x, ROIS, (3, 2), out=out))(FEATURES[None])
 
 

@@ -140,7 +140,7 @@ class NumpyArrays:
                 raise _unreadable(array, name, error) from error
         else:
             raise TypeError(f"{name} must be a NumPy array (or another DLPack array in host "
-                            f"memory) like the first argument, got {type(array).__name__}")
+                            f"memory) like the other arguments, got {type(array).__name__}")
         foreign = array.dtype.kind not in "biufc" or array.dtype.isbuiltin == 2
         if foreign and not is_bfloat16(array):
             raise ValueError(f"{name} must hold NumPy's own numbers, got dtype {array.dtype}")
@@ -192,7 +192,7 @@ class CupyArrays(NumpyArrays):
 
     def _own(self, array: Any, name: str) -> Any:
         if not isinstance(array, self._xp.ndarray):
-            raise TypeError(f"{name} must be a cupy.ndarray like the first argument, "
+            raise TypeError(f"{name} must be a cupy.ndarray like the other arguments, "
                             f"got {type(array).__name__}")
         return array
 
@@ -336,7 +336,7 @@ class TorchArrays:
 
     def _other_kind(self, array: Any, name: str) -> TypeError:
         return TypeError(
-            f"{name} must be a torch.Tensor like the first argument, got {type(array).__name__}"
+            f"{name} must be a torch.Tensor like the other arguments, got {type(array).__name__}"
         )
 
 
