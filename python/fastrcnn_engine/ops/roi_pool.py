@@ -265,7 +265,9 @@ def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _four(input_shape: Sequence[int]) -> tuple[int, int, int, int]:
     try:
-        n, c, h, w = map(whole, input_shape)
+        n, c, h, w = input_shape
+        if not (type(n) is type(c) is type(h) is type(w) is int):
+            n, c, h, w = map(whole, input_shape)
         if n >= 0 and c >= 0 and h >= 0 and w >= 0:
             return n, c, h, w
     except (TypeError, ValueError):
