@@ -152,7 +152,7 @@ def test_cuda_without_cuda_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     built = "fastrcnn_engine.training.config.build_info"
     monkeypatch.setattr(built, lambda: {"cuda_device": "no nvcc was found"})
-    with pytest.raises(ValueError, match="device is 'cuda', but this build .* no nvcc was found; "):
+    with pytest.raises(ValueError, match="device is 'cuda', but .* CUDA here: no nvcc was found; "):
         checked_device("cuda")
     monkeypatch.setattr(built, lambda: {"cuda_device": "available"})
     assert checked_device("cuda").type == "cuda"

@@ -149,7 +149,7 @@ def train(options: Train, command: str) -> None:
     if config.device == "cpu" and first:
         with suppress(ValueError):
             checked_device("cuda")
-            console.print("a GPU is there and is not used: --device cuda")
+            console.print("a GPU is there: --device cuda would use it")
     from_scratch = config.weights is None and config.init is None and not config.resume
     if from_scratch and config.network != "tiny" and first:
         console.print(

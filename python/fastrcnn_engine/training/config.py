@@ -311,8 +311,8 @@ def checked_device(name: str) -> torch.device:
         reason = build_info()["cuda_device"]
         if reason != "available":
             raise ValueError(
-                f"device is {name!r}, but this build of fastrcnn_engine has no use of CUDA: "
-                f"{reason}; fastrcnn-engine env tells more, docs/install.md how to build it"
+                f"device is {name!r}, but fastrcnn_engine cannot use CUDA here: {reason}; "
+                "fastrcnn-engine env tells more, docs/install.md how to build it for a GPU"
             )
     return device
 
