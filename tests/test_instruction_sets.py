@@ -34,12 +34,15 @@ OTHERS = ("ops/test_onnx.py", "ops/test_data_parallel.py", "training/test_faults
 def test_the_tests_pass_on_every_set():
     """On all at once, by one thread each: torch's threads would wait for each other's cores."""
     others = [name for name in SUPPORTED if name != CHOSEN]
+    if not others:
+        pytest.skip("this machine has one instruction set")
     command = [sys.executable, "-m", "pytest", "-q", "-x", *(str(TESTS / room) for room in ROOMS),
                *(f"--ignore={TESTS / other}" for other in OTHERS)]  # fmt: skip
-    with ThreadPoolExecutor(len(others) or 1) as pool:
-        results = pool.map(lambda name: run(command, name, OMP_NUM_THREADS="1"), others)
-    for name, done in zip(others, results, strict=True):
-        assert done.returncode == 0, f"{name}: {done.stdout[-3000:]}"
+    with ThreadPoolExecutor(len(others)) as pool:
+        results = list(pool.map(lambda name: run(command, name, OMP_NUM_THREADS="1"), others))
+    failed = [f"{name}: {done.stdout[-3000:]}"
+              for name, done in zip(others, results, strict=True) if done.returncode]  # fmt: skip
+    assert not failed, "\n".join(failed)
 
 
 @pytest.mark.parametrize("instruction_set", [*SUPPORTED, ""])
