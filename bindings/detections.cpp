@@ -34,8 +34,11 @@ std::optional<int64_t> detect(py::handle boxes, py::handle scores, py::handle de
     DetectBoxes<T> call;
     call.proposals = proposals.view<const T, 2>();
     call.scores = probabilities.view<const T, 2>();
-    // Without rows there may be no memory either; null would then read as "no deltas", which is as good.
     if (shifts) call.deltas = shifts->view<const T, 2>();
+    // Without elements there may be no memory, and the engine takes null for no deltas: so that it looks at
+    // their shape, any address, which it never reads from.
+    static constexpr T no_elements{};
+    if (shifts && call.deltas.data == nullptr) call.deltas.data = &no_elements;
     call.image_height = height;
     call.image_width = width;
     call.max_log_ratio = max_log_ratio;

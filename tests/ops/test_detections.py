@@ -232,12 +232,15 @@ def test_defaults_are_those_of_the_plan():
 B, S, D = random_boxes(4, 2), np.full((4, 3), 0.3, np.float32), np.zeros((4, 12), np.float32)
 
 
-@pytest.mark.parametrize("shape", [(0, 12), (4, 0), (0, 0)])
+@pytest.mark.parametrize(
+    ("rows", "shape"), [(4, (0, 12)), (4, (4, 0)), (4, (0, 0)), (0, (0, 8)), (0, (0, 0))]
+)
 @every_face
-def test_deltas_without_elements_are_not_none(shape, face):
-    says = r"deltas must be \(4, 12\), got " + re.escape(str(shape))
+def test_deltas_without_elements_are_not_none(rows, shape, face):
+    arrays = [give(array, face) for array in (B[:rows], S[:rows], np.zeros(shape, np.float32))]
+    says = re.escape(f"deltas must be ({rows}, 12), got {shape}")
     with pytest.raises(ValueError, match=says):
-        fe.detections(give(B, face), give(S, face), give(np.zeros(shape, np.float32), face), SIZE)
+        fe.detections(*arrays, SIZE)
 
 
 @pytest.mark.parametrize(
