@@ -2,6 +2,9 @@
 // those of labels and weights, as it gets pointers to them.
 #include "fastrcnn_engine/smooth_l1.h"
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
 #include <optional>
 
 #include "dispatch.h"
@@ -22,7 +25,7 @@ struct Operands {
   }
 
   template <typename T>
-  SmoothL1<T> call(double beta, double normalizer) const {
+  SmoothL1<T> call(double beta, std::optional<double> normalizer) const {
     SmoothL1<T> call;
     call.deltas = deltas.view<const T, 2>();
     call.targets = targets.view<const T, 2>();
@@ -36,7 +39,7 @@ struct Operands {
       call.weights = w.data;
     }
     call.beta = beta;
-    call.normalizer = normalizer;
+    call.normalizer = normalizer.value_or(static_cast<double>(std::max<int64_t>(rows, 1)));
     return call;
   }
 
@@ -48,7 +51,7 @@ struct Operands {
 };
 
 void forward(py::handle deltas, py::handle targets, py::handle labels, py::handle weights,
-             double beta, double normalizer, py::handle loss, uintptr_t stream) {
+             double beta, std::optional<double> normalizer, py::handle loss, uintptr_t stream) {
   const Operands in(deltas, targets, labels, weights, stream);
   const Array value(loss, "loss", Access::write, stream);
   for_float(in.deltas, [&]<typename T>() {
@@ -62,8 +65,8 @@ void forward(py::handle deltas, py::handle targets, py::handle labels, py::handl
 }
 
 void backward(py::handle deltas, py::handle targets, py::handle labels, py::handle weights,
-              double beta, double normalizer, py::handle grad_loss, py::handle grad_deltas,
-              uintptr_t stream) {
+              double beta, std::optional<double> normalizer, py::handle grad_loss,
+              py::handle grad_deltas, uintptr_t stream) {
   const Operands in(deltas, targets, labels, weights, stream);
   const Array upstream(grad_loss, "grad_loss", Access::read, stream);
   const Array result(grad_deltas, "grad_deltas", Access::write, stream);

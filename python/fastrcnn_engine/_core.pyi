@@ -19,11 +19,11 @@ def roi_pool_backward(
     new_bytes: NewBytes, /,
 ) -> None: ...
 def smooth_l1_forward(
-    deltas: Any, targets: Any, labels: Any, weights: Any, beta: float, normalizer: float,
+    deltas: Any, targets: Any, labels: Any, weights: Any, beta: float, normalizer: float | None,
     loss: Any, stream: int, /,
 ) -> None: ...
 def smooth_l1_backward(
-    deltas: Any, targets: Any, labels: Any, weights: Any, beta: float, normalizer: float,
+    deltas: Any, targets: Any, labels: Any, weights: Any, beta: float, normalizer: float | None,
     grad_loss: Any, grad_deltas: Any, stream: int, /,
 ) -> None: ...
 def encode_boxes(reference_boxes: Any, proposals: Any, out: Any, stream: int, /) -> None: ...

@@ -10,7 +10,7 @@ import torch
 from fastrcnn_engine.ops._arrays import arrays_of, is_traced
 from fastrcnn_engine.ops.box_codec import clip
 from fastrcnn_engine.ops.roi_pool import pool, roi_pool, roi_pool_backward, scatter
-from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
+from fastrcnn_engine.ops.smooth_l1 import gradient_of, loss_of, take_operands
 
 
 def is_enabled() -> bool:
@@ -104,10 +104,9 @@ class SmoothL1Function(torch.autograd.Function):
     ) -> torch.Tensor:
         arrays = arrays_of(deltas, "deltas")
         operands = take_operands(arrays, deltas, targets, labels, weights)
-        divisor = divisor_of(operands, normalizer)
         ctx.save_for_backward(*operands, deltas)
-        ctx.beta, ctx.divisor = beta, divisor
-        return loss_of(arrays, operands, beta, divisor)
+        ctx.beta, ctx.normalizer = beta, normalizer
+        return loss_of(arrays, operands, beta, normalizer)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -120,11 +119,11 @@ class SmoothL1Function(torch.autograd.Function):
             from fastrcnn_engine.ops import torch_ops
 
             gradient = torch_ops.call(
-                "smooth_l1_backward", grad_loss, deltas, *operands[1:], ctx.beta, ctx.divisor
+                "smooth_l1_backward", grad_loss, deltas, *operands[1:], ctx.beta, ctx.normalizer
             )
         else:
             arrays = arrays_of(grad_loss, "grad_loss")
-            gradient = gradient_of(arrays, grad_loss, operands, ctx.beta, ctx.divisor)
+            gradient = gradient_of(arrays, grad_loss, operands, ctx.beta, ctx.normalizer)
         return gradient, None, None, None, None, None
 
 

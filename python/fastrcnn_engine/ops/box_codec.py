@@ -150,7 +150,7 @@ def clip(boxes: Any, size: tuple[float, float], inclusive: bool) -> Any:
     if not shape or shape[-1] != 4:
         raise ValueError(f"boxes must be (..., 4) rows of [x1, y1, x2, y2], got shape {shape}")
     rows = boxes.reshape((math.prod(shape[:-1]), 4))
-    out = arrays.empty(rows.shape, rows.dtype, rows)
+    out = arrays.empty_like(rows)
     height, width = size
     _core.clip_boxes(rows, float(height), float(width), inclusive, out, arrays.stream)
     return arrays.give(out.reshape(shape))

@@ -14,7 +14,6 @@ from fastrcnn_engine.ops._arrays import (
     is_traced,
     number_of,
     require_no_gradient,
-    shape_of,
     widened,
 )
 
@@ -57,24 +56,25 @@ def smooth_l1(
     code.
     """
     require_no_gradient("smooth_l1", ("targets", "weights"), targets, weights)
-    deltas, targets, weights = widened(deltas), widened(targets), widened(weights)
     beta = number_of(beta, "beta")
     if is_traced(deltas):
         from fastrcnn_engine.ops import torch_ops
 
         return torch_ops.call(
-            "smooth_l1", deltas, targets, labels, weights, beta, _traced(normalizer)
-        )
+            "smooth_l1", widened(deltas), widened(targets), labels, widened(weights), beta,
+            _traced(normalizer),
+        )  # fmt: skip
+    normalizer = _number_or_none(normalizer)
     if getattr(deltas, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
         if autograd.is_enabled():
             return autograd.SmoothL1Function.apply(
-                deltas, targets, labels, weights, beta, normalizer
+                widened(deltas), targets, labels, weights, beta, normalizer
             )
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
-    return loss_of(arrays, operands, beta, divisor_of(operands, normalizer))
+    return loss_of(arrays, operands, beta, normalizer)
 
 
 def smooth_l1_backward(
@@ -104,8 +104,7 @@ def smooth_l1_backward(
         )  # fmt: skip
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
-    divisor = divisor_of(operands, normalizer)
-    return gradient_of(arrays, grad_loss, operands, beta, divisor)
+    return gradient_of(arrays, grad_loss, operands, beta, _number_or_none(normalizer))
 
 
 Operands = tuple[Any, Any, Any, Any]  # deltas, targets, labels or None, weights or None
@@ -121,34 +120,30 @@ def take_operands(arrays: Arrays, deltas: Any, targets: Any, labels: Any, weight
     )
 
 
-def divisor_of(operands: Operands, normalizer: float | None) -> float:
-    """What the sum is divided by: the normalizer, or the number of rows."""
-    if normalizer is not None:
-        return number_of(normalizer, "normalizer")
-    return float(max(shape_of(operands[0], 2, "deltas")[0], 1))
+def _number_or_none(normalizer: Any) -> float | None:
+    return None if normalizer is None else number_of(normalizer, "normalizer")
 
 
 def _traced(normalizer: Any) -> Any:
     if is_tensor(normalizer):  # whose number nobody knows yet
         raise TypeError("normalizer must be a number where torch traces the call, got a tensor: "
                         "divide the loss by it instead, with normalizer=1")
-    return None if normalizer is None else number_of(normalizer, "normalizer")
+    return _number_or_none(normalizer)
 
 
-def loss_of(arrays: Arrays, operands: Operands, beta: float, divisor: float) -> Any:
+def loss_of(arrays: Arrays, operands: Operands, beta: float, normalizer: float | None) -> Any:
     """`smooth_l1` of operands that are taken, outside autograd."""
     deltas = operands[0]
     loss = arrays.empty((), deltas.dtype, deltas)
-    _core.smooth_l1_forward(*operands, beta, divisor, loss, arrays.stream)
+    _core.smooth_l1_forward(*operands, beta, normalizer, loss, arrays.stream)
     return arrays.give(loss)
 
 
 def gradient_of(
-    arrays: Arrays, grad_loss: Any, operands: Operands, beta: float, divisor: float
+    arrays: Arrays, grad_loss: Any, operands: Operands, beta: float, normalizer: float | None
 ) -> Any:
     """`smooth_l1_backward` of operands that are taken."""
-    deltas = operands[0]
     upstream = arrays.take_signed(grad_loss, "grad_loss")
-    gradient = arrays.empty(deltas.shape, deltas.dtype, deltas)
-    _core.smooth_l1_backward(*operands, beta, divisor, upstream, gradient, arrays.stream)
+    gradient = arrays.empty_like(operands[0])
+    _core.smooth_l1_backward(*operands, beta, normalizer, upstream, gradient, arrays.stream)
     return arrays.give(gradient)

@@ -26,7 +26,7 @@ from fastrcnn_engine.ops.detections import padded as padded_detections
 from fastrcnn_engine.ops.nms import iou, kept
 from fastrcnn_engine.ops.nms import padded as padded_indices
 from fastrcnn_engine.ops.roi_pool import pool, scatter
-from fastrcnn_engine.ops.smooth_l1 import divisor_of, gradient_of, loss_of, take_operands
+from fastrcnn_engine.ops.smooth_l1 import gradient_of, loss_of, take_operands
 
 LIBRARY = torch.library.Library("fastrcnn_engine", "DEF")
 _TENSORS: dict[str, list[str]] = {}  # of each operator's first arguments, "name?" where optional
@@ -335,7 +335,7 @@ def _vmap_in_turn(name: str) -> Callable:
 def _smooth_l1(deltas, targets, labels, weights, beta, normalizer):
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
-    return loss_of(arrays, operands, beta, divisor_of(operands, normalizer))
+    return loss_of(arrays, operands, beta, normalizer)
 
 
 @_operator(
@@ -346,8 +346,7 @@ def _smooth_l1(deltas, targets, labels, weights, beta, normalizer):
 def _smooth_l1_backward(grad_loss, deltas, targets, labels, weights, beta, normalizer):
     arrays = arrays_of(deltas, "deltas")
     operands = take_operands(arrays, deltas, targets, labels, weights)
-    divisor = divisor_of(operands, normalizer)
-    return gradient_of(arrays, grad_loss, operands, beta, divisor)
+    return gradient_of(arrays, grad_loss, operands, beta, normalizer)
 
 
 def _keep_operands(ctx, inputs, output):
