@@ -22,6 +22,7 @@ struct Candidates {
   T max_log_ratio, score_threshold, x_limit, y_limit;
   int64_t rows, columns, places;
   bool moves;  // by deltas. A kernel that compares their pointer loads them by generic loads on sm_100
+  bool is_class_agnostic;
 
   explicit Candidates(const DetectBoxes<T>& call)
       : call(call),
@@ -32,7 +33,8 @@ struct Candidates {
         rows(call.scores.shape[0]),
         columns(call.scores.shape[1]),
         places(call.boxes.shape[0]),
-        moves(call.deltas.data != nullptr) {}
+        moves(call.deltas.data != nullptr),
+        is_class_agnostic(call.is_class_agnostic()) {}
 
   __device__ int64_t classes() const { return columns - 1; }
   __device__ int64_t class_id(int64_t number) const { return number + 1; }  // its column
@@ -43,9 +45,10 @@ struct Candidates {
   }
   __device__ T score(int64_t index) const { return call.scores.data[index]; }
   __device__ Box<T> box(int64_t index) const {
-    auto box = box_at(call.proposals.data, index / columns);
+    const int64_t row = index / columns;
+    auto box = box_at(call.proposals.data, row);
     if (moves)
-      box = semantics::decode(box, delta_at(call.deltas.data, index), max_log_ratio);
+      box = semantics::decode(box, delta_at(call.deltas.data, is_class_agnostic ? row : index), max_log_ratio);
     return semantics::clip(box, x_limit, y_limit);
   }
   __device__ void write(int64_t place, int64_t index) const {

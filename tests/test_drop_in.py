@@ -34,7 +34,7 @@ def test_the_guide_shows_the_examples() -> None:
         for node in ast.parse(text).body
         if isinstance(node, (ast.ClassDef, ast.FunctionDef))
     ]
-    assert len(shown) == 4
+    assert len(shown) == 5
     for code in shown:
         assert code and f"\n{code}\n" in page, code
 
@@ -55,7 +55,7 @@ def test_every_example_runs(bench) -> None:
     """
     peers = [SimpleNamespace(name="torchvision", ops=fastrcnn_engine)]
     sections = bench.sections(peers, "cpu")
-    assert [len(section.rows) for section in sections] == [2, 2, 2, 2]
+    assert [len(section.rows) for section in sections] == [2, 2, 2, 2, 2]
     for section in sections:
         assert "2 times the same" in section.check()
     assert len(bench.sections([], "cpu")) == 1  # the loop, which needs torch alone

@@ -117,7 +117,7 @@ int frcnn_detections(const frcnn_detections_args* a, int64_t* count) {
     fr::DetectBoxes<float> call;
     call.proposals = {a->proposals, {a->r, 4}};
     call.scores = {a->scores, {a->r, a->k + 1}};
-    call.deltas = {a->deltas, {a->r, 4 * (a->k + 1)}};
+    call.deltas = {a->deltas, {a->r, a->class_agnostic != 0 ? 4 : 4 * (a->k + 1)}};
     call.image_height = a->image_height;
     call.image_width = a->image_width;
     call.max_log_ratio = ratio_or_default(a->max_log_ratio);

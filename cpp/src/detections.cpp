@@ -21,7 +21,11 @@ void check(const DetectBoxes<T>& call) {
   require(call.scores.shape[1] >= 1, "scores must be (R, K + 1) with the background in column 0, got (",
           call.scores.shape[0], ", ", call.scores.shape[1], ")");
   if (call.deltas.data != nullptr) {
-    require_shape(call.deltas, "deltas", call.proposals.shape[0], 4 * call.scores.shape[1]);
+    const auto [rows, columns] = call.deltas.shape;
+    const int64_t wanted_rows = call.proposals.shape[0], wanted = 4 * call.scores.shape[1];
+    require(rows == wanted_rows && (columns == wanted || call.is_class_agnostic()), "deltas must be (",
+            wanted_rows, ", ", wanted, "), or (", wanted_rows, ", 4) for all classes, got (", rows, ", ",
+            columns, ")");
     require(call.max_log_ratio > 0, "max_log_ratio must be positive, got ", call.max_log_ratio);
   }
   require_image(call.image_height, call.image_width, call.inclusive);
@@ -85,7 +89,8 @@ int64_t detect_boxes(const DetectBoxes<T>& call) {
     const int64_t row = next->index / columns, label = next->index % columns;
     auto box = box_at(call.proposals.data, row);
     if (call.deltas.data != nullptr)
-      box = semantics::decode(box, delta_at(call.deltas.data, next->index), max_log_ratio);
+      box = semantics::decode(box, delta_at(call.deltas.data, call.is_class_agnostic() ? row : next->index),
+                              max_log_ratio);
     box = semantics::clip(box, x_limit, y_limit);
     if (!semantics::is_whole(box) || !suppression.keep(box, label)) continue;
     semantics::put_detection(call, kept++, box, call.scores.data[next->index], label, row);

@@ -186,15 +186,18 @@ def test_suppression_in_c_equals_python(in_c: InC, idxs, inclusive: bool) -> Non
      {"nms_threshold": 0.6}],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("deltas", [DELTAS, None], ids=["deltas", "no-deltas"])
+@pytest.mark.parametrize(
+    "deltas", [DELTAS, DELTAS[:, 4:8].copy(), None], ids=["deltas", "class-agnostic", "no-deltas"]
+)
 def test_detections_in_c_equal_python(in_c: InC, deltas, options: dict) -> None:
     out = [np.empty((9, 4), np.float32), np.empty(9, np.float32), np.empty(9, np.int64)]
     rows = np.empty(9, np.int64)
     thresholds = {"score_threshold": 0.05, "nms_threshold": 0.3, **options}
+    agnostic = deltas is not None and deltas.shape[1] == 4
     code = in_c.call(
         "detections", ctypes.byref(COUNT), proposals=BOXES, scores=SCORES, deltas=deltas, r=40, k=2,
         image_height=70, image_width=80, boxes=out[0], box_scores=out[1], labels=out[2], rows=rows,
-        m=9, **thresholds,
+        m=9, class_agnostic=agnostic, **thresholds,
     )  # fmt: skip
     assert code == 0
     expected = fe.detections(BOXES, SCORES, deltas, (70, 80), max_detections=9, **options)

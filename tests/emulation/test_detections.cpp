@@ -4,20 +4,23 @@
 
 namespace {
 
+enum class Deltas { none, of_each_class, of_all_classes };
+
 template <typename T>
-void detections_of(int64_t rows, int64_t columns, int64_t capacity, int64_t extent, bool with_deltas,
+void detections_of(int64_t rows, int64_t columns, int64_t capacity, int64_t extent, Deltas kind,
                    Random& random) {
   const bool inclusive = random.integer(0, 1);
   const auto proposals = crowded_boxes<T>(rows, random, extent);
   const auto scores = tied_scores<T>(rows * columns, random);
-  auto deltas = random.many<T>(4 * rows * columns, -1, 1);
+  const int64_t width = kind == Deltas::of_all_classes ? 4 : 4 * columns;
+  auto deltas = random.many<T>(width * rows, -1, 1);
   for (T& delta : deltas)
     if (random.integer(0, 29) == 0) delta = random.integer(0, 1) ? kNan : -kInf;
   DetectBoxes<T> call;
   call.proposals = rows_of(proposals, 4);
   call.scores = rows_of(scores, columns);
-  call.deltas = rows_of(std::as_const(deltas), 4 * columns);
-  if (!with_deltas) call.deltas.data = nullptr;
+  call.deltas = rows_of(std::as_const(deltas), width);
+  if (kind == Deltas::none) call.deltas.data = nullptr;
   call.image_height = 7 + extent;
   call.image_width = 8.5 + extent;
   call.max_log_ratio = std::log(1000.0 / 16);
@@ -60,14 +63,15 @@ void detections_of() {
   for (const int64_t rows : {0, 1, 70})
     for (const int64_t columns : {1, 2, 6})
       for (const int64_t capacity : {0, 1, 10, 400})
-        detections_of<T>(rows, columns, capacity, 1, random.integer(0, 1), random);
-  detections_of<T>(1000, 2, 500, 100, false, random);
-  detections_of<T>(200, 4, 100, 40, true, random);
-  detections_of<T>(20, 35, 300, 10, true, random);
-  detections_of<T>(600, 1, 10, 1, true, random);
+        detections_of<T>(rows, columns, capacity, 1, Deltas(random.integer(0, 2)), random);
+  detections_of<T>(1000, 2, 500, 100, Deltas::none, random);
+  detections_of<T>(200, 4, 100, 40, Deltas::of_each_class, random);
+  detections_of<T>(200, 4, 100, 40, Deltas::of_all_classes, random);
+  detections_of<T>(20, 35, 300, 10, Deltas::of_each_class, random);
+  detections_of<T>(600, 1, 10, 1, Deltas::of_each_class, random);
   // Long lists, of two windows where every score is high enough.
   for (const int64_t capacity : {10, 3000})
-    detections_of<T>(900, 4, capacity, 100, true, random);
+    detections_of<T>(900, 4, capacity, 100, Deltas::of_each_class, random);
 }
 
 void detections_waited_for() {

@@ -404,6 +404,11 @@ BUGS = [
         "lane_of() == 0 && before < enough", "lane_of() == 0 && before <= enough",
         "detections", "detections.cu",
     ),
+    Bug(
+        "deltas for all classes are read as those of each", "detections.cu",
+        "is_class_agnostic ? row : index", "index",
+        "detections", "detections.cu",
+    ),
 ]  # fmt: skip
 
 

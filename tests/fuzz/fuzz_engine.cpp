@@ -468,7 +468,8 @@ void smooth_l1(Dice& dice) {
 template <typename T>
 void detections(Dice& dice) {
   const int64_t r = dice.between(0, 30), columns = dice.between(1, 5), most = dice.between(0, 8);
-  Buffer<T> proposals(r * 4), scores(r * columns), deltas(r * 4 * columns);
+  const int64_t width = dice.one_in(2) ? 4 : 4 * columns;  // of all classes, of each
+  Buffer<T> proposals(r * 4), scores(r * columns), deltas(r * width);
   fill_boxes(dice, proposals);
   dice.fill(scores);
   dice.fill(deltas);
@@ -477,7 +478,7 @@ void detections(Dice& dice) {
   DetectBoxes<T> call;
   call.proposals = {proposals.data(), {r, 4}};
   call.scores = {scores.data(), {r, columns}};
-  if (dice.one_in(2)) call.deltas = {deltas.data(), {r, 4 * columns}};
+  if (dice.one_in(2)) call.deltas = {deltas.data(), {r, width}};
   call.image_height = 20, call.image_width = 18;
   call.max_log_ratio = 4.135;
   call.score_threshold = dice.one_in(3) ? -std::numeric_limits<double>::infinity() : 0.05;

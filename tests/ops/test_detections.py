@@ -25,7 +25,7 @@ class DetectionCase:
     name: str
     boxes: np.ndarray  # (R, 4)
     scores: np.ndarray  # (R, K + 1)
-    deltas: np.ndarray | None  # (R, 4 (K + 1))
+    deltas: np.ndarray | None  # (R, 4 (K + 1)), or (R, 4)
     options: dict = field(default_factory=dict)
 
 
@@ -39,6 +39,11 @@ def _random(name: str, rows: int, classes: int, seed: int = 0, **options) -> Det
 
 def _without_deltas(case: DetectionCase) -> DetectionCase:
     return DetectionCase(case.name + "-no-deltas", case.boxes, case.scores, None, case.options)
+
+
+def _class_agnostic(case: DetectionCase) -> DetectionCase:
+    deltas = case.deltas[:, 4:8].copy()
+    return DetectionCase(case.name + "-agnostic", case.boxes, case.scores, deltas, case.options)
 
 
 def _coarse(name: str) -> DetectionCase:
@@ -67,6 +72,7 @@ _MANY = _random("many", 300, 20, 1)
 DETECTION_CASES = [
     _MANY,
     _without_deltas(_MANY),
+    _class_agnostic(_MANY),
     _random("inclusive", 300, 20, 2, inclusive=True),
     _random("one-class", 40, 1),
     _random("crowd-of-one-class", 2200, 1, 8, max_detections=2000, score_threshold=0.0),
@@ -74,6 +80,7 @@ DETECTION_CASES = [
     _random("one-proposal", 1, 3),
     _random("no-proposals", 0, 3),
     _without_deltas(_random("no-proposals", 0, 3)),
+    _class_agnostic(_random("no-proposals", 0, 3)),
     _random("at-most-7", 100, 5, max_detections=7),
     _random("at-most-0", 100, 5, max_detections=0),
     _random("at-most-a-billion", 50, 3, max_detections=10**9),
@@ -83,6 +90,7 @@ DETECTION_CASES = [
     _random("all-overlap-suppresses", 50, 3, nms_threshold=0.0),
     _coarse("tied-scores"),
     _with_nan(),
+    _class_agnostic(_with_nan()),
     _nan_in_each_corner(),
     DetectionCase(
         "deltas-explode",
@@ -238,7 +246,7 @@ B, S, D = random_boxes(4, 2), np.full((4, 3), 0.3, np.float32), np.zeros((4, 12)
 @every_face
 def test_deltas_without_elements_are_not_none(rows, shape, face):
     arrays = [give(array, face) for array in (B[:rows], S[:rows], np.zeros(shape, np.float32))]
-    says = re.escape(f"deltas must be ({rows}, 12), got {shape}")
+    says = re.escape(f"deltas must be ({rows}, 12), or ({rows}, 4) for all classes, got {shape}")
     with pytest.raises(ValueError, match=says):
         fe.detections(*arrays, SIZE)
 
@@ -250,8 +258,10 @@ def test_deltas_without_elements_are_not_none(rows, shape, face):
         (lambda: fe.detections(B, S[:3], D, SIZE), "scores.*boxes.*4.*3"),
         (lambda: fe.detections(B, S[:, 0], D, SIZE), "scores must have 2 dimensions"),
         (lambda: fe.detections(B, S[:, :0], D[:, :0], SIZE), r"scores must be \(R, K \+ 1\)"),
-        (lambda: fe.detections(B, S, D[:, :8], SIZE), r"deltas must be \(4, 12\), got \(4, 8\)"),
-        (lambda: fe.detections(B, S, D[:3], SIZE), r"deltas must be \(4, 12\), got \(3, 12\)"),
+        (lambda: fe.detections(B, S, D[:, :8], SIZE),
+         r"deltas must be \(4, 12\), or \(4, 4\) for all classes, got \(4, 8\)"),
+        (lambda: fe.detections(B, S, D[:3], SIZE), r"deltas must be .*, got \(3, 12\)"),
+        (lambda: fe.detections(B, S, D[:3, :4], SIZE), r"deltas must be .*, got \(3, 4\)"),
         (lambda: fe.detections(B, S.astype(np.float64), D, SIZE),
          "scores must be float32, got float64"),
         (lambda: fe.detections(B.astype(int), S, D, SIZE), "boxes must be .*, got int64"),

@@ -21,14 +21,16 @@ def detections(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """boxes (M, 4), scores (M,), labels (M,), rows (M,) by falling score, then row, then label.
 
-    Class 0 is background. Without deltas the proposals are the boxes. A box with a NaN is no
-    candidate, nor is a NaN score or one that does not exceed the threshold.
+    Class 0 is background. Without deltas the proposals are the boxes; deltas of four columns are
+    those of every class. A box with a NaN is no candidate, nor is a NaN score or one that does not
+    exceed the threshold.
     """
     classes = scores.shape[1]
     if deltas is None:
         moved = np.repeat(boxes[:, None], classes, axis=1)
     else:
-        moved = decode(deltas, boxes).reshape(len(boxes), classes, 4)
+        moved = decode(deltas, boxes).reshape(len(boxes), deltas.shape[1] // 4, 4)
+        moved = np.broadcast_to(moved, (len(boxes), classes, 4))
     moved = clip(moved, image_size, inclusive)
     whole = ~np.isnan(moved).any(axis=2)
     found = []

@@ -66,6 +66,7 @@ typedef struct {
   const float* proposals;    /* (R, 4) in image pixels */
   const float* scores;       /* (R, K + 1) class probabilities, background in column 0 */
   const float* deltas;       /* (R, 4 * (K + 1)) un-normalised; null: the proposals as they are */
+  int32_t class_agnostic;    /* the deltas are (R, 4), for all classes */
   int64_t r, k;
   double image_height, image_width;
   double max_log_ratio;      /* as above */

@@ -16,7 +16,8 @@ template <typename T>
 struct DetectBoxes {
   View<const T, 2> proposals;  // (R, 4) in image pixels
   View<const T, 2> scores;     // (R, K + 1) class probabilities
-  View<const T, 2> deltas;     // (R, 4 * (K + 1)) un-normalised; null data: proposals as they are
+  View<const T, 2> deltas;     // (R, 4 * (K + 1)) un-normalised, or (R, 4) for all classes (class-agnostic);
+                               // null data: proposals as they are
   double image_height = 0, image_width = 0;  // as in ClipBoxes
   double max_log_ratio = kMaxLogRatio;  // as in DecodeBoxes
   double score_threshold = 0;
@@ -29,6 +30,8 @@ struct DetectBoxes {
   View<T, 1> box_scores;           // (M,)
   View<int64_t, 1> labels;         // (M,) 1 .. K
   View<int64_t, 1> proposal_rows;  // (M,) which proposal it came from
+
+  bool is_class_agnostic() const { return deltas.shape[1] == 4; }
 };
 
 template <typename T>

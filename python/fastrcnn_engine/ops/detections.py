@@ -38,7 +38,8 @@ def detections(
     Args:
         boxes: (R, 4) proposals in image pixels, float32 or float64.
         scores: (R, K + 1) class probabilities, background in column 0.
-        deltas: (R, 4 * (K + 1)) un-normalised box deltas, or None: the proposals as they are.
+        deltas: (R, 4 * (K + 1)) un-normalised box deltas, (R, 4) for all classes (class-agnostic),
+            or None: the proposals as they are.
         image_size: (height, width) in pixels, to clip to.
         score_threshold: a class counts for a proposal when its score is greater.
         nms_threshold: overlap above which the weaker box of a class goes; the paper's is 0.3.
