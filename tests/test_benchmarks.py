@@ -1,0 +1,32 @@
+"""What every benchmark promises of its figures, whichever machine it runs on."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from build.steps import ROOT
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import harness
+
+    return harness
+
+
+def test_every_timed_call_comes_after_an_untimed_one_and_something_else(harness, monkeypatch):
+    """Whatever its job is called, and whichever row came before: two rows have the same chances."""
+    done = []
+    monkeypatch.setattr(harness, "something_else", lambda: done.append("something else"))
+    rows = [
+        harness.Row(who, job, lambda who=who: done.append(who))
+        for who, job in ((harness.OURS, "values, fresh"), ("peer", "values, kept"))
+    ]
+    harness.interleave(rows, rounds=4)
+    calls = [done[i : i + 3] for i in range(0, len(done), 3)]
+    assert sorted(who for who, *_ in calls) == 5 * [harness.OURS] + 5 * ["peer"]
+    assert all(call == [call[0], "something else", call[0]] for call in calls)
