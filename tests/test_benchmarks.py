@@ -30,3 +30,12 @@ def test_every_timed_call_comes_after_an_untimed_one_and_something_else(harness,
     calls = [done[i : i + 3] for i in range(0, len(done), 3)]
     assert sorted(who for who, *_ in calls) == 5 * [harness.OURS] + 5 * ["peer"]
     assert all(call == [call[0], "something else", call[0]] for call in calls)
+
+
+def test_a_plain_call_forward_has_no_floor(harness):
+    """It gets huge pages, memory that torch makes does not: what is written there is no floor."""
+    import roipool_bench as bench
+
+    problem = bench.Problem(bench.Workload("small", 1, 4, 8, 8, r=3, p=2))
+    floors = {row.job for row in bench.forward_rows(problem) if row.who == harness.FLOOR}
+    assert floors == {bench.VALUES_KEPT, bench.VALUES_16_BIT, bench.ARGMAX_KEPT}
