@@ -19,7 +19,7 @@ from harness import OURS, Row, Section, replayed
 from nms_bench import TorchVision, clustered
 
 PROPOSALS, CLASSES = 2000, 21
-IMAGE = (600, 1000)
+IMAGE = (1000, 1000)  # of clustered()
 SCORE_THRESHOLD, IOU_THRESHOLD, MOST = 0.05, 0.3, 100
 LEAD = {"undecided": 0.0, "decided": 6.0}  # of the background's logits
 
