@@ -59,21 +59,13 @@ class TorchVision(roipool_peers.TorchVision):
 class OpenVino(roipool_peers.OpenVino):
     def _nms(self, boxes: np.ndarray, scores: np.ndarray, threshold: float) -> Any:
         """boxes (batch, B, 4), scores (batch, 1, B): rows (batch, class, box) are kept."""
-        ops, count = self.ov.opset9, boxes.shape[1]
-        inputs = [self.ov.opset1.parameter(array.shape, np.float32) for array in (boxes, scores)]
-        kept = ops.non_max_suppression(
-            *inputs, np.int64(count), np.float32(threshold), np.float32(-1)
+        count = boxes.shape[1]
+        limits = np.int64(count), np.float32(threshold), np.float32(-1)
+        run = self.model(
+            [boxes, scores],
+            lambda *inputs: [self.ov.opset9.non_max_suppression(*inputs, *limits).output(0)],
         )
-        model = self.ov.Model([kept.output(0)], inputs)
-        request = self.ov.Core().compile_model(model, "CPU", self.options).create_infer_request()
-        for i, array in enumerate((boxes, scores)):
-            request.set_input_tensor(i, self.ov.Tensor(array, shared_memory=True))
-
-        def run() -> np.ndarray:
-            request.infer()
-            return request.get_output_tensor(0).data
-
-        return run
+        return lambda: run()[0]
 
     def nms(self, boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> Any:
         run = self._nms(boxes.numpy()[None], scores.numpy()[None, None], threshold)

@@ -39,3 +39,24 @@ def test_a_plain_call_forward_has_no_floor(harness):
     problem = bench.Problem(bench.Workload("small", 1, 4, 8, 8, r=3, p=2))
     floors = {row.job for row in bench.forward_rows(problem) if row.who == harness.FLOOR}
     assert floors == {bench.VALUES_KEPT, bench.VALUES_16_BIT, bench.ARGMAX_KEPT}
+
+
+def test_openvinos_operator_finds_the_same_detections(harness):
+    pytest.importorskip("openvino")
+    import detections_bench as bench
+
+    for section in bench.sections([bench.OpenVino(1)], "cpu"):
+        assert [row.who for row in section.rows] == [harness.OURS, "openvino"]
+        assert "the same 100 detections" in section.check()
+
+
+@pytest.mark.parametrize("wrong", range(3))
+def test_other_detections_are_not_timed(harness, wrong):
+    import detections_bench as bench
+
+    found = torch.ones(2, 4), torch.ones(2), torch.ones(2, dtype=torch.int64)
+    other = [t.clone() for t in found]
+    other[wrong][1] += 1
+    rows = [bench.Row(who, "detections", lambda r=r: r) for who, r in (("a", found), ("b", other))]
+    with pytest.raises(SystemExit, match="b: other detections"):
+        bench.check_detections(rows)
