@@ -41,6 +41,17 @@ def test_a_plain_call_forward_has_no_floor(harness):
     assert floors == {bench.VALUES_KEPT, bench.VALUES_16_BIT, bench.ARGMAX_KEPT}
 
 
+def test_the_box_loss_has_new_labels_in_every_call(harness):
+    import small_calls_bench as bench
+
+    section = bench.box_loss(128, "cpu")
+    for row in section.rows:
+        chosen = [row.run().ne(0) for _ in range(bench.LABEL_SETS + 1)]
+        assert all(not torch.equal(a, b) for a, b in zip(chosen, chosen[1:], strict=False))
+        assert torch.equal(chosen[0], chosen[-1])
+    assert section.check() == "3 times the same"  # also in every later call
+
+
 def test_openvinos_operator_finds_the_same_detections(harness):
     pytest.importorskip("openvino")
     import detections_bench as bench
