@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from build.steps import ROOT
+from build.cuda_on_the_cpu import CudaOnTheCpu
+from build.steps import ROOT, run
 
 # One program for all of them: notes how it was called, and does what the script looks at.
 PRETENDER = '''
@@ -138,3 +140,46 @@ def test_sanitizers_get_tests_that_they_can_run(whole: Run) -> None:
         assert not [name for name in names if "graph" in name]
     assert {*memcheck} - {*racecheck} == {name for name in memcheck if "more_boxes" in name}
     assert len({*memcheck} - {*racecheck}) == 2, shlex.join(given["racecheck"])
+
+
+# The tests of which a GPU has to run everything first, and why.
+ONLY_ON_A_GPU = {
+    "test_a_cuda_graph_replays_pooling_decoding_and_suppression": "nothing here captures calls",
+    "test_a_cuda_graph_replays_pooling_its_gradient_and_the_loss": "nothing here captures calls",
+    "test_cuda_gives_zero_where_no_image_is": "on the CPU a bad batch index is an error",
+    "test_mixed_devices_are_refused": "the engine sees where memory is",
+    "test_cupys_own_arrays_give_the_bits_of_tensors": "needs CuPy; test_cupy_works_on_its_current_"
+    "stream_and_in_its_memory does the same with what looks like it",
+}
+
+
+def test_what_the_cuda_tests_do_holds_with_another_copy_on_the_cpu() -> None:
+    """So that the first GPU finds what is wrong with the kernels, and not with their tests."""
+    command = "-m pytest -vv -p no:cacheprovider -m cuda".split() + files_with_cuda_tests()
+    every = collected(command)
+    for name in ONLY_ON_A_GPU:
+        assert any(f"::{name}" in test for test in every), f"{name} is no test"
+    left = [test for test in every if test.split("::")[1].split("[")[0] not in ONLY_ON_A_GPU]
+    done = run(
+        sys.executable, *command, "-p", "build.cuda_on_the_cpu",
+        "-k", f"not ({' or '.join(ONLY_ON_A_GPU)})", PYTHONPATH=str(ROOT / "tests"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"= {len(left)} passed" in done.stdout and " skipped" not in done.stdout, done.stdout
+
+
+def test_the_copy_on_the_cpu_is_no_easier_than_a_gpu() -> None:
+    with CudaOnTheCpu():
+        here = torch.ones(2)
+        there = here.to("cuda")
+        made = torch.zeros(2, device="cuda") + there
+        assert [x.device.type for x in (there, made, made.cpu(), here)] == [
+            "cuda", "cuda", "cpu", "cpu"
+        ]  # fmt: skip
+        assert there.to(torch.device("cuda")) is there and here.cpu() is here
+        there.add_(1)
+        assert there.tolist() == [2, 2] and here.tolist() == [1, 1]
+        with pytest.raises(TypeError, match="GPU is no NumPy array"):
+            there.numpy()
+        with pytest.raises(RuntimeError, match="add of tensors on the GPU and on the CPU"):
+            there.add(here)

@@ -406,7 +406,7 @@ def test_cuda_autograd_equals_the_cpus(layout, cuda_device):
         features = torch.from_numpy(laid_out(features_of(case.name, np.float32), layout))
         rois, gradients = torch.from_numpy(case.rois), []
         for device in ("cpu", cuda_device):
-            x = features.to(device).requires_grad_()
+            x = features.detach().to(device).requires_grad_()  # on the CPU else features itself
             pooled = fe.roi_pool(x, rois.to(device), case.output_size, case.scale)
             upstream = torch.from_numpy(gradient_like(take(pooled.detach().cpu())))
             pooled.backward(upstream.to(device))

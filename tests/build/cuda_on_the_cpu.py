@@ -1,0 +1,76 @@
+"""A pytest plugin that runs the tests marked `cuda` where no GPU is: what they put there is a copy.
+
+Tensors on the GPU that is not there, and all that torch makes of them, are marked. They say that
+their device is cuda, and neither become NumPy arrays nor meet others in a call of torch's. The
+engine takes them for what they are, tensors of the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import fastrcnn_engine
+
+MAY_MEET_OTHERS = {torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__}
+TO_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__}
+
+
+def is_there(x: Any) -> bool:
+    return hasattr(x, "is_there")
+
+
+def device_type(x: Any) -> str | None:
+    """cpu or cuda, where an argument names a device."""
+    named = isinstance(x, torch.device) or (isinstance(x, str) and x.startswith(("cpu", "cuda")))
+    return torch.device(x).type if named else None
+
+
+class CudaOnTheCpu(TorchFunctionMode):
+    """Is asked instead of every function of torch, methods and attributes of tensors included."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None) -> Any:
+        if function in (torch.Tensor.cpu, torch.Tensor.cuda):
+            function, args = torch.Tensor.to, (args[0], function.__name__)
+        given = tree_leaves((args, kwargs))
+        there = any(map(is_there, given))
+        if function == torch.Tensor.device.__get__:
+            return torch.device("cuda", 0) if there else torch.device("cpu")
+        if there and function in TO_NUMPY:
+            raise TypeError("a tensor on the GPU is no NumPy array: .cpu() first")
+        others = [x for x in given if isinstance(x, torch.Tensor) and x.dim() and not is_there(x)]
+        if there and others and function not in MAY_MEET_OTHERS:
+            raise RuntimeError(f"{function.__name__} of tensors on the GPU and on the CPU")
+
+        named = next(filter(None, map(device_type, given)), None)
+        if named and function != torch.device:
+            there = named == "cuda"
+            args, kwargs = tree_map(lambda x: "cpu" if device_type(x) else x, (args, kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if args and result is args[0]:
+            if not named or there == is_there(result):
+                return result  # changed in place, or there already
+            result = result.clone()
+        if there:
+            for x in tree_leaves(result):
+                if isinstance(x, torch.Tensor):
+                    x.is_there = True
+        return result
+
+
+def pytest_configure() -> None:
+    """What tests/conftest.py asks, and what a test may wait for."""
+    fastrcnn_engine.build_info = lambda: {"cuda": True}
+    torch.cuda.is_available = lambda: True
+    torch.cuda.synchronize = lambda device=None: None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    with CudaOnTheCpu():
+        return (yield)
