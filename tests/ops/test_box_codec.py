@@ -95,15 +95,19 @@ def test_encode_names_the_row_that_has_no_size(bad, argument, face):
         fe.encode_boxes(give(boxes["reference_boxes"], face), give(boxes["proposals"], face))
 
 
+def boxes_to_clip() -> np.ndarray:
+    return np.concatenate([
+        random_boxes(50, 7) * 2 - 40,
+        [[-5, -5, -1, -1], [80, 60, 90, 70], [0, 0, 79, 59], [79.5, 59.5, 80, 60], [9, 9, 3, 3]],
+        [[NAN, 0, INF, -INF], [-INF, -INF, INF, INF], [-0.0, 0.0, 1e30, -1e30]],
+    ])  # fmt: skip
+
+
 @every_dtype
 @every_face
 @pytest.mark.parametrize("inclusive", [False, True])
 def test_clip_equals_the_reference(dtype, face, inclusive):
-    boxes = np.concatenate([
-        random_boxes(50, 7) * 2 - 40,
-        [[-5, -5, -1, -1], [80, 60, 90, 70], [0, 0, 79, 59], [79.5, 59.5, 80, 60], [9, 9, 3, 3]],
-        [[NAN, 0, INF, -INF], [-INF, -INF, INF, INF], [-0.0, 0.0, 1e30, -1e30]],
-    ]).astype(dtype)  # fmt: skip
+    boxes = boxes_to_clip().astype(dtype)
     for size in ((60, 80), (1, 1)):
         actual = fe.clip_boxes_to_image(give(boxes, face), size, inclusive=inclusive)
         np.testing.assert_array_equal(take(actual), reference.clip(boxes, size, inclusive))
@@ -136,21 +140,27 @@ def test_clip_leaves_its_input_alone():
     np.testing.assert_array_equal(boxes, before)
 
 
+@every_dtype
+@pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.cuda
-def test_cuda_decodes_and_clips_like_the_cpu(cuda_device):
-    boxes = torch.from_numpy(random_boxes(300, 3))
-    deltas = torch.from_numpy(random_deltas(300, 5, 4)).float()
-    clipped = fe.clip_boxes_to_image(boxes.to(cuda_device), (60, 80))
-    assert torch.equal(clipped.cpu(), fe.clip_boxes_to_image(boxes, (60, 80)))
-    # exp and log of the two libraries may differ in the last place.
-    decoded = fe.decode_boxes(deltas.to(cuda_device), boxes.to(cuda_device)).cpu().numpy()
-    plain = fe.decode_boxes(deltas, boxes).numpy()
-    exact = reference.decode(deltas.double().numpy(), boxes.numpy())
-    assert_no_worse(decoded, plain, exact)
-    encoded = fe.encode_boxes(boxes.to(cuda_device), (boxes + 1).to(cuda_device)).cpu().numpy()
-    plain = fe.encode_boxes(boxes, boxes + 1).numpy()
-    exact = reference.encode(boxes.double().numpy(), (boxes + 1).numpy())
-    assert_no_worse(encoded, plain, exact)
+def test_cuda_clips_like_the_cpu(dtype, inclusive, cuda_device):
+    boxes = give(boxes_to_clip().astype(dtype), "torch")
+    clipped = fe.clip_boxes_to_image(boxes.to(cuda_device), (60, 80), inclusive=inclusive)
+    expected = fe.clip_boxes_to_image(boxes, (60, 80), inclusive=inclusive)
+    np.testing.assert_array_equal(take(clipped), expected.numpy())
+
+
+@every_dtype
+@pytest.mark.parametrize("coded", ["encode", "decode"])
+@pytest.mark.cuda
+def test_cuda_encodes_and_decodes_like_the_cpu(dtype, coded, cuda_device):
+    """Where exp and log of the two may differ in the last place."""
+    boxes, others = (random_boxes(300, seed).astype(dtype) for seed in (3, 5))
+    first = others if coded == "encode" else random_deltas(300, 5, 4).astype(dtype)
+    operator = getattr(fe, f"{coded}_boxes")
+    here = [give(x, "torch") for x in (first, boxes)]
+    actual, plain = (take(operator(*(x.to(d) for x in here))) for d in (cuda_device, "cpu"))
+    assert_no_worse(actual, plain, getattr(reference, coded)(first.astype(np.longdouble), boxes))
 
 
 def test_positional_arguments():

@@ -108,6 +108,15 @@ def operands(case: DetectionCase, dtype, face) -> list:
         return [x if x is None else give(x.astype(dtype), face) for x in arrays]
 
 
+def tolerance(dtype) -> float:
+    """exp of two libraries may differ in the last place; corners are at most a few hundred."""
+    return 2e3 * np.finfo(dtype).eps
+
+
+def places_of(case: DetectionCase) -> int:
+    return min(case.options.get("max_detections", 100), 3000)
+
+
 @every_case
 @every_dtype
 @every_face
@@ -120,8 +129,7 @@ def test_equal_to_the_reference(case: DetectionCase, dtype, face):
     np.testing.assert_array_equal(take(found.rows), rows)
     np.testing.assert_array_equal(take(found.labels), labels)
     np.testing.assert_array_equal(take(found.scores), scores)
-    # exp of two libraries may differ in the last place; corners are at most a few hundred.
-    np.testing.assert_allclose(take(found.boxes), boxes, rtol=0, atol=2e3 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(take(found.boxes), boxes, rtol=0, atol=tolerance(dtype))
     assert [take(x).dtype for x in found] == [dtype, dtype, np.int64, np.int64]
     assert take(found.boxes).shape == (len(rows), 4)
 
@@ -131,7 +139,7 @@ def test_equal_to_the_reference(case: DetectionCase, dtype, face):
 @every_face
 def test_padded_are_the_same_and_then_nothing(case: DetectionCase, dtype, face):
     arrays = operands(case, dtype, face)
-    places = min(case.options.get("max_detections", 100), 3000)
+    places = places_of(case)
     options = {**case.options, "max_detections": places}
     padded = fe.detections_padded(*arrays, SIZE, **options)
     found = fe.detections(*arrays, SIZE, **options)
@@ -144,16 +152,23 @@ def test_padded_are_the_same_and_then_nothing(case: DetectionCase, dtype, face):
         assert (result[count:] == blank).all()
 
 
+@every_dtype
 @pytest.mark.cuda
-def test_cuda_finds_the_same(cuda_device):
+def test_cuda_finds_the_same(dtype, cuda_device):
     for case in DETECTION_CASES:
-        arrays = operands(case, np.float32, "torch")
-        there = [x if x is None else x.to(cuda_device) for x in arrays]
-        found = fe.detections(*there, SIZE, **case.options)
-        expected = fe.detections(*arrays, SIZE, **case.options)
-        for name in ("rows", "labels", "scores"):
-            assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), case.name
-        torch.testing.assert_close(found.boxes.cpu(), expected.boxes, rtol=0, atol=2e-4)
+        here = operands(case, dtype, "torch")
+        there = [x if x is None else x.to(cuda_device) for x in here]
+        places = {"max_detections": places_of(case)}
+        for detect, options in (
+            (fe.detections, case.options), (fe.detections_padded, case.options | places),
+        ):  # fmt: skip
+            found, expected = (detect(*given, SIZE, **options) for given in (there, here))
+            for name in expected._fields:
+                result, wanted = getattr(found, name).cpu(), getattr(expected, name)
+                if name == "boxes":
+                    torch.testing.assert_close(result, wanted, rtol=0, atol=tolerance(dtype))
+                else:
+                    assert torch.equal(result, wanted), f"{case.name}: {name}"
 
 
 @pytest.mark.cuda

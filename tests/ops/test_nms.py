@@ -89,10 +89,11 @@ def test_as_many_kept_as_need_several_lists(dtype, threshold):
     assert fe.batched_nms(boxes, scores, idxs, threshold).tolist() == kept
 
 
+@every_dtype
 @pytest.mark.cuda
-def test_cuda_pads_the_same(cuda_device):
+def test_cuda_pads_the_same(dtype, cuda_device):
     for case in NMS_CASES:
-        boxes, scores = torch.from_numpy(case.boxes), torch.from_numpy(case.scores)
+        boxes, scores = (give(x.astype(dtype), "torch") for x in (case.boxes, case.scores))
         few, uneven = (
             torch.from_numpy(CLASS_IDS[ids](len(scores)).astype(np.int64))
             for ids in ("few", "uneven")
@@ -111,10 +112,11 @@ def test_cuda_pads_the_same(cuda_device):
                 assert torch.equal(kept.indices.cpu(), expected.indices), case.name
 
 
+@every_dtype
 @pytest.mark.cuda
-def test_cuda_keeps_the_same_boxes(cuda_device):
+def test_cuda_keeps_the_same_boxes(dtype, cuda_device):
     for case in NMS_CASES:
-        boxes, scores = torch.from_numpy(case.boxes), torch.from_numpy(case.scores)
+        boxes, scores = (give(x.astype(dtype), "torch") for x in (case.boxes, case.scores))
         idxs = torch.from_numpy(CLASS_IDS["few"](len(scores)).astype(np.int64))
         on_cuda = [x.to(cuda_device) for x in (boxes, scores, idxs)]
         kept = fe.nms(on_cuda[0], on_cuda[1], case.threshold, inclusive=case.inclusive)
@@ -125,11 +127,12 @@ def test_cuda_keeps_the_same_boxes(cuda_device):
         assert take(kept).tolist() == expected.tolist(), case.name
 
 
-@pytest.mark.cuda
+@every_dtype
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_cuda_keeps_the_same_of_more_boxes_than_it_compares_at_once(cuda_device, threshold):
-    boxes = torch.from_numpy(random_boxes(60000, 6, extent=2000.0))
-    scores = torch.from_numpy(np.random.default_rng(7).permutation(60000).astype(np.float32))
+@pytest.mark.cuda
+def test_cuda_keeps_the_same_of_more_boxes_than_it_compares_at_once(dtype, threshold, cuda_device):
+    boxes = give(random_boxes(60000, 6, extent=2000.0).astype(dtype), "torch")
+    scores = give(np.random.default_rng(7).permutation(60000).astype(dtype), "torch")
     idxs = torch.arange(60000) % 50 // 30  # 36 000 of one class, 24 000 of the other
     there = [x.to(cuda_device) for x in (boxes, scores, idxs)]
     kept = fe.nms(there[0], there[1], threshold)
@@ -154,17 +157,31 @@ def test_threshold_is_compared_in_float32():
     assert fe.nms(boxes, np.float32([0.9, 0.8]), 0.3).tolist() == [0, 1]
 
 
+def boxes_and_others(dtype) -> tuple[np.ndarray, np.ndarray]:
+    special = [case.boxes for case in NMS_CASES if len(case.boxes) < 20]
+    boxes = np.concatenate([*special, random_boxes(40, 5)]).astype(dtype)
+    return boxes, boxes[::-3].copy()
+
+
 @every_dtype
 @every_face
 @pytest.mark.parametrize("inclusive", [False, True])
 def test_iou_equals_the_reference(dtype, face, inclusive):
-    special = [case.boxes for case in NMS_CASES if len(case.boxes) < 20]
-    boxes = np.concatenate([*special, random_boxes(40, 5)]).astype(dtype)
-    others = boxes[::-3].copy()
+    boxes, others = boxes_and_others(dtype)
     actual = fe.box_iou(give(boxes, face), give(others, face), inclusive=inclusive)
     expected = reference.box_iou(boxes, others, inclusive)
     assert take(actual).dtype == dtype
     np.testing.assert_array_equal(take(actual), expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.cuda
+def test_cuda_overlaps_are_the_cpus(dtype, inclusive, cuda_device):
+    here = [give(x, "torch") for x in boxes_and_others(dtype)]
+    there = [x.to(cuda_device) for x in here]
+    overlaps = fe.box_iou(*there, inclusive=inclusive)
+    assert_same_bits(take(overlaps), fe.box_iou(*here, inclusive=inclusive).numpy())
 
 
 def test_iou_of_nothing():
