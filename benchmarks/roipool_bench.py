@@ -88,12 +88,14 @@ def backward_rows(problem: Problem) -> list[Row]:
     return rows
 
 
-def floor(read: Sequence, kept: Sequence = (), fresh: Sequence = ()) -> None:
+def floor(read: Sequence, kept: Sequence = (), fresh: Sequence = ()) -> list[torch.Tensor]:
     """Reads tensors, writes over others, and writes into new ones like `fresh`."""
     for tensor in read:
         tensor.sum()
-    for tensor in itertools.chain(kept, map(torch.empty_like, fresh)):
+    written = [*kept, *map(torch.empty_like, fresh)]
+    for tensor in written:
         harness.write_once(tensor)
+    return written
 
 
 def expected_forward(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,7 +178,8 @@ def run_pass(
     console.print(*(f"  check: {note}" for note in notes), sep="\n")
     if device == "cuda":  # cold: as many copies in turn as push the first out of the L2 cache
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        copies = 2 + 2 * cache // (problem.x.nbytes + problem.out.nbytes)
+        # Twice the cache in rows of 16 bits, which have half of these bytes.
+        copies = 2 + 4 * cache // (problem.x.nbytes + problem.out.nbytes)
         sets = [rows, *(rows_of(Problem(workload, device)) for _ in range(copies - 1))]
         rows = [
             Row(same[0].who, same[0].job, rotate([row.run for row in same]))
@@ -190,9 +193,19 @@ def run_pass(
 
 
 def rotate(calls: list[Callable[[], Any]]) -> Callable[[], Any]:
-    """A call that makes the next of `calls` each time."""
-    turns = itertools.cycle(calls)
-    return lambda: next(turns)()
+    """A call that makes the next of `calls` each time and keeps its result until its next turn.
+
+    Of memory that is let go at once torch makes the next result, while it is in the cache.
+    """
+    turns = itertools.cycle(range(len(calls)))
+    results: list[Any] = [None] * len(calls)
+
+    def run() -> Any:
+        k = next(turns)
+        results[k] = calls[k]()
+        return results[k]
+
+    return run
 
 
 def main() -> None:
