@@ -8,6 +8,7 @@
 # matplotlib and rich, and for one file of the tests CuPy and ml_dtypes. Downloads nothing, installs
 # into a folder that is removed at the end, and leaves the settings of the GPU as they are. A failed
 # step does not stop the others; the status is 0 where none failed, 1 where one did, 2 without a GPU.
+# A step that takes too long is stopped and has failed, but a sanitizer only if it found something.
 # shellcheck disable=SC2317  # the steps are called by name
 set -uo pipefail
 root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")

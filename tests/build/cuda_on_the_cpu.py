@@ -1,6 +1,6 @@
-"""A pytest plugin that runs the tests marked `cuda` where no GPU is: what they put there is a copy.
+"""A pytest plugin that runs the tests marked `cuda` on a stand-in for a GPU: copies on the CPU.
 
-Tensors on the GPU that is not there, and all that torch makes of them, are marked. They say that
+Tensors that are put on the GPU, and all that torch makes of them, are marked. They say that
 their device is cuda, and neither become NumPy arrays nor meet others in a call of torch's. The
 engine takes them for what they are, tensors of the CPU.
 """
