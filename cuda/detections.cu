@@ -64,7 +64,7 @@ void detect_boxes(const DetectBoxes<T>& call, int64_t* count, const Stream& stre
   check(call);
   const Candidates<T> candidates(call);
   const int64_t classes = candidates.columns - 1, pairs = candidates.rows * classes;
-  require_countable(pairs);
+  require_countable(pairs, count);
   const DeviceGuard guard(stream);
   const SuppressionRule<T> rule{call.nms_threshold, static_cast<T>(call.inclusive ? 1 : 0),
                                 std::min(pairs, candidates.places)};

@@ -99,7 +99,7 @@ template <typename T>
 void nms(const Nms<T>& call, int64_t* kept, const Stream& stream) {
   check(call);
   const int64_t boxes = call.boxes.shape[0], places = call.keep.shape[0];
-  require_countable(boxes);
+  require_countable(boxes, kept);
   const DeviceGuard guard(stream);
   const SuppressionRule<T> rule{call.iou_threshold, static_cast<T>(call.inclusive ? 1 : 0),
                                 std::min(boxes, places)};

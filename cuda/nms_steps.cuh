@@ -571,10 +571,11 @@ __global__ void write_kernel(Source source, KeptBoxes<T> kept, int64_t enough, i
   }
 }
 
-// Numbers of boxes in kernels are ints.
-inline void require_countable(int64_t boxes) {
+// Numbers of boxes in kernels are ints. How many are kept goes to `count`.
+inline void require_countable(int64_t boxes, const int64_t* count) {
   constexpr int64_t most = std::numeric_limits<int>::max() - kClassThreads;
   require(boxes <= most, "a GPU suppresses no more than ", most, " boxes, got ", boxes);
+  require(count != nullptr, "count must point to memory of one number, got null");
 }
 
 // How long lists can be, all together.

@@ -75,7 +75,7 @@ __global__ void backward_kernel(SmoothL1<T> call, const T* grad_loss, T* grad_de
 
 template <typename T>
 void smooth_l1_forward(const SmoothL1<T>& call, T* loss, const Stream& stream) {
-  check(call);
+  check(call, loss);
   const DeviceGuard guard(stream);
   // No rows is no reason to return: the loss is then 0 and has to be written.
   launch_blocks("smooth_l1_forward", forward_kernel<T>, 1, stream, call, loss);
@@ -84,7 +84,7 @@ void smooth_l1_forward(const SmoothL1<T>& call, T* loss, const Stream& stream) {
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas,
                         const Stream& stream) {
-  check(call, grad_deltas);
+  check(call, grad_loss, grad_deltas);
   if (grad_deltas.size() == 0) return;
   const DeviceGuard guard(stream);
   launch_threads("smooth_l1_backward", backward_kernel<T>, grad_deltas.size(), stream, call,

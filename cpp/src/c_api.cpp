@@ -1,7 +1,6 @@
 // The C face of the operators: structs to structs, exceptions to numbers.
 #include "fastrcnn_engine/c_api.h"
 
-#include <initializer_list>
 #include <string>
 
 #include "fastrcnn_engine/box_codec.h"
@@ -20,11 +19,16 @@ std::string& last_error() {
   return message;
 }
 
+// What a zeroed struct lacks and the engine would not miss: to it 0 results are a choice.
+void require_given(const void* data, const char* name) {
+  if (data == nullptr) fr::fail(name, " must not be null");
+}
+
 template <typename Call>
 int guarded(const void* args, Call call) {
   try {
     last_error().clear();
-    if (args == nullptr) fr::fail("args must not be null");
+    require_given(args, "args");
     call();
     return FRCNN_OK;
   } catch (const fr::InvalidArgument& error) {
@@ -34,16 +38,6 @@ int guarded(const void* args, Call call) {
     last_error() = error.what();
     return FRCNN_FAILED;
   }
-}
-
-// C has no views that carry a shape: what a wrong size or a forgotten pointer would do is asked here.
-void require_array(const void* data, const char* name, std::initializer_list<int64_t> shape) {
-  bool empty = false;
-  for (const int64_t size : shape) {
-    if (size < 0) fr::fail(name, " must have no negative size, got ", size);
-    empty = empty || size == 0;
-  }
-  if (data == nullptr && !empty) fr::fail(name, " must not be null");
 }
 
 double ratio_or_default(double ratio) { return ratio == 0 ? fr::kMaxLogRatio : ratio; }
@@ -59,9 +53,6 @@ const char* frcnn_version(void) {
 
 int frcnn_roi_pool(const frcnn_roi_pool_args* a) {
   return guarded(a, [&] {
-    require_array(a->features, "features", {a->n, a->c, a->h, a->w});
-    require_array(a->rois, "rois", {a->r});
-    require_array(a->output, "output", {a->r, a->c, a->pooled_h, a->pooled_w});
     const fr::Layout layout = a->channels_last ? fr::Layout::nhwc : fr::Layout::nchw;
     fr::RoiPoolForward<float> call;
     call.features = {a->features, a->n, a->c, a->h, a->w, layout};
@@ -75,9 +66,6 @@ int frcnn_roi_pool(const frcnn_roi_pool_args* a) {
 
 int frcnn_decode_boxes(const frcnn_decode_boxes_args* a) {
   return guarded(a, [&] {
-    require_array(a->proposals, "proposals", {a->r});
-    require_array(a->deltas, "deltas", {a->r, a->g});
-    require_array(a->boxes, "boxes", {a->r, a->g});
     fr::DecodeBoxes<float> call;
     call.proposals = {a->proposals, {a->r, 4}};
     call.deltas = {a->deltas, {a->r, 4 * a->g}};
@@ -89,10 +77,8 @@ int frcnn_decode_boxes(const frcnn_decode_boxes_args* a) {
 
 int frcnn_nms(const frcnn_nms_args* a, int64_t* count) {
   return guarded(a, [&] {
-    require_array(count, "count", {});
-    require_array(a->boxes, "boxes", {a->b});
-    require_array(a->scores, "scores", {a->b});
-    require_array(a->keep, "keep", {a->m});
+    require_given(count, "count");
+    require_given(a->keep, "keep");
     fr::Nms<float> call;
     call.boxes = {a->boxes, {a->b, 4}};
     call.scores = {a->scores, {a->b}};
@@ -106,14 +92,9 @@ int frcnn_nms(const frcnn_nms_args* a, int64_t* count) {
 
 int frcnn_detections(const frcnn_detections_args* a, int64_t* count) {
   return guarded(a, [&] {
-    require_array(count, "count", {});
-    require_array(a->proposals, "proposals", {a->r});
+    require_given(count, "count");
+    require_given(a->boxes, "boxes");
     if (a->k < 0) fr::fail("k must be >= 0, got ", a->k);
-    require_array(a->scores, "scores", {a->r});
-    require_array(a->boxes, "boxes", {a->m});
-    require_array(a->box_scores, "box_scores", {a->m});
-    require_array(a->labels, "labels", {a->m});
-    require_array(a->rows, "rows", {a->m});
     fr::DetectBoxes<float> call;
     call.proposals = {a->proposals, {a->r, 4}};
     call.scores = {a->scores, {a->r, a->k + 1}};

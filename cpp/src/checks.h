@@ -1,30 +1,68 @@
-// Checks the box operators share; messages carry the argument's name.
+// Checks the operators share; messages carry the argument's name.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <span>
+#include <string>
 
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/tensor.h"
 
 namespace fastrcnn_engine {
 
+// For an array that lacks memory or has a size below 0: an empty one needs none.
+inline void fail_unless_empty(std::span<const int64_t> shape, const char* name) {
+  const bool negative = std::ranges::any_of(shape, [](int64_t size) { return size < 0; });
+  if (!negative && std::ranges::count(shape, 0) > 0) return;
+  std::string text;
+  for (const int64_t size : shape) text += (text.empty() ? "(" : ", ") + std::to_string(size);
+  text += shape.size() == 1 ? ",)" : ")";
+  require(!negative, name, " must be given memory and its shape, no size below 0, got shape ", text);
+  fail(name, " must point to memory of its shape ", text, ", got null");
+}
+
+// Every array of every call comes by these two.
+template <typename T, int Rank>
+void require_memory(const View<T, Rank>& view, const char* name) {
+  int64_t signs = 0;  // below 0 where a size is
+  for (const int64_t size : view.shape) signs |= size;
+  if (view.data == nullptr || signs < 0) fail_unless_empty(view.shape, name);
+}
+
+template <typename T>
+void require_memory(const MapView<T>& map, const char* name) {
+  if (map.data == nullptr || (map.n | map.c | map.h | map.w) < 0)
+    fail_unless_empty(std::array{map.n, map.c, map.h, map.w}, name);
+}
+
+// `number`: one, in the backend's memory.
+inline void require_number(const void* number, const char* name) {
+  require(number != nullptr, name, " must point to memory of one number, got null");
+}
+
+// These ask for memory too.
 template <typename T>
 void require_boxes(const View<T, 2>& boxes, const char* name) {
   require(boxes.shape[1] == 4, name, " must be (R, 4) rows of [x1, y1, x2, y2], got (",
           boxes.shape[0], ", ", boxes.shape[1], ")");
+  require_memory(boxes, name);
 }
 
 template <typename T, int Rank>
 void require_rows(const View<T, Rank>& view, const char* name, int64_t rows, const char* like) {
   require(view.shape[0] == rows, name, " must have as many rows as ", like, " (", rows, "), got ",
           view.shape[0]);
+  require_memory(view, name);
 }
 
 template <typename T>
 void require_shape(const View<T, 2>& view, const char* name, int64_t rows, int64_t columns) {
   require(view.shape[0] == rows && view.shape[1] == columns, name, " must be (", rows, ", ", columns,
           "), got (", view.shape[0], ", ", view.shape[1], ")");
+  require_memory(view, name);
 }
 
 inline void require_image(double height, double width, bool inclusive) {

@@ -25,6 +25,7 @@ void check(const Nms<T>& call) {
   require_boxes(call.boxes, "boxes");
   require_rows(call.scores, "scores", call.boxes.shape[0], "boxes");
   require_iou_threshold(call.iou_threshold, "iou_threshold");
+  require_memory(call.keep, "keep");
 }
 
 template void check(const BoxIou<float>&);

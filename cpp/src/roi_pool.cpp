@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "checks.h"
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/semantics/roi_bins.h"
 #include "memory.h"
@@ -30,6 +31,7 @@ void require_same_map(const MapView<A>& a, const char* name_a, const MapView<B>&
 void require_rois(const View<const float, 2>& rois) {
   require(rois.shape[1] == 5, "boxes must be (R, 5) rows of [batch index, x1, y1, x2, y2], got (",
           rois.shape[0], ", ", rois.shape[1], ")");
+  require_memory(rois, "boxes");
 }
 
 // Every cell has a number of its own; 65535 of uint16 stands for -1.
@@ -56,6 +58,8 @@ void check(const RoiPoolForward<T, Index>& call) {
           call.output.h, ", ", call.output.w, ")");
   require(call.output.layout == call.features.layout || call.output.size() == 0,
           "output must have the memory layout of input (both NCHW or both channels-last)");
+  require_memory(call.features, "input");
+  require_memory(call.output, "output");
   if (call.argmax.data != nullptr) {
     require_same_map(call.output, "output", call.argmax, "argmax");
     require_numbered_cells<Index>(call.features.h, call.features.w);
@@ -72,6 +76,9 @@ void check(const RoiPoolBackward<T, Index>& call) {
           ", ", call.grad_output.h, ", ", call.grad_output.w, ")");
   require(call.grad_output.layout == call.grad_input.layout || call.grad_output.size() == 0,
           "grad_output must have the memory layout of grad_input");
+  require_memory(call.grad_output, "grad_output");
+  require_memory(call.argmax, "argmax");
+  require_memory(call.grad_input, "grad_input");
   require_numbered_cells<Index>(call.grad_input.h, call.grad_input.w);
 }
 

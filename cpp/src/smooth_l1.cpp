@@ -13,10 +13,13 @@
 
 namespace fastrcnn_engine {
 
+namespace {
+
 template <typename T>
-void check(const SmoothL1<T>& call) {
+void check_operands(const SmoothL1<T>& call) {
   const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
   require(width > 0, "targets must be (R, D) with D > 0, got (", rows, ", ", width, ")");
+  require_memory(call.targets, "targets");
   require_rows(call.deltas, "deltas", rows, "targets");
   if (call.labels == nullptr && rows > 0)  // no rows, no memory: labels may then be null too
     require(call.deltas.shape[1] == width, "without labels deltas must be (R, ", width, "), got (",
@@ -34,16 +37,25 @@ void check(const SmoothL1<T>& call) {
           "normalizer must have a finite inverse in the type of deltas, got ", call.normalizer);
 }
 
+}  // namespace
+
 template <typename T>
-void check(const SmoothL1<T>& call, const View<T, 2>& grad_deltas) {
-  check(call);
+void check(const SmoothL1<T>& call, const T* loss) {
+  check_operands(call);
+  require_number(loss, "loss");
+}
+
+template <typename T>
+void check(const SmoothL1<T>& call, const T* grad_loss, const View<T, 2>& grad_deltas) {
+  check_operands(call);
+  require_number(grad_loss, "grad_loss");
   require_shape(grad_deltas, "grad_deltas", call.deltas.shape[0], call.deltas.shape[1]);
 }
 
-template void check(const SmoothL1<float>&);
-template void check(const SmoothL1<double>&);
-template void check(const SmoothL1<float>&, const View<float, 2>&);
-template void check(const SmoothL1<double>&, const View<double, 2>&);
+template void check(const SmoothL1<float>&, const float*);
+template void check(const SmoothL1<double>&, const double*);
+template void check(const SmoothL1<float>&, const float*, const View<float, 2>&);
+template void check(const SmoothL1<double>&, const double*, const View<double, 2>&);
 
 namespace cpu {
 namespace {
@@ -79,7 +91,7 @@ void for_width(int64_t width, Run run) {
 
 template <typename T>
 void smooth_l1_forward(const SmoothL1<T>& call, T* loss) {
-  check(call);
+  check(call, loss);
   const T beta = static_cast<T>(call.beta);
   // The order of the sum is part of the contract: 256 lanes take the rows in turn and are then folded
   // in halves, which is what one CUDA block does.
@@ -104,7 +116,7 @@ void smooth_l1_forward(const SmoothL1<T>& call, T* loss) {
 
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas) {
-  check(call, grad_deltas);
+  check(call, grad_loss, grad_deltas);
   const T beta = static_cast<T>(call.beta);
   const T scale = *grad_loss / static_cast<T>(call.normalizer);
   std::fill_n(grad_deltas.data, grad_deltas.size(), T(0));

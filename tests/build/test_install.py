@@ -65,6 +65,52 @@ def test_a_program_may_ask_for_cuda_where_there_is_none(prefix: Path, tmp_path: 
     assert run(tmp_path / "asks").stdout == "switched off (FRCNN_CUDA=OFF)"
 
 
+def test_memory_that_was_forgotten_is_named(prefix: Path, tmp_path: Path) -> None:
+    source = tmp_path / "forgets.cpp"
+    source.write_text("""
+        #include <fastrcnn_engine/error.h>
+        #include <fastrcnn_engine/nms.h>
+        #include <fastrcnn_engine/roi_pool.h>
+        #include <fastrcnn_engine/smooth_l1.h>
+        #include <iostream>
+        using namespace fastrcnn_engine;
+        template <typename Call> void refused(Call call) {
+          try {
+            call();
+          } catch (const InvalidArgument& error) {
+            std::cout << error.what() << std::endl;
+          }
+        }
+        int main() {
+          float numbers[12] = {0, 0, 0, 1, 1};
+          Nms<float> nms;
+          nms.boxes = {nullptr, {3, 4}}, nms.scores = {numbers, {3}};
+          refused([&] { cpu::nms(nms); });
+          nms.boxes.data = numbers;
+          refused([&] { cpu::nms(nms); });
+          RoiPoolForward<float> pool;
+          pool.features = {numbers, 1, 1, 3, 4}, pool.rois = {numbers, {1, 5}};
+          pool.output = {nullptr, 1, 1, 2, 2};
+          refused([&] { cpu::roi_pool_forward(pool); });
+          const SmoothL1<float> loss{{numbers, {3, 4}}, {numbers, {3, 4}}};
+          refused([&] { cpu::smooth_l1_forward<float>(loss, nullptr); });
+          refused([&] { cpu::smooth_l1_backward<float>(loss, nullptr, {numbers, {3, 4}}); });
+        }
+    """)
+    built = run(
+        "g++", "-std=c++20", f"-I{prefix / 'include'}", source, "-o", tmp_path / "forgets",
+        next(prefix.glob("lib*/libfastrcnn_engine.a")),
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    assert run(tmp_path / "forgets").stdout.splitlines() == [
+        "boxes must point to memory of its shape (3, 4), got null",
+        "keep must be given memory and its shape, no size below 0, got shape (-1,)",
+        "output must point to memory of its shape (1, 1, 2, 2), got null",
+        "loss must point to memory of one number, got null",
+        "grad_loss must point to memory of one number, got null",
+    ]
+
+
 def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
     """A C compiler, the header and the shared library are all it takes."""
     library = next(prefix.glob("lib*/**/libfastrcnn_engine_c.so")).parent
@@ -81,7 +127,7 @@ def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
         "pooled: 27 31 59 63 91 95 123 127 35 37 51 53 99 101 115 117",
         "kept: 1 2",
         "refused: boxes[1]: batch index must be in [0, 1), got 3",
-        "refused: output must not be null",
+        "refused: output must point to memory of its shape (2, 2, 2, 2), got null",
     ]
     needed = run("readelf", "-d", program).stdout
     assert f"[libfastrcnn_engine_c.so.{MINOR_VERSION}]" in needed
@@ -235,6 +281,13 @@ _DETECT = {
     "labels": np.empty(9, np.int64), "rows": np.empty(9, np.int64), "m": 9,
 }  # fmt: skip
 _CALLS = {"roi_pool": _POOL, "nms": _NMS, "decode_boxes": _DECODE, "detections": _DETECT}
+# What messages call a field.
+_NAMES = {
+    "roi_pool": {"features": "input", "rois": "boxes"},
+    "decode_boxes": {"proposals": "boxes", "boxes": "output"},
+    "detections": {"proposals": "boxes", "box_scores": "output scores", "labels": "output labels",
+                   "rows": "output rows"},
+}  # fmt: skip
 
 
 def refused(in_c: InC, name: str, counted: bool = True, **changed) -> str:
@@ -250,11 +303,17 @@ def test_what_c_forgot_is_named(in_c: InC, name: str) -> None:
     assert in_c.last_error() == "args must not be null"
     for field, value in _CALLS[name].items():
         if isinstance(value, np.ndarray):
-            assert refused(in_c, name, **{field: None}) == f"{field} must not be null"
+            says = refused(in_c, name, **{field: None})
+            called = _NAMES.get(name, {}).get(field, field)
+            points = rf"{called} must point to memory of its shape \(.*\), got null"
+            assert re.fullmatch(rf"{points}|(keep|boxes) must not be null", says)
         elif isinstance(value, int) and not field.startswith("image"):
-            assert refused(in_c, name, **{field: -1}).endswith(", got -1")
+            assert re.search(r"got .*-\d", refused(in_c, name, **{field: -1}))
     if name in ("nms", "detections"):
         assert refused(in_c, name, counted=False) == "count must not be null"
+        results = "keep" if name == "nms" else "boxes"
+        assert refused(in_c, name, **{results: None}, m=0) == f"{results} must not be null"
+        assert in_c.call(name, ctypes.byref(COUNT), **{**_CALLS[name], "m": 0}) == COUNT.value == 0
 
 
 def test_what_c_asks_wrongly_is_told_to_its_thread(in_c: InC) -> None:

@@ -9,6 +9,7 @@
 #include "fastrcnn_engine/nms.h"
 #include "fastrcnn_engine/roi_pool.h"
 #include "fastrcnn_engine/semantics/half.h"
+#include "fastrcnn_engine/smooth_l1.h"
 #include "kernel_tests.h"
 
 namespace {
@@ -212,6 +213,18 @@ void device_errors() {
   bad.scores.shape[0] = 3;
   expect(refused([&] { cuda::detect_boxes(bad, stream()); }),
          "shapes are checked before the device is touched");
+  bad = call;
+  bad.proposals.data = nullptr;
+  expect(refused([&] { cuda::detect_boxes(bad, stream()); }), "so is memory");
+  int64_t* const no_count = nullptr;
+  expect(refused([&] { cuda::detect_boxes(call, no_count, stream()); }) &&
+             refused([&] { cuda::nms(suppression, no_count, stream()); }),
+         "and memory of a count");
+  const SmoothL1<float> loss{rows_of(boxes, 4), rows_of(boxes, 4)};
+  float* const no_number = nullptr;
+  expect(refused([&] { cuda::smooth_l1_forward(loss, no_number, stream()); }) &&
+             refused([&] { cuda::smooth_l1_backward(loss, no_number, rows_of(out_boxes, 4), stream()); }),
+         "and of a loss");
   bad = call;
   bad.proposals.shape[0] = bad.scores.shape[0] = int64_t{1} << 29;
   bad.scores.shape[1] = 5;

@@ -131,6 +131,18 @@ bool accepted(const Call& call) {
   }
 }
 
+// A call is refused where a view of it has elements, but no memory.
+template <typename Call, typename... Views>
+void needs_memory(const Call& call, Views&... views) {
+  const auto needs = [&](auto& view) {
+    const auto data = view.data;
+    view.data = nullptr;
+    CHECK(view.size() == 0 || !accepted(call));
+    view.data = data;
+  };
+  (needs(views), ...);
+}
+
 template <typename T>
 bool same(T a, T b) {
   const auto x = semantics::widen(a), y = semantics::widen(b);
@@ -231,6 +243,9 @@ void roi_pool(Dice& dice) {
   // A bad row with nothing to add may pass.
   if (valid_rows) CHECK(went);
   if (output.size() > 0 && grad_input.size() > 0) CHECK(went == valid_rows);
+  needs_memory([&] { cpu::roi_pool_forward(forward); }, forward.features, forward.rois, forward.output);
+  needs_memory([&] { cpu::roi_pool_backward(backward); }, backward.grad_output, backward.argmax,
+               backward.rois, backward.grad_input);
 
   // Shapes that contradict each other are refused before anything is touched.
   if (r > 0 && dice.one_in(4)) {
@@ -366,6 +381,12 @@ void nms(Dice& dice) {
     }
     CHECK(suppressed != (seen.count(i) == 1));
   }
+  needs_memory([&] { cpu::nms(call); }, call.boxes, call.scores, call.keep);
+  call.keep = Nms<T>().keep;  // as if it had been forgotten
+  CHECK(!accepted([&] { cpu::nms(call); }));
+  call.keep = {nullptr, {0}};
+  CHECK(accepted([&] { kept = cpu::nms(call); }) && kept == 0);
+  call.keep = {keep.data(), {b}};
   call.scores.shape[0] = b + 1;
   CHECK(!accepted([&] { cpu::nms(call); }));
   call.scores.shape[0] = b;
@@ -381,6 +402,7 @@ void nms(Dice& dice) {
   overlap.inclusive = call.inclusive;
   overlap.iou = {iou.data(), {a, b}};
   CHECK(accepted([&] { cpu::box_iou(overlap); }));
+  needs_memory([&] { cpu::box_iou(overlap); }, overlap.boxes1, overlap.boxes2, overlap.iou);
   ++overlap.iou.shape[dice.below(2)];
   CHECK(!accepted([&] { cpu::box_iou(overlap); }));
 }
@@ -418,6 +440,10 @@ void box_codec(Dice& dice) {
   CHECK(accepted([&] { cpu::clip_boxes(clip); }));
   for (int64_t i = 0; i < r * 4; ++i)
     CHECK(std::isnan(clipped[i]) ? std::isnan(proposals[i]) : clipped[i] >= 0 && clipped[i] <= 9);
+
+  needs_memory([&] { cpu::encode_boxes(encode); }, encode.proposals, encode.targets, encode.deltas);
+  needs_memory([&] { cpu::decode_boxes(decode); }, decode.proposals, decode.deltas, decode.boxes);
+  needs_memory([&] { cpu::clip_boxes(clip); }, clip.boxes, clip.clipped);
 
   if (r > 0) {
     decode.boxes.shape[0] = r - 1;
@@ -461,8 +487,13 @@ void smooth_l1(Dice& dice) {
   Buffer<T> loss(1), upstream(1), gradient(deltas.size());
   upstream[0] = dice.number<T>();
   CHECK(accepted([&] { cpu::smooth_l1_forward(call, loss.data()); }) == fits);
-  const View<T, 2> out{gradient.data(), {call.deltas.shape[0], call.deltas.shape[1]}};
+  View<T, 2> out{gradient.data(), {call.deltas.shape[0], call.deltas.shape[1]}};
   CHECK(accepted([&] { cpu::smooth_l1_backward(call, upstream.data(), out); }) == fits);
+  needs_memory([&] { cpu::smooth_l1_forward(call, loss.data()); }, call.deltas, call.targets);
+  needs_memory([&] { cpu::smooth_l1_backward(call, upstream.data(), out); }, call.deltas,
+               call.targets, out);
+  CHECK(!accepted([&] { cpu::smooth_l1_forward<T>(call, nullptr); }));
+  CHECK(!accepted([&] { cpu::smooth_l1_backward<T>(call, nullptr, out); }));
 }
 
 template <typename T>
@@ -498,6 +529,11 @@ void detections(Dice& dice) {
     if (m > 0) CHECK(box_scores[m - 1] >= box_scores[m]);
     for (int64_t k = 0; k < 4; ++k) CHECK(boxes[4 * m + k] >= 0 && boxes[4 * m + k] <= 20);
   }
+  needs_memory([&] { cpu::detect_boxes(call); }, call.proposals, call.scores, call.boxes,
+               call.box_scores, call.labels, call.proposal_rows);
+  auto forgotten = call;
+  forgotten.boxes = DetectBoxes<T>().boxes;
+  CHECK(!accepted([&] { cpu::detect_boxes(forgotten); }));
   int64_t* const capacities[] = {&call.boxes.shape[0], &call.box_scores.shape[0],
                                  &call.labels.shape[0], &call.proposal_rows.shape[0]};
   ++*capacities[dice.below(4)];  // of one result alone

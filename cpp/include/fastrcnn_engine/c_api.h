@@ -56,7 +56,7 @@ typedef struct {
   int64_t b;
   float iou_threshold;
   int32_t inclusive;         /* corners name pixels (VOC): widths x2 - x1 + 1 */
-  int64_t* keep;             /* (M,): the first M kept indices by falling score, then -1 */
+  int64_t* keep;             /* (M,): the first M kept indices by falling score, then -1; never null */
   int64_t m;
 } frcnn_nms_args;
 /* Writes how many were kept, at most M, to count. */
@@ -73,7 +73,7 @@ typedef struct {
   double score_threshold;
   float nms_threshold;
   int32_t inclusive;
-  float* boxes;              /* (M, 4) by falling score; behind the last 0, in rows -1 */
+  float* boxes;              /* (M, 4) by falling score; behind the last 0, in rows -1; never null */
   float* box_scores;         /* (M,) */
   int64_t* labels;           /* (M,) 1 .. K */
   int64_t* rows;             /* (M,) the proposal each came from */

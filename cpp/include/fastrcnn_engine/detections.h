@@ -26,7 +26,7 @@ struct DetectBoxes {
 
   // Results by falling score, then rising (proposal, class); capacity M is the most to return. Where there
   // are fewer, the rest is filled up: boxes, scores and labels with 0, rows with -1.
-  View<T, 2> boxes;                // (M, 4)
+  View<T, 2> boxes{nullptr, {-1, 4}};  // (M, 4); left as it is: refused
   View<T, 1> box_scores;           // (M,)
   View<int64_t, 1> labels;         // (M,) 1 .. K
   View<int64_t, 1> proposal_rows;  // (M,) which proposal it came from

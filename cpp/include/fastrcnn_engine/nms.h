@@ -25,7 +25,9 @@ struct Nms {
   const int64_t* class_ids = nullptr;  // (B,) any numbers, or null: one class
   float iou_threshold = 0;
   bool inclusive = false;
-  View<int64_t, 1> keep;               // (M,): the first M kept indices by falling score, then -1
+  // (M,): the first M kept indices by falling score, then -1. M is the caller's choice, 0 too; there is none
+  // where this is left as it is, which check() refuses.
+  View<int64_t, 1> keep{nullptr, {-1}};
 };
 
 template <typename T>

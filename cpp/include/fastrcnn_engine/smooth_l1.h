@@ -24,9 +24,9 @@ struct SmoothL1 {
 };
 
 template <typename T>
-void check(const SmoothL1<T>& call);
+void check(const SmoothL1<T>& call, const T* loss);
 template <typename T>
-void check(const SmoothL1<T>& call, const View<T, 2>& grad_deltas);
+void check(const SmoothL1<T>& call, const T* grad_loss, const View<T, 2>& grad_deltas);
 
 // `loss` and `grad_loss` are one number each, in the backend's memory; grad_deltas (R, D * classes)
 // is overwritten.
