@@ -9,6 +9,7 @@
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/nms.h"
 #include "fastrcnn_engine/roi_pool.h"
+#include "fastrcnn_engine/threads.h"
 
 namespace fr = fastrcnn_engine;
 
@@ -19,16 +20,10 @@ std::string& last_error() {
   return message;
 }
 
-// What a zeroed struct lacks and the engine would not miss: to it 0 results are a choice.
-void require_given(const void* data, const char* name) {
-  if (data == nullptr) fr::fail(name, " must not be null");
-}
-
 template <typename Call>
-int guarded(const void* args, Call call) {
+int guarded(Call call) {
   try {
     last_error().clear();
-    require_given(args, "args");
     call();
     return FRCNN_OK;
   } catch (const fr::InvalidArgument& error) {
@@ -40,6 +35,19 @@ int guarded(const void* args, Call call) {
   }
 }
 
+// What a zeroed struct lacks and the engine would not miss: to it 0 results are a choice.
+void require_given(const void* data, const char* name) {
+  if (data == nullptr) fr::fail(name, " must not be null");
+}
+
+template <typename Call>
+int guarded(const void* args, Call call) {
+  return guarded([&] {
+    require_given(args, "args");
+    call();
+  });
+}
+
 double ratio_or_default(double ratio) { return ratio == 0 ? fr::kMaxLogRatio : ratio; }
 
 }  // namespace
@@ -49,6 +57,12 @@ const char* frcnn_last_error(void) { return last_error().c_str(); }
 const char* frcnn_version(void) {
   static const std::string version = fr::build_info().version;
   return version.c_str();
+}
+
+int frcnn_get_num_threads(void) { return fr::num_threads(); }
+
+int frcnn_set_num_threads(int threads) {
+  return guarded([&] { fr::set_num_threads(threads); });
 }
 
 int frcnn_roi_pool(const frcnn_roi_pool_args* a) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,6 +112,48 @@ def test_memory_that_was_forgotten_is_named(prefix: Path, tmp_path: Path) -> Non
     ]
 
 
+# Counts the threads that two calls, which may use two threads each, begin.
+_BEGINS_THREADS = """
+    #include <dlfcn.h>
+    #include <fastrcnn_engine/roi_pool.h>
+    #include <iostream>
+    #include <vector>
+    int begun = 0;
+    extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* how, void* (*run)(void*),
+                                  void* data) {
+      ++begun;
+      return reinterpret_cast<decltype(&pthread_create)>(dlsym(RTLD_NEXT, "pthread_create"))(
+          thread, how, run, data);
+    }
+    int main() {
+      const std::vector<float> map(512 * 40 * 40), rois = {0, 0, 0, 39, 39};
+      std::vector<float> pooled(512 * 40 * 40);
+      fastrcnn_engine::RoiPoolForward<float> call;
+      call.features = {map.data(), 1, 512, 40, 40}, call.rois = {rois.data(), {1, 5}};
+      call.output = {pooled.data(), 1, 512, 40, 40}, call.threads = 2;
+      fastrcnn_engine::cpu::roi_pool_forward(call);
+      fastrcnn_engine::cpu::roi_pool_forward(call);
+      std::cout << begun;
+    }
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "begun"), [([], "2"), (["-Wl,--no-as-needed", "-fopenmp"], "1")], ids=str
+)
+def test_a_program_with_openmp_begins_its_threads_once(
+    prefix: Path, tmp_path: Path, flags: list[str], begun: str
+) -> None:
+    source, program = tmp_path / "threads.cpp", tmp_path / "threads"
+    source.write_text(_BEGINS_THREADS)
+    built = run(
+        "g++", "-std=c++20", f"-I{prefix / 'include'}", source, "-o", program,
+        next(prefix.glob("lib*/libfastrcnn_engine.a")), *flags,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    assert run(program, OMP_NUM_THREADS="2").stdout == begun
+
+
 def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
     """A C compiler, the header and the shared library are all it takes."""
     library = next(prefix.glob("lib*/**/libfastrcnn_engine_c.so")).parent
@@ -133,7 +176,8 @@ def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
     assert f"[libfastrcnn_engine_c.so.{MINOR_VERSION}]" in needed
     shown = run("nm", "-D", "--defined-only", library / "libfastrcnn_engine_c.so").stdout
     functions = {line.split()[2] for line in shown.splitlines() if line.split()[1] == "T"}
-    names = {"last_error", "version", "roi_pool", "decode_boxes", "nms", "detections"}
+    names = {"last_error", "version", "get_num_threads", "set_num_threads", "roi_pool",
+             "decode_boxes", "nms", "detections"}  # fmt: skip
     assert functions == {f"frcnn_{name}" for name in names}
 
 
@@ -314,6 +358,19 @@ def test_what_c_forgot_is_named(in_c: InC, name: str) -> None:
         results = "keep" if name == "nms" else "boxes"
         assert refused(in_c, name, **{results: None}, m=0) == f"{results} must not be null"
         assert in_c.call(name, ctypes.byref(COUNT), **{**_CALLS[name], "m": 0}) == COUNT.value == 0
+
+
+def test_threads_are_set_in_c(in_c: InC) -> None:
+    before = in_c.library.frcnn_get_num_threads()
+    assert before == len(os.sched_getaffinity(0))
+    try:
+        assert in_c.library.frcnn_set_num_threads(3) == 0
+        assert in_c.library.frcnn_get_num_threads() == 3
+        assert in_c.library.frcnn_set_num_threads(0) == 1
+        assert in_c.last_error() == "threads must be at least 1, got 0"
+        assert in_c.library.frcnn_get_num_threads() == 3
+    finally:
+        in_c.library.frcnn_set_num_threads(before)
 
 
 def test_what_c_asks_wrongly_is_told_to_its_thread(in_c: InC) -> None:

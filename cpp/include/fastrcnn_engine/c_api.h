@@ -27,6 +27,12 @@ enum { FRCNN_OK = 0, FRCNN_INVALID_ARGUMENT = 1, FRCNN_FAILED = 2 };
 FRCNN_API const char* frcnn_last_error(void);
 FRCNN_API const char* frcnn_version(void);
 
+/* How many threads one call of frcnn_roi_pool may use, at first as many as the process may run on. Results do
+ * not depend on it; other calls use one. Setting it, to 1 or more, is for the whole process, from the next call
+ * on, and gives back what every call does. */
+FRCNN_API int frcnn_get_num_threads(void);
+FRCNN_API int frcnn_set_num_threads(int threads);
+
 typedef struct {
   const float* features;     /* (N, C, H, W), or (N, H, W, C) where channels_last */
   int64_t n, c, h, w;

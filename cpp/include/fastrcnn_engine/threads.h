@@ -1,4 +1,5 @@
-// How many threads one call of a CPU operator may use. Results never depend on it.
+// How many threads one call of RoI pooling or its gradient may use on the CPU; every other call uses one.
+// Results never depend on it.
 #pragma once
 
 namespace fastrcnn_engine {

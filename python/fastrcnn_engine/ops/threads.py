@@ -1,4 +1,4 @@
-"""How many threads a CPU operator may use. Results never depend on it."""
+"""How many threads RoI pooling and its gradient may use on the CPU. Results never depend on it."""
 
 from __future__ import annotations
 
