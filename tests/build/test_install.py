@@ -181,27 +181,57 @@ def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
     assert functions == {f"frcnn_{name}" for name in names}
 
 
-def test_a_project_can_hold_the_source(tmp_path: Path) -> None:
-    """By add_subdirectory: both targets have the names, and the headers, of the installed ones."""
+@pytest.mark.parametrize("installs", [False, True])
+def test_a_project_can_hold_the_source(tmp_path: Path, installs: bool) -> None:
+    """By add_subdirectory: both targets have the names, and the headers, of the installed ones.
+    The project installs none of it unless it says so, and builds for C only if it links that."""
     (tmp_path / "CMakeLists.txt").write_text(f"""
         cmake_minimum_required(VERSION 3.24)
         project(whole LANGUAGES CXX)
         set(FRCNN_CUDA OFF)
         set(CMAKE_INSTALL_INCLUDEDIR headers/of/engines)
+        {"set(FRCNN_INSTALL ON)" if installs else ""}
         add_subdirectory({ROOT} engine)
         foreach(name fastrcnn_engine fastrcnn_engine_c)
           file(GENERATE OUTPUT ${{CMAKE_BINARY_DIR}}/${{name}} CONTENT
             $<TARGET_PROPERTY:fastrcnn_engine::${{name}},INTERFACE_INCLUDE_DIRECTORIES>)
         endforeach()
+        file(GENERATE OUTPUT ${{CMAKE_BINARY_DIR}}/left_out CONTENT
+          $<BOOL:$<TARGET_PROPERTY:fastrcnn_engine::fastrcnn_engine_c,EXCLUDE_FROM_ALL>>)
     """)
     result = run(cmake(), "-S", tmp_path, "-B", tmp_path / "build")
     assert result.returncode == 0, result.stderr
+    assert (tmp_path / "build/left_out").read_text() == f"{not installs:d}"
+    if not installs:
+        done = run(cmake(), "--install", tmp_path / "build", "--prefix", tmp_path / "prefix")
+        assert done.returncode == 0, done.stderr
+        assert not (tmp_path / "prefix").exists()
     for name in ("fastrcnn_engine", "fastrcnn_engine_c"):
         folder = (tmp_path / "build" / name).read_text()
         assert (Path(folder) / "fastrcnn_engine/c_api.h").exists(), name
+    if not installs:
+        return
     exported = next((tmp_path / "build").rglob("fastrcnn_engine-targets.cmake")).read_text()
     assert exported.count('DIRECTORIES "${_IMPORT_PREFIX}/headers/of/engines"') == 2
     assert "headers/of/engines" in (tmp_path / "build/engine/cmake_install.cmake").read_text()
+
+
+def test_a_project_in_c_finds_the_library_for_c(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(f"""
+        cmake_minimum_required(VERSION 3.24)
+        project(calls LANGUAGES C)
+        find_package(fastrcnn_engine REQUIRED)
+        add_executable(program {ROOT}/examples/c/pool_and_suppress.c)
+        target_link_libraries(program PRIVATE fastrcnn_engine::fastrcnn_engine_c)
+    """)
+    for step in (
+        (cmake(), "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"),
+        (cmake(), "--build", tmp_path / "build"),
+        (tmp_path / "build/program",),
+    ):
+        result = run(*step)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert "kept: 1 2" in result.stdout
 
 
 def test_an_unknown_component_is_not_found(prefix: Path, tmp_path: Path) -> None:
@@ -404,12 +434,20 @@ def arguments_of(header: str, name: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-def test_installed_headers_know_neither_python_nor_torch(prefix: Path) -> None:
+def test_installed_headers_know_neither_python_nor_torch(prefix: Path, tmp_path: Path) -> None:
+    """And they have no warning for the program that includes them."""
     headers = list((prefix / "include").rglob("*.h"))
     assert len(headers) > 10
     for header in headers:
         text = header.read_text()
         assert "Python.h" not in text and "torch/" not in text and "pybind11" not in text
+    source = tmp_path / "includes.cpp"
+    source.write_text("".join(f'#include "{header}"\n' for header in headers))
+    done = run(
+        "g++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wconversion",
+        "-Wsign-conversion", "-Werror", f"-I{prefix / 'include'}", source,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_cuda_on_without_a_compiler_stops_with_the_reason(tmp_path: Path) -> None:

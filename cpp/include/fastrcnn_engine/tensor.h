@@ -1,6 +1,7 @@
 // Non-owning views. Sizes are 64 bits everywhere: a feature map may hold more than 2^31 elements.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "fastrcnn_engine/host_device.h"
@@ -12,7 +13,7 @@ namespace fastrcnn_engine {
 template <typename T, int Rank>
 struct View {
   T* data = nullptr;
-  int64_t shape[Rank] = {};
+  int64_t shape[size_t{Rank}] = {};
 
   FRCNN_HD int64_t size() const {
     int64_t n = 1;
