@@ -65,16 +65,25 @@ template <typename T, typename Row>
 void for_each_row(const SmoothL1<T>& call, Row row) {
   const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
   const int64_t classes = call.deltas.shape[1] / width;
-  for (int64_t r = 0; r < rows; ++r) {
-    int64_t column = 0;
-    if (call.labels != nullptr) {
+  if (call.labels == nullptr) {
+    for (int64_t r = 0; r < rows; ++r) row(r, 0);
+    return;
+  }
+  // Foreground is found before it is computed: a branch on every label would often be mispredicted, and wait
+  // for what the row before it reads.
+  constexpr int64_t chunk = 256;
+  int64_t foreground[chunk];
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t last = std::min(first + chunk, rows);
+    int64_t found = 0;
+    for (int64_t r = first; r < last; ++r) {
       const int64_t label = call.labels[r];
       if (label < 0 || label >= classes)
         fail("labels[", r, "] must be in [0, ", classes, "), got ", label);
-      if (label == 0) continue;
-      column = label * width;
+      foreground[found] = r;
+      found += label != 0;
     }
-    row(r, column);
+    for (int64_t i = 0; i < found; ++i) row(foreground[i], call.labels[foreground[i]] * width);
   }
 }
 
