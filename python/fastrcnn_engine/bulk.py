@@ -21,13 +21,13 @@ import numpy as np
 
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
-from fastrcnn_engine.data.proposals import Search
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.files import is_alone, read_json, whole_file, write_json, write_row
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.pipeline import detection_rows
 from fastrcnn_engine.shards import WHOLE, shard_file, shard_files
 
+Propose = Callable[[np.ndarray, Path], np.ndarray]  # an image and its file -> its proposals
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
 # A part of Parquet is written after so many images, or seconds: a kill costs no more than these.
 PART_IMAGES = 4096
@@ -192,7 +192,7 @@ def detect_many(
     images: Sequence[Path],
     rows: JsonLines | ParquetParts,
     *,
-    search: Search,
+    propose: Propose,
     detection: Mapping[str, Any],
     workers: int | None = None,
     progress: bool = True,
@@ -205,7 +205,7 @@ def detect_many(
     spinning and would share the cores with them badly.
 
     Args:
-        search: how proposals are made; an image goes by its name without folder and suffix there.
+        propose: called by several threads.
         detection: keyword arguments of detect_image.
 
     Raises OSError when a row cannot be written; what was written stays.
@@ -215,7 +215,7 @@ def detect_many(
 
     def prepare(image: Path) -> Prepared:
         pixels = load_image(image)
-        return pixels, search.boxes(pixels, image.stem)
+        return pixels, propose(pixels, image)
 
     unreadable = 0
     with progress_bar(progress) as bar, rows:

@@ -214,13 +214,14 @@ class Eval:
 class Detect:
     """Detect objects on image files.
 
-    Proposals are made on the fly, as they were for the training. Writes one picture for each image
+    Proposals are made on the fly, as they were for the training, or read from --proposals, which
+    is a must after a training on those of another program. Writes one picture for each image
     with the boxes drawn in, and detections.json with class, score and box; images that cannot be
     read are named at the end, and the exit code is 1. --many is for very many images: a line of
     detections.jsonl for each, at once, or a row in Parquet, without pictures.
     Run it again after an interruption: images that have a line or row are passed over, and one
     that cannot be read has one that says why. What made them stands beside them; another
-    checkpoint, score, size or search is refused there.
+    checkpoint, score, size, search or proposals are refused there.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -240,8 +241,13 @@ class Detect:
     """... unless the long side would pass this; None: as in the training."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:1."""
+    proposals: Path | None = None
+    """Proposal file (.npz) with every image, by its id: the name without suffix, after folders or
+    not, as in photo and day1/photo; of COCO the folder and the number, as in val2017/139. None
+    searches the images."""
     mode: Mode | None = None
-    """Mode of the selective search; None is that of the training. Other methods have none."""
+    """Mode of the selective search; None is that of the training. Other methods have none. After a
+    training on proposals of another program it chooses selective search in their place."""
     many: bool = False
     """A line of JSON, or a row, for each image in place of pictures."""
     format: Literal["jsonl", "parquet"] = "jsonl"

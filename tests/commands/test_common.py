@@ -77,13 +77,22 @@ def test_proposals_on_the_fly_are_made_as_those_of_the_training(
 def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path, capsys):
     image = drawn / "JPEGImages/test_0000.jpg"
     asked = ("detect", image, "--out", tmp_path / "found", "--checkpoint")
-    run(*asked, retrained({"method": "read", "files": ["a.mat"]}))
-    text = " ".join(capsys.readouterr().out.split())
-    assert "does not say how to make more of its kind; images are searched by selective-s" in text
-    assert "does not say" not in text.replace("does not say", "", 1)
-    run(*asked, retrained(None))  # a file of somebody's own
-    text = " ".join(capsys.readouterr().out.split())
-    assert text.count("does not say how it was made; images are searched by selective-search") == 1
+    for made in ({"method": "read", "files": ["a.mat"]}, None):  # the second of somebody's own
+        folder = retrained(made)
+        for many in ((), ("--many",)):
+            line = failure(capsys, *asked, folder, *many)
+            assert f"{folder / 'checkpoint.pt'} learned from {folder / 'proposals.npz'}, " in line
+            assert "give --proposals, " in line and "or --mode for selective search" in line
+        assert not (tmp_path / "found").exists()
+        # It does not have the images of the test.
+        line = failure(capsys, "eval", "--run", folder)
+        assert "give --proposals, " in line and "or one that `fastrcnn-engine proposals` ma" in line
+        before = (folder / "proposals.npz").read_bytes()
+        run(*asked, folder, "--mode", "fast", "--many")
+        note = json.loads((tmp_path / "found/detections.jsonl.made-by.json").read_text())
+        assert note["search"] == Search(mode="fast").to_dict()
+        assert (folder / "proposals.npz").read_bytes() == before
+        shutil.rmtree(tmp_path / "found")
     line = failure(capsys, *asked, retrained(Search("grid").to_dict()), "--mode", "fast")
     assert "--mode is fast, but the proposals of the training are of grid" in line
     settings = Search("edge-boxes").to_dict() | {"edge_model": str(tmp_path / "absent.yml")}
@@ -138,8 +147,8 @@ def test_a_checkpoint_of_no_training_says_what_is_missing(trained, drawn, tmp_pa
     assert f"{path} does not say what it was trained on; give --data" in line
     line = failure(capsys, "svm", "--checkpoint", path, "--data", drawn)
     assert f"{path} does not say what it was trained on; give --proposals" in line
+    # Which searches as by default: there is nothing to differ from.
     run("detect", drawn / "JPEGImages/test_0000.jpg", "--checkpoint", path, "--out", tmp_path)
-    assert "searched by" not in capsys.readouterr().out  # as there is nothing to differ from
 
 
 def train_in(folder, drawn, monkeypatch, **made) -> Path:
@@ -159,7 +168,7 @@ def train_in(folder, drawn, monkeypatch, **made) -> Path:
 
 
 def test_detect_and_eval_find_what_was_trained_on_from_any_folder(
-    drawn, tmp_path, monkeypatch, capsys
+    drawn, tmp_path, monkeypatch
 ):
     home = tmp_path / "home"
     image = drawn / "JPEGImages/test_0000.jpg"
@@ -187,7 +196,6 @@ def test_detect_and_eval_find_what_was_trained_on_from_any_folder(
     run("eval", "--run", folder)
     assert ProposalStore(folder / "proposals.npz").settings == Search("grid", max_boxes=9).to_dict()
     run("svm", "--checkpoint", folder)
-    assert "searched by" not in capsys.readouterr().out
 
 
 def test_proposals_that_are_missing_are_told(drawn, tmp_path, monkeypatch, capsys):
@@ -199,12 +207,10 @@ def test_proposals_that_are_missing_are_told(drawn, tmp_path, monkeypatch, capsy
     run("eval", "--run", folder)
     assert ProposalStore(folder / "proposals.npz").settings == Search("grid", max_boxes=9).to_dict()
     (folder / "proposals.npz").unlink()
-    assert "searched by" not in capsys.readouterr().out
     # Those of others cannot be made again.
     others = train_in(tmp_path / "others", drawn, monkeypatch, method="read", files=["a.mat"])
     (tmp_path / "others/p.npz").unlink()
-    line = failure(capsys, "eval", "--run", others)
-    assert "p.npz: the proposals of the training are not there" in line and "--proposals" in line
+    for command in (("eval", "--run", others), (*detect, others)):
+        line = failure(capsys, *command)
+        assert f"learned from {tmp_path / 'others/p.npz'}, " in line and "give --proposals" in line
     assert not (others / "proposals.npz").exists()
-    run(*detect, others)
-    assert "does not say how to make more of its kind" in capsys.readouterr().out

@@ -20,7 +20,10 @@ import torch
 from PIL import Image
 
 from fastrcnn_engine import bulk
+from fastrcnn_engine.commands import detection
 from fastrcnn_engine.commands.detection import expand_folders
+from fastrcnn_engine.data.proposals import Search, write_proposals
+from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.training import load_checkpoint
 
 from .steps import failure, run
@@ -269,6 +272,56 @@ def test_a_refused_run_does_not_say_what_made_the_rows_of_another(
         bulk.check_made_by(tmp_path / "detections.jsonl", {"by": "the first"})
         assert "another run works on the same" in failure(capsys, *command)
     assert "the first" in (tmp_path / "detections.jsonl.made-by.json").read_text()
+
+
+@pytest.mark.parametrize("many", [(), ("--many",)], ids=["pictures", "many"])
+def test_proposals_of_a_file_are_those_of_each_image(
+    many, trained, drawn, tmp_path, capsys, monkeypatch
+):
+    """The boxes go by the image, not by the order, and no image is searched."""
+    checkpoint = shutil.copy(trained / "checkpoint.pt", tmp_path)
+    content = load_checkpoint(checkpoint)  # as of a training on proposals of others
+    torch.save(content | {"proposals_made_with": None}, checkpoint)
+    monkeypatch.setattr(Search, "boxes", lambda *_: pytest.fail("searched"))
+    ids = {"photo.jpg": "photo", "a/photo.jpg": "a/photo", "a.b.jpg": "a.b", "7.jpg": "in/7",
+           "val/000000000139.jpg": "val/139", "2014/COCO_val2014_000000042.jpg": "2014/42"}
+    images = [tmp_path / "in" / name for name in ids]
+    boxes = {i: np.float32([[n, 0, 60 + n, 50]]) for n, i in enumerate(ids.values())}
+    own = list(boxes.values())
+    for image in images:
+        image.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(drawn / "JPEGImages/test_0000.jpg", image)
+    # The folder says more than the name alone, and a number alone says nothing.
+    boxes |= dict.fromkeys(["7", "139", "other"], np.float32([[9, 9, 99, 99]]))
+    proposals = tmp_path / "p.npz"
+    write_proposals(proposals, boxes.items())
+    used = []
+
+    def noted(model, image, proposals, **options):
+        used.append(proposals)
+        return detect_image(model, image, proposals, **options)
+
+    for place in (bulk, detection):
+        monkeypatch.setattr(place, "detect_image", noted)
+    command = ("detect", *images, "--checkpoint", checkpoint, "--out", tmp_path / "out", *many,
+               "--proposals", proposals)  # fmt: skip
+    run(*command)
+    np.testing.assert_array_equal(used, own)
+    if many:  # other boxes are another run
+        write_proposals(proposals, (boxes | {"7": boxes["photo"]}).items())
+        assert "proposals_crc32 was" in failure(capsys, *command)
+
+    del boxes["photo"], boxes["val/139"]
+    write_proposals(proposals, boxes.items())
+    line = failure(capsys, *command)
+    assert f"no proposals for 2 of 6 images: {images[0]}, {images[4]}; add boxes" in line
+    assert "as 'a/photo' is, or leave these images out" in line
+    write_proposals(proposals, [("photo", own[0])])
+    line = failure(capsys, *command)
+    assert f"'photo' may be {images[0]} or {images[1]}; name images by their folders" in line
+    line = failure(capsys, *command, "--mode", "fast")
+    assert "give either --proposals or --mode" in line
+    assert "no such proposal file" in failure(capsys, *command[:-1], tmp_path / "absent.npz")
 
 
 def test_a_folder_is_its_images_by_name_and_one_without_any_is_named(trained, tmp_path, capsys):

@@ -99,39 +99,36 @@ def search_of(options: SearchOptions) -> Search:
     return Search(**fields)
 
 
-def search_of_training(
-    checkpoint: Path, content: dict[str, Any], console: Console, *, needed: bool = False
-) -> Search:
-    """How the proposals of the training were made; else the defaults, which is told.
+def search_of_training(checkpoint: Path, content: dict[str, Any]) -> Search | None:
+    """How the proposals of the training were made: the defaults of a checkpoint of no training,
+    None where nothing tells, as of those of other programs.
 
-    needed: the proposals themselves are wanted, not more of their kind.
-
-    Raises FileNotFoundError for a model of edge boxes that is not there any more, or a needed file
-    that is not and cannot be made again; ValueError for a model that has changed.
+    Raises FileNotFoundError for a model of edge boxes that is not there any more, ValueError for
+    one that has changed.
     """
     path = path_of_training(checkpoint, content, "proposals")
     if path is None:
         return Search()
     settings = content.get("proposals_made_with")
     search = Search.from_dict(settings)
-    if search is not None:
-        checksum = search.to_dict().get("edge_model_crc32")
-        if settings is not None and checksum != settings.get("edge_model_crc32"):
-            raise ValueError(
-                f"{search.edge_model}: another model than the one that made the proposals of {path}"
-            )
-        return search
-    if needed and not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: the proposals of the training are not there, and nothing tells how to make "
-            "them again; give --proposals"
+    if settings is None or search is None:
+        return None
+    if search.to_dict().get("edge_model_crc32") != settings.get("edge_model_crc32"):
+        raise ValueError(
+            f"{search.edge_model}: another model than the one that made the proposals of {path}"
         )
-    what = "it was made" if settings is None else "to make more of its kind"
-    console.print(
-        f"proposals: {path} does not say how {what}; images are searched by {Search().method}",
-        soft_wrap=True,
+    return search
+
+
+def needs_proposals(checkpoint: Path, content: dict[str, Any], otherwise: str) -> ValueError:
+    """The error where no search gives proposals like those of the training. otherwise: what else
+    may be done than to give a file of them."""
+    path = path_of_training(checkpoint, content, "proposals")
+    return ValueError(
+        f"{checkpoint} learned from {path}, which no search of ours made, so it cannot be done "
+        "again here: give --proposals, a file of the same program's boxes for these images "
+        f"(docs/training.md, section 2), or {otherwise}; with other proposals it may find less"
     )
-    return Search()
 
 
 def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:

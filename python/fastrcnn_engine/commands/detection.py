@@ -14,12 +14,17 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from fastrcnn_engine.bulk import JsonLines, ParquetParts, check_made_by, detect_many
+from fastrcnn_engine.bulk import JsonLines, ParquetParts, Propose, check_made_by, detect_many
 from fastrcnn_engine.commands import plain_console
-from fastrcnn_engine.commands.common import print_notes, resize, search_of_training
+from fastrcnn_engine.commands.common import (
+    needs_proposals,
+    print_notes,
+    resize,
+    search_of_training,
+)
 from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.progress import counted
-from fastrcnn_engine.data.proposals import Search
+from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.data.records import collecting
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
@@ -43,33 +48,34 @@ def detect(options: Detect) -> None:
         raise ValueError(f"--shard is {options.shard}, but only --many works on a part")
     if options.format != "jsonl" and not options.many:
         raise ValueError(f"--format is {options.format}, but only --many writes it")
+    if options.mode is not None and options.proposals is not None:
+        raise ValueError("give either --proposals or --mode, which is of a search for them")
     Detection(score_threshold=options.score).settings()  # checks it
-    images = expand_folders(options.images, lists=options.many)
-    images = shard_of(list(dict.fromkeys(images)), options.shard)
+    everything = list(dict.fromkeys(expand_folders(options.images, lists=options.many)))
+    images = shard_of(everything, options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
     content = load_checkpoint(checkpoint, tensors=False)
     model = load_network(checkpoint, device=options.device)
     resize(model, options)
-    search = search_of_training(checkpoint, content, console)
-    if options.mode is not None:
-        if search.method != "selective-search":
-            raise ValueError(
-                f"--mode is {options.mode}, but the proposals of the training are of "
-                f"{search.method}, which has no modes"
-            )
-        search = dataclasses.replace(search, mode=options.mode)
+    source: dict[str, Any] = {}
+    if options.proposals is None:
+        search = _search(options, checkpoint, content)
+        propose = _boxes_of(search)
+        # Where a model of edge boxes lies does not count, as its checksum does.
+        source["search"] = {k: v for k, v in search.to_dict().items() if k != "edge_model"}
+    else:
+        propose = _proposals_of(everything, ProposalStore(options.proposals))
+        if options.many:
+            source["proposals_crc32"] = _checksum(options.proposals)
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
-        checksum = 0
-        with open(checkpoint, "rb") as file:  # of VGG16 it is a gigabyte
-            while part := file.read(2**20):
-                checksum = zlib.crc32(part, checksum)
-        _detect_many(options, model, images, search, detection, f"{checksum:08x}", console)
+        source["checkpoint_crc32"] = _checksum(checkpoint)
+        _detect_many(options, model, images, propose, detection, source, console)
         return
     unreadable: list[str] = []
     results = detect_files(
-        model, images, options.out, search=search, detection=detection, errors=unreadable
+        model, images, options.out, propose=propose, detection=detection, errors=unreadable
     )
     table = Table("image", "detections", "drawn")
     for path, drawn, found in results:
@@ -87,20 +93,15 @@ def _detect_many(
     options: Detect,
     model: FastRCNN,
     images: list[Path],
-    search: Search,
+    propose: Propose,
     detection: dict[str, Any],
-    checksum: str,
+    source: dict[str, Any],
     console: Console,
 ) -> None:
-    """A row for each image. checksum: of the checkpoint."""
+    """A row for each image. source: what tells checkpoint and proposals from others."""
     sizes = model.preprocessing.to_dict()
-    made_by = {
-        "checkpoint_crc32": checksum,
-        **detection,
-        **{name: sizes[name] for name in ("short_side", "max_side")},
-        # Where a model of edge boxes lies does not count, as its checksum does.
-        "search": {k: v for k, v in search.to_dict().items() if k != "edge_model"},
-    }
+    sizes = {name: sizes[name] for name in ("short_side", "max_side")}
+    made_by = {**source, **detection, **sizes}
     parquet = options.format == "parquet"
     path = options.out / ("detections" if parquet else "detections.jsonl")
     if parquet:
@@ -109,7 +110,7 @@ def _detect_many(
         rows = JsonLines(shard_file(path, options.shard))
     with rows:  # they are ours before anything is said of them
         check_made_by(path, made_by)
-        many = detect_many(model, images, rows, search=search, detection=detection)
+        many = detect_many(model, images, rows, propose=propose, detection=detection)
     speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
     console.print(
         f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
@@ -118,17 +119,78 @@ def _detect_many(
     )
 
 
+def _search(options: Detect, checkpoint: Path, content: dict[str, Any]) -> Search:
+    """The search of the training, in the mode that is asked for."""
+    search = search_of_training(checkpoint, content)
+    if options.mode is None:
+        if search is None:
+            raise needs_proposals(checkpoint, content, "--mode for selective search")
+        return search
+    search = search or Search()
+    if search.method != "selective-search":
+        raise ValueError(
+            f"--mode is {options.mode}, but the proposals of the training are of "
+            f"{search.method}, which has no modes"
+        )
+    return dataclasses.replace(search, mode=options.mode)
+
+
+def _boxes_of(search: Search) -> Propose:
+    """An image goes by its name without folder and suffix there."""
+    return lambda pixels, image: search.boxes(pixels, image.stem)
+
+
+def _proposals_of(images: Sequence[Path], store: ProposalStore) -> Propose:
+    """The boxes that a file has for image files, all of which it must have.
+
+    Their ids are those that a data set gives them: of VOC the path below a folder, without its
+    suffix, of COCO folder and number. Of several that are in the file the longest counts.
+    """
+    image_of: dict[str, Path] = {}
+    missing = []
+    for image in images:
+        path = image.absolute()
+        parts = path.with_suffix("").parts
+        names = ["/".join(parts[start:]) for start in range(1, len(parts))]
+        if number := re.search(r"\d+$", path.stem):
+            names.append(f"{path.parent.name}/{int(number[0])}")
+        found = next((name for name in names if name in store), None)
+        if found is None:
+            missing.append(str(image))
+        elif image_of.setdefault(found, image) != image:
+            raise ValueError(
+                f"{store.path}: {found!r} may be {image_of[found]} or {image}; name images by "
+                "their folders too there, or detect on one at a time"
+            )
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
+        known = next((f", as {name!r} is" for name in store), "")
+        raise ValueError(
+            f"{store.path}: no proposals for {len(missing)} of {len(images)} images: {shown}; add "
+            f"boxes under their names without suffix{known}, or leave these images out"
+        )
+    boxes = {image: store[found] for found, image in image_of.items()}  # which checks them
+    return lambda _, image: boxes[image]
+
+
+def _checksum(path: Path) -> str:
+    checksum = 0
+    with open(path, "rb") as file:  # a checkpoint of VGG16 has a gigabyte
+        while part := file.read(2**20):
+            checksum = zlib.crc32(part, checksum)
+    return f"{checksum:08x}"
+
+
 def detect_files(
     model: FastRCNN,
     images: Sequence[Path],
     out: Path,
     *,
-    search: Search,
+    propose: Propose,
     detection: Mapping[str, Any],
     errors: list[str],
 ) -> list[tuple[Path, Path, Detections]]:
-    """Detects on image files, with proposals made on the fly; an image goes by its name without
-    folder and suffix there.
+    """Detects on image files.
 
     Writes one drawn picture per image, NAME-detections.jpg, and detections.json, both into `out`,
     which may be the folder of the images: of pictures only earlier drawings that are not among the
@@ -150,7 +212,7 @@ def detect_files(
                 image = load_image(path)
             if image is None:
                 continue
-            found = detect_image(model, image, search.boxes(image, path.stem), **detection)
+            found = detect_image(model, image, propose(image, path), **detection)
             drawn = _free_name(out, path.stem, taken)
             taken.add(drawn.resolve())
             picture = draw_marks(image, detection_marks(found, model.classes))

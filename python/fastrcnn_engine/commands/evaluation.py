@@ -13,6 +13,7 @@ from fastrcnn_engine.commands.common import (
     check_proposals,
     load_test_set,
     needing_all_images,
+    needs_proposals,
     print_notes,
     print_result,
     resize,
@@ -85,7 +86,10 @@ def evaluate(options: Eval, command: str) -> None:
             else:
                 cache = (options.out or home / name if foreign else home) / CACHE
                 check_alone()
-                search = search_of_training(checkpoint, content, console, needed=not foreign)
+                search = search_of_training(checkpoint, content)
+                if search is None:
+                    other = "one that `fastrcnn-engine proposals` makes"
+                    raise needs_proposals(checkpoint, content, other)
                 store = search_datasets([dataset], cache, search)
         with run.timed("detection"), needing_all_images(dataset):
             found = detect_dataset(model, dataset, store, detection, processes)
