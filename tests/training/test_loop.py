@@ -233,6 +233,19 @@ def test_resume_refuses_other_settings_and_names_them(voc):
                 checkpoint_every=9, loader_threads=2, cache_megabytes=0, profile=True))  # fmt: skip
 
 
+def test_a_model_of_ones_own_goes_by_its_own_name_and_by_the_recipe_that_is_asked_for(voc):
+    config = replace(voc, iterations=2, network="vgg16")
+    path = run(config).checkpoint
+    content = load_checkpoint(path)
+    assert content["config"]["network"] == content["network"]["name"] == "custom"
+    assert content["config"]["background_low"] == 0.1  # vgg16's
+    # Once the settings named the network by its recipe.
+    torch.save(content | {"config": content["config"] | {"network": "vgg16"}}, path)
+    run(replace(config, iterations=4, resume=True))
+    with pytest.raises(ValueError, match="network was 'custom', is 'tiny'"):
+        train(replace(voc, background_low=0.1, resume=True), progress=False)
+
+
 def test_resume_refuses_classes_of_other_names(voc):
     """Their boxes and labels are the same."""
     run(replace(voc, iterations=2))

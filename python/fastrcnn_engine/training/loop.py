@@ -9,7 +9,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -174,9 +174,10 @@ def train(
 
     Args:
         config: all settings; see TrainConfig.
-        model: a network of your own to train instead of ``config.network``, whose recipe is used
-            all the same. Its image size is taken from ``config``, and what ``config.tasks`` does
-            not learn is frozen.
+        model: a network of your own to train instead of ``config.network``, whose recipe has the
+            numbers that ``config`` leaves None: by default VGG16's, for pre-trained weights; "tiny"
+            for random ones. What is written down names the network by ``model.name``. Its image
+            size is taken from ``config``, and what ``config.tasks`` does not learn is frozen.
         dataset: the split of ``config`` as ``load_dataset`` has read it, for who has it already.
         progress: show a live line with the losses, the speed and the time left.
         on_start: called when all has been checked and nothing been written but the folder.
@@ -205,6 +206,8 @@ def train(
         raise ValueError(
             f"freeze_to is {config.freeze_to!r}; a model of your own has its frozen layers already"
         )
+    if model is not None:  # what the recipe is for, settled, has done its part
+        config = dataclasses.replace(config, network=cast(Any, model.name))
     with join(config.device) as processes, the_same_on_every_run(processes.device):
         run = _Run(config, model, dataset, processes)
         return _loop(run, progress, on_start, on_log)

@@ -119,7 +119,8 @@ def checked_to_resume(
             f"cannot resume from {path}: iterations is {config.iterations}, and it has "
             f"{content['iteration']} behind it already. Give at least as many"
         )
-    now, before = config.to_dict(), content["config"]
+    # A network of one's own once went by the name of its recipe in the settings.
+    now, before = config.to_dict(), content["config"] | {"network": content["network"]["name"]}
     changed = [
         f"{key} was {before.get(key)!r}, is {now[key]!r}"
         for key in now
