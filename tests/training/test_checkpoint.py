@@ -132,9 +132,32 @@ def test_unfit_files_are_refused(tmp_path, tensors):
     (tmp_path / "noise.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="noise.pt is not a .* no file of torch.save"):
         load_checkpoint(tmp_path / "noise.pt", tensors=tensors)
-    (tmp_path / "empty.pt").touch()
-    with pytest.raises(ValueError, match="empty.pt is not a .* it ends too early"):
-        load_checkpoint(tmp_path / "empty.pt", tensors=tensors)
+    torch.save({"format": 1}, tmp_path / "new.pt")
+    torch.save(torch.zeros(99), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for damaged in (
+        b"", b"hi", b"aaaa", bytes(4096),
+        *((tmp_path / name).read_bytes()[:-30] for name in ("new.pt", "old.pt")),
+    ):  # fmt: skip
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        with pytest.raises(ValueError) as error:
+            load_checkpoint(tmp_path / "damaged.pt", tensors=tensors)
+        assert str(error.value) == (
+            f"{tmp_path / 'damaged.pt'} is not a readable checkpoint: it is no file that "
+            "torch.save made, or it is cut off"
+        )
+        assert error.value.__cause__ is not None  # for --debug
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("Input/output error"), RuntimeError("Allocator: can't allocate memory")]
+)
+def test_a_file_that_may_be_good_is_not_called_damaged(saved, error, monkeypatch):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint.torch, "load", fails)
+    with pytest.raises(ValueError, match=str(error)):
+        load_checkpoint(saved[0])
 
 
 @pytest.mark.parametrize("tensors", [True, False])

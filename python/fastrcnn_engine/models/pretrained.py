@@ -167,8 +167,9 @@ def load_plain(path: Path, kind: str, *, mapped: bool = False) -> Any:
     except pickle.UnpicklingError as error:  # torch's words advise to let the file run its code
         reason = "it is no file of torch.save, or holds more than tensors and plain values"
         raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
-    except Exception as error:
-        reason = str(error) or "it ends too early"
+    except Exception as error:  # of a broken file torch, pickle and zip raise much
+        good = isinstance(error, OSError) or "allocate memory" in str(error)  # it may be
+        reason = str(error) if good else "it is no file that torch.save made, or it is cut off"
         raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
 
 
