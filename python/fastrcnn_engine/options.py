@@ -64,14 +64,15 @@ class Detection:
     box_regression: bool = True
     """Move the proposals as the network says; or keep them as they are (paper, table 6)."""
 
-    def settings(self) -> dict[str, Any]:
-        """The settings the protocol takes.
+    def settings(self, classifier: str = "softmax") -> dict[str, Any]:
+        """The settings the protocol takes, for the scores of a classifier (``FastRCNN``).
 
         Raises ValueError for a value out of range, and for a score threshold or a limit the paper's
         protocol does not have.
         """
         import numpy as np
 
+        from fastrcnn_engine.evaluation.detect import check_score_threshold
         from fastrcnn_engine.ops import detections
 
         if self.score_threshold is not None and not math.isfinite(self.score_threshold):
@@ -79,6 +80,7 @@ class Detection:
                 "score_threshold must be a finite number, as it is written down in JSON, got "
                 f"{self.score_threshold}; one below all scores, -1 of a softmax, drops nothing"
             )
+        check_score_threshold(self.score_threshold or 0.0, classifier)
         # The operator's own checks, on no box: now, not after a training.
         none = np.zeros((0, 4), np.float32)
         detections(

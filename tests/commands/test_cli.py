@@ -240,7 +240,8 @@ def test_detection_settings_out_of_range_are_refused_before_anything_is_done(
     for command in (train, ("eval", "--run", trained)):
         for name, value in (("nms-threshold", "1.5"), ("nms-threshold", "nan"),
                             ("max-detections", -1), ("score-threshold", "nan"),
-                            ("score-threshold", "-inf")):  # fmt: skip
+                            ("score-threshold", "-inf"), ("score-threshold", "1.0"),
+                            ("score-threshold", "1.5")):  # fmt: skip
             line = failure(capsys, *command, f"--detection.{name}", value)
             assert f"{name.replace('-', '_')} must be" in line and f"got {value}" in line
     find = ("detect", drawn / "JPEGImages", "--checkpoint", trained)
@@ -248,6 +249,8 @@ def test_detection_settings_out_of_range_are_refused_before_anything_is_done(
         for value in ("-inf", "nan"):
             line = failure(capsys, *command, "--score", value)
             assert "score_threshold must be a finite number" in line and f"got {value}" in line
+        line = failure(capsys, *command, "--score", 2)
+        assert "score_threshold must be below 1, as scores are probabilities, got 2.0" in line
     assert not list(tmp_path.iterdir())
 
 

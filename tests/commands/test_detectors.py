@@ -135,6 +135,9 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
     run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "-9")
     found = json.loads((tmp_path / "found" / "detections.json").read_text())["images"]
     assert min(one["score"] for one in found[str(picture)]) < 0
+    # These scores do not end at 1.
+    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "1.5")
+    run("eval", "--run", out, "--detection.score-threshold", "1.5")
 
     assert "exists already" in failure(capsys, "svm", "--checkpoint", trained, "--out", out)
     again = failure(capsys, "svm", "--checkpoint", out, "--out", tmp_path / "again")

@@ -143,7 +143,7 @@ def test_refusals(change, says, tmp_path):
         export_onnx(model, tmp_path / "detector.onnx")
     assert not any(tmp_path.iterdir())
     for name, values in (
-        ("score_threshold", (np.nan, np.inf)),
+        ("score_threshold", (np.nan, np.inf, 1.0)),
         ("nms_threshold", (-0.1, 1.5, np.nan)),
         ("max_detections", (0,)),
     ):

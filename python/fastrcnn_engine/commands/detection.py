@@ -50,11 +50,12 @@ def detect(options: Detect) -> None:
         raise ValueError(f"--format is {options.format}, but only --many writes it")
     if options.mode is not None and options.proposals is not None:
         raise ValueError("give either --proposals or --mode, which is of a search for them")
-    Detection(score_threshold=options.score).settings()  # checks it
     everything = list(dict.fromkeys(expand_folders(options.images, lists=options.many)))
     images = shard_of(everything, options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
     content = load_checkpoint(checkpoint, tensors=False)
+    classifier = content["network"]["classifier"]
+    Detection(score_threshold=options.score).settings(classifier)  # checks it
     model = load_network(checkpoint, device=options.device)
     resize(model, options)
     source: dict[str, Any] = {}

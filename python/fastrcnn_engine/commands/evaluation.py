@@ -56,7 +56,7 @@ def evaluate(options: Eval, command: str) -> None:
     with join(options.device) as processes:
         model = load_network(checkpoint, device=str(processes.device))
         resize(model, options)
-        detection = options.detection.settings()
+        detection = options.detection.settings(model.classifier)
         # Ids of two data sets may be the same: proposals of one must never serve for the other.
         foreign = learned is None or data.resolve() != learned.resolve()
         # What was learned from had annotations: without them it has lost them.

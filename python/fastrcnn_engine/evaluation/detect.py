@@ -22,6 +22,18 @@ SCORE_THRESHOLDS = {"softmax": 0.05, "svm": -np.inf}
 CONFIDENT_SCORES = {"softmax": 0.5, "svm": 0.0}
 
 
+def check_score_threshold(value: float, classifier: str) -> None:
+    """Raise ValueError for a threshold that no score of the classifier passes.
+
+    One call with it is a point of a curve; a test or a file with it is a mistake.
+    """
+    if classifier == "softmax" and value >= 1:
+        raise ValueError(
+            f"score_threshold must be below 1, as scores are probabilities, got {value}; nothing "
+            "would be found"
+        )
+
+
 def nearest_levels(boxes: np.ndarray, factors: Sequence[float]) -> np.ndarray:
     """Which level of an image pyramid brings each box closest to 224 x 224 pixels.
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fastrcnn_engine.ops as ops
-from fastrcnn_engine.evaluation.detect import SCORE_THRESHOLDS
+from fastrcnn_engine.evaluation.detect import SCORE_THRESHOLDS, check_score_threshold
 from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.models import FastRCNN
 
@@ -107,6 +107,7 @@ def export_onnx(
         score_threshold = SCORE_THRESHOLDS[model.classifier]
     if not score_threshold < math.inf:  # which nan is not either
         raise ValueError(f"score_threshold must be a number below infinity, got {score_threshold}")
+    check_score_threshold(score_threshold, model.classifier)
     if not 0 <= nms_threshold <= 1:
         raise ValueError(f"nms_threshold must be in [0, 1], got {nms_threshold}")
     if max_detections < 1:
