@@ -43,8 +43,9 @@ def test_no_rois_are_legal():
 def test_new_layers_start_as_in_the_paper():
     torch.manual_seed(0)
     model = FastRCNN(
-        nn.Identity(), stride=1, head=nn.Identity(), head_features=4000, classes=["a"] * 20
-    )
+        nn.Identity(), stride=1, head=nn.Identity(), head_features=4000,
+        classes=[str(number) for number in range(20)],
+    )  # fmt: skip
     assert model.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert model.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.02)
     assert model.cls_score.weight.mean().abs() < 2e-4
@@ -95,11 +96,19 @@ def test_the_strides_of_the_networks_are_those_of_their_backbones(name):
         build_network(name, ["a"]).check_stride()
 
 
-def test_misspelt_frozen_module_and_missing_classes_are_refused():
+@pytest.mark.parametrize("classes", ["cat", [], ["cat", "cat"], [""], [1, 2], {"cat", "dog"}, None])
+@pytest.mark.parametrize("name", ["tiny", "vgg16", "own"])
+def test_classes_that_are_no_list_of_different_names_are_refused(name, classes):
+    with torch.device("meta"), pytest.raises(ValueError, match="classes must be a list of .*got "):
+        own(classes=classes) if name == "own" else build_network(name, classes)
+
+
+def test_misspelt_frozen_module_and_a_stride_that_is_none_are_refused():
     with pytest.raises(ValueError, match="'backbone.conv9'"):
         own(frozen=["backbone.conv9"])
-    with pytest.raises(ValueError, match="classes is empty"):
-        own(classes=[])
+    for stride in (0, -16):
+        with pytest.raises(ValueError, match=f"stride must be at least 1, .*, got {stride}"):
+            own(stride=stride)
     with pytest.raises(ValueError, match="'resnet' is not known: it is one of tiny, caffenet, "):
         build_network("resnet", ["a"])
 

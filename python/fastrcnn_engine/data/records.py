@@ -94,14 +94,18 @@ class Dataset:
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names as a tuple. Raises ValueError for a single text, no name or one named twice."""
-    if isinstance(classes, str):
-        raise ValueError(f"classes must be a list of names, got the single text {classes!r}")
+    """The names as a tuple.
+
+    Raises ValueError for what is no list, a single text, no name, an empty one or one named twice.
+    """
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise ValueError(f"classes must be a list of names, got {classes!r}")
     classes = tuple(classes)
-    texts = all(isinstance(name, str) for name in classes)
+    texts = all(isinstance(name, str) and name for name in classes)
     if not classes or not texts or len(set(classes)) != len(classes):
         raise ValueError(
-            f"classes must be a list of different names, at least one; got {list(classes)}"
+            "classes must be a list of different names, at least one and none empty; got "
+            f"{list(classes)}"
         )
     return classes
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.records import checked_classes
 from fastrcnn_engine.ops import roi_pool
 
 
@@ -62,7 +63,8 @@ class FastRCNN(nn.Module):
         name: what ``build_network`` calls this network; anything for your own.
 
     Raises:
-        ValueError: no class, or a frozen name that is not a submodule.
+        ValueError: classes that are no list of different names, a stride below 1, or a frozen name
+            that is not a submodule.
 
     The box deltas the network puts out are normalised per class (original code,
     lib/roi_data_layer/roidb.py). ``delta_mean`` and ``delta_std`` undo that; they are buffers, set
@@ -92,11 +94,11 @@ class FastRCNN(nn.Module):
         name: str = "custom",
     ):
         super().__init__()
-        if not classes:
-            raise ValueError("classes is empty: a detector needs at least one foreground class")
-        outputs = len(classes) + 1
+        self.classes = checked_classes(classes)
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, pixels per cell of the map, got {stride}")
+        outputs = len(self.classes) + 1
         self.name = name
-        self.classes = tuple(classes)
         self.stride = stride
         self.pooled_size = pooled_size
         self.preprocessing = preprocessing or Preprocessing()

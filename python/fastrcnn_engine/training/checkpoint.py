@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from fastrcnn_engine.data.images import Preprocessing
-from fastrcnn_engine.data.records import checked_classes
 from fastrcnn_engine.files import sync_folder, whole_file
 from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, split_layers
 from fastrcnn_engine.models.pretrained import load_plain
@@ -179,8 +178,7 @@ def load_network(
     fits = "describe a network that can be built" if model is None else "fit the model"
     try:
         if model is None:
-            classes = checked_classes(network["classes"])
-            model = build_network(network["name"], classes, freeze_to="none")
+            model = build_network(network["name"], network["classes"], freeze_to="none")
         _fill_in(model, network)
     except Exception as error:  # plain values of any kind may be in it
         raise ValueError(f"{path} does not {fits}: {error}; take another") from error
