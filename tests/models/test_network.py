@@ -13,13 +13,10 @@ from fastrcnn_engine.ops import roi_pool
 def own(**options) -> FastRCNN:
     """A user's backbone: one strided convolution with batch normalisation. Any module will do."""
     torch.manual_seed(0)
-    options = {"stride": 8, "classes": ["a", "b"], "pooled_size": 2, **options}
-    return FastRCNN(
-        nn.Sequential(nn.Conv2d(3, 5, 9, stride=8, padding=4), nn.BatchNorm2d(5)),
-        head=FullyConnectedHead(5, 2, 16),
-        head_features=16,
-        **options,
-    )
+    backbone = nn.Sequential(nn.Conv2d(3, 5, 9, stride=8, padding=4), nn.BatchNorm2d(5))
+    parts = {"backbone": backbone, "head": FullyConnectedHead(5, 2, 16), "head_features": 16,
+             "stride": 8, "classes": ["a", "b"], "pooled_size": 2}  # fmt: skip
+    return FastRCNN(**(parts | options))
 
 
 ROIS = torch.tensor([[0, 0, 0, 63, 47], [1, 10, 10, 30, 30], [1, 0, 0, 8, 8]]).float()
@@ -77,7 +74,7 @@ def test_frozen_modules_need_no_gradient_and_keep_their_batch_statistics():
 def test_a_stride_that_is_not_the_backbones_is_refused(stride):
     model = own(stride=stride).eval()
     with pytest.raises(ValueError, match=f"stride is {stride}, but the backbone makes"):
-        model.check_stride()
+        model.check_parts()
     assert not model.training
 
 
@@ -86,14 +83,44 @@ def test_the_stride_of_a_backbone_does_not_depend_on_its_padding(padding):
     model = own()
     model.backbone[0].padding = (padding, padding)
     before = model.backbone[1].running_mean.clone()
-    model.check_stride()
+    model.check_parts()
     assert model.training and torch.equal(model.backbone[1].running_mean, before)
 
 
 @pytest.mark.parametrize("name", ["tiny", "caffenet", "vgg_cnn_m_1024", "vgg16"])
-def test_the_strides_of_the_networks_are_those_of_their_backbones(name):
+def test_the_parts_of_the_networks_fit(name):
     with torch.device("meta"):  # shapes, no numbers
-        build_network(name, ["a"]).check_stride()
+        build_network(name, ["a"]).check_parts()
+
+
+class Maps(nn.Module):
+    """Makes what a function makes of a map with 5 channels and stride 8."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layer, self.change = nn.Conv2d(3, 5, 8, stride=8), change
+
+    def forward(self, images):
+        return self.change(self.layer(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"backbone": Maps(lambda one: {"0": one, "pool": one})}, "one map .* got dict; wrap it"),
+        ({"backbone": Maps(lambda one: one.flatten(2))}, r"one map .* got \(1, 5, 256\); wrap it"),
+        ({"backbone": Maps(lambda one: torch.cat([one, one], 1))}, "windows of 10 x 2 x 2: .* has "
+         r"10 channels and pooled_size is 2; make the head for these \(mat1 and mat2"),
+        ({"pooled_size": 3}, "windows of 5 x 3 x 3: .* 5 channels and pooled_size is 3; make"),
+        ({"head_features": 8}, r"head_features is 8, but of one window the head makes \(1, 16\)"),
+        ({"head": nn.Identity()}, r"is 16, but of one window the head makes \(1, 5, 2, 2\); it mu"),
+    ],
+)  # fmt: skip
+def test_a_backbone_or_head_of_another_shape_is_told_in_our_words(change, says):
+    model = own(**change)
+    with pytest.raises(ValueError, match=says):
+        model.check_parts()
+    assert model.training
 
 
 @pytest.mark.parametrize("classes", ["cat", [], ["cat", "cat"], [""], [1, 2], {"cat", "dog"}, None])

@@ -137,26 +137,62 @@ class FastRCNN(nn.Module):
         return self
 
     @torch.no_grad()
-    def check_stride(self) -> None:
-        """Raise ValueError unless a cell of the backbone's map is ``stride`` pixels wide and high.
+    def check_parts(self) -> None:
+        """Raise ValueError unless backbone and head are what the constructor was told of them.
 
-        Two images are looked at, as the difference of their maps does not depend on padding. With
-        another stride everything runs, and RoI pooling looks beside the objects.
+        Cells of the backbone's map are ``stride`` pixels wide and high: with another stride
+        everything runs, and RoI pooling looks beside the objects. Two images are looked at, as the
+        difference of their maps does not depend on padding. The head takes a pooled window of such
+        a map and makes ``head_features`` numbers of it.
         """
-        small, large = 16 * self.stride, 32 * self.stride
-        device, training = self.cls_score.weight.device, self.training
+        training = self.training
         self.eval()
-        cells = [
-            self.backbone(torch.zeros(1, 3, side, side, device=device)).shape[2:]
-            for side in (small, large)
+        try:
+            self._check_head(self._checked_map())
+        finally:
+            self.train(training)
+
+    def _checked_map(self) -> torch.Tensor:
+        small, large = 16 * self.stride, 32 * self.stride
+        device = self.cls_score.weight.device
+        maps = [
+            self.backbone(torch.zeros(1, 3, side, side, device=device)) for side in (small, large)
         ]
-        self.train(training)
+        for one in maps:
+            if not isinstance(one, torch.Tensor) or one.ndim != 4:
+                raise ValueError(
+                    f"the backbone must make one map (N, C, h, w) of images, got {_shown(one)}; "
+                    "wrap it in a module that returns one"
+                )
+        cells = [one.shape[2:] for one in maps]
         if any(abs(b - a - 16) > 1 for a, b in zip(*cells, strict=True)):
             height, width = cells[1]
             raise ValueError(
                 f"stride is {self.stride}, but the backbone makes a map of {height} x {width} "
                 f"cells of an image of {large} x {large} pixels; give FastRCNN the input pixels "
                 "per cell"
+            )
+        return maps[1]
+
+    def _check_head(self, features: torch.Tensor) -> None:
+        last = 32 * self.stride - 1
+        roi = torch.tensor([[0.0, 0, 0, last, last]], device=features.device)
+        pooled = self.pool(features, roi)
+        channels, side = features.shape[1], self.pooled_size
+        try:
+            hidden = self.head(pooled)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(
+                f"the head does not take windows of {channels} x {side} x {side}: the backbone's "
+                f"map has {channels} channels and pooled_size is {side}; make the head for these "
+                f"({reason})"
+            ) from error
+        wanted = self.cls_score.in_features
+        if not isinstance(hidden, torch.Tensor) or hidden.shape != (1, wanted):
+            raise ValueError(
+                f"head_features is {wanted}, but of one window the head makes {_shown(hidden)}; it "
+                f"must be (1, {wanted})"
             )
 
     def pool(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
@@ -187,3 +223,7 @@ class FastRCNN(nn.Module):
     def unnormalise(self, deltas: torch.Tensor) -> torch.Tensor:
         """Undo the per-class normalisation of deltas (R, 4(K+1))."""
         return deltas * self.delta_std + self.delta_mean
+
+
+def _shown(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__

@@ -158,8 +158,8 @@ def load_network(
 
     Raises:
         ValueError: no such device, an unreadable file, a network without a name and no ``model``,
-            or a model of other classes or layers, or whose stride is not its backbone's. It may be
-            filled in by half then.
+            or a model of other classes or layers, or whose parts do not fit. It may be filled in by
+            half then.
     """
     target = checked_device(device)
     # Mapped: what the optimiser kept, as large as the weights, is not read.
@@ -184,7 +184,7 @@ def load_network(
         raise ValueError(f"{path} does not {fits}: {error}; take another") from error
     load_weights(model, content, path)
     if model.name not in NETWORKS:
-        model.check_stride()
+        model.check_parts()
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise ValueError(

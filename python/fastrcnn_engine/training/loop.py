@@ -188,7 +188,7 @@ def train(
     Raises:
         ValueError: a bad setting, missing proposals (image named), a checkpoint that does not
             belong to this run or is further, another run at work in the same folder, a model whose
-            stride is not its backbone's, an image that is none. Before the last a checkpoint is
+            parts do not fit, an image that is none. Before the last a checkpoint is
             written.
         OSError: a missing image, after a checkpoint; a log or checkpoint that cannot be written;
             ConnectionError: another process is lost.

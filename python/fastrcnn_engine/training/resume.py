@@ -48,7 +48,7 @@ def starting_network(
     elif model.classes != classes:
         raise ValueError(f"the model knows {model.classes}, the data set has {classes}")
     elif model.name not in NETWORKS:  # which have the stride they name
-        model.check_stride()
+        model.check_parts()
     if config.init is not None and not config.resume:
         start_from(config.init, model)
     model.box_regression = config.tasks != "classification"
