@@ -209,9 +209,10 @@ def _fill_in(model: FastRCNN, network: dict[str, Any]) -> None:
 def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
     """Copy the weights and buffers of a checkpoint's content into ``model``.
 
-    Raises ValueError when they do not fit, naming the layers, and when they are compressed or SVMs
-    and the model is not.
+    Raises ValueError when they do not fit, naming both networks or else the first layer, and when
+    they are compressed or SVMs and the model is not.
     """
+    name = content["network"]["name"]
     ranks = content["network"]["ranks"]
     if ranks and ranks != ranks_of(model):
         raise ValueError(
@@ -226,10 +227,29 @@ def load_weights(model: FastRCNN, content: dict[str, Any], path: Path) -> None:
     try:
         model.load_state_dict(content["model"])
     except (RuntimeError, AttributeError) as error:  # the second of a name that is no text
+        if name != model.name:
+            raise ValueError(
+                f"{path} holds the network {name!r}, whose weights do not fit {model.name!r}, "
+                "which is asked for; give a checkpoint of that one"
+            ) from error
         raise ValueError(
             f"the weights in {path} do not fit this network; it was written by another network or "
-            f"another version. {error}"
+            f"another version: {_first_misfit(model, content['model']) or error}"
         ) from error
+
+
+def _first_misfit(model: FastRCNN, weights: dict[Any, Any]) -> str | None:
+    """The first of the weights that keeps a checkpoint from being loaded. torch tells of all."""
+    own = model.state_dict()
+    for name in (*own, *weights):
+        if name not in own:
+            return f"{name} is not in the network"
+        if name not in weights:
+            return f"{name} is not in the file"
+        shape = tuple(getattr(weights[name], "shape", ()))
+        if shape != tuple(own[name].shape):
+            return f"{name} has shape {shape}, expected {tuple(own[name].shape)}"
+    return None
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
