@@ -25,6 +25,8 @@ def tiny():
     # Scores and boxes that differ from RoI to RoI.
     nn.init.normal_(model.cls_score.weight, std=0.05)
     nn.init.normal_(model.bbox_pred.weight, std=0.05)
+    model.delta_std.fill_(0.3)
+    model.delta_mean.normal_(std=0.1)
     model.preprocessing = replace(model.preprocessing, short_side=96, max_side=160)
     return model
 
@@ -68,11 +70,12 @@ def assert_same(found: list[np.ndarray], expected) -> None:
 def test_same_detections_on_images_of_any_size(change, tmp_path):
     model, path = tiny(), tmp_path / "new" / "detector.onnx"
     export_onnx(model, path, **change)
-    for size in ((96, 130, 40), (150, 96, 70), (64, 300, 1)):
+    for size in ((96, 130, 40), (150, 96, 70), (64, 300, 1), (96, 130, 0)):
         image, proposals = image_and_proposals(*size)
         expected = detect_image(model, image, proposals, **change)
         assert_same(run(path, model, image, proposals), expected)
-        assert (len(expected.labels) > 0) == (change.get("score_threshold") != 0.99)
+        some = len(proposals) > 0 and change.get("score_threshold") != 0.99
+        assert (len(expected.labels) > 0) == some
 
 
 def test_rois_are_those_of_detection():
@@ -97,15 +100,16 @@ def test_detectors_of_other_kinds(kind, nms_threshold, tmp_path):
     else:
         model.box_regression = False
     export_onnx(model, path, nms_threshold=nms_threshold)
-    image, proposals = image_and_proposals(96, 130, 30)
-    expected = detect_image(model, image, proposals, nms_threshold=nms_threshold)
-    assert_same(run(path, model, image, proposals), expected)
+    for count in (30, 0):
+        image, proposals = image_and_proposals(96, 130, count)
+        expected = detect_image(model, image, proposals, nms_threshold=nms_threshold)
+        assert_same(run(path, model, image, proposals), expected)
 
 
 def test_the_file_says_how_images_are_prepared(tmp_path, caplog):
     model, path = tiny(), tmp_path / "detector.onnx"
     caplog.set_level(logging.INFO, logger="torch.onnx")
-    export_onnx(model, path, score_threshold=0.2)
+    export_onnx(model, path, score_threshold=0.2, nms_threshold=0.4, max_detections=7)
     assert logging.getLogger("torch.onnx").level == logging.INFO  # as it was
     file = onnx.load(path)
     assert {used.domain: used.version for used in file.opset_import}[""] == 18
@@ -114,7 +118,7 @@ def test_the_file_says_how_images_are_prepared(tmp_path, caplog):
     assert said["classes"] == ["cat", "dog", "cow"]
     assert Preprocessing.from_dict(said["preprocessing"]) == model.preprocessing
     assert (said["network"], said["score_threshold"]) == ("tiny", 0.2)
-    assert (said["nms_threshold"], said["max_detections"]) == (0.3, 100)
+    assert (said["nms_threshold"], said["max_detections"]) == (0.4, 7)
 
 
 def test_a_file_without_a_score_threshold_says_so_in_json(tmp_path):

@@ -204,7 +204,7 @@ WILD_SCORES = torch.where(torch.arange(60) % 5 == 3, torch.nan, SCORES.double() 
 )
 def test_exact(exported, function, tensors):
     run = exported(function, tensors, [{0: ROWS}] * len(tensors))
-    for count in (len(BOXES), 17):
+    for count in (len(BOXES), 17, 0):
         shorter = [t[:count] for t in tensors]
         expected = function(*shorter)
         expected = expected if isinstance(expected, tuple) else (expected,)
@@ -216,6 +216,8 @@ def test_decode_boxes(exported):
     run = exported(fe.decode_boxes, (DELTAS, BOXES), ({0: ROWS}, {0: ROWS}))
     # exp of two libraries may differ in the last place; corners are at most a few hundred, but one.
     eps = np.finfo(np.float32).eps
-    np.testing.assert_allclose(
-        run(DELTAS, BOXES)[0], fe.decode_boxes(DELTAS, BOXES).numpy(), rtol=4 * eps, atol=2e3 * eps
-    )
+    for count in (len(BOXES), 0):
+        deltas, boxes = DELTAS[:count], BOXES[:count]
+        expected = fe.decode_boxes(deltas, boxes).numpy()
+        assert expected.shape == (count, 12)
+        np.testing.assert_allclose(run(deltas, boxes)[0], expected, rtol=4 * eps, atol=2e3 * eps)

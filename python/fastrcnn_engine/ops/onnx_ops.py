@@ -22,6 +22,8 @@ FLOAT = 1
 NO_ARGMAX = "ONNX has no argmax of RoI pooling"
 SMALLEST_NORMAL = 2.0**-126
 LOWEST = -3.4028234663852886e38
+NEXT_TO_LOWEST = -3.4028232635611926e38
+END = 2**31
 
 # The graph that the older exporter is writing, if it is at work.
 _graph: ContextVar[Any] = ContextVar("_graph", default=None)
@@ -206,7 +208,12 @@ def box_iou(boxes1, boxes2, inclusive: bool):
 def decode_boxes(deltas, boxes, max_log_ratio: float):
     half, most = _like(0.5, boxes), _like(max_log_ratio, boxes)
     x1, y1, x2, y2 = _corners(op.Unsqueeze(boxes, _integers(1)))  # (R, 1, 1)
-    dx, dy, dw, dh = _corners(op.Reshape(deltas, _integers(0, -1, 4)))  # (R, G, 1)
+    # (R, G, 1), by strides: of no rows, Reshape could not tell how many groups there are.
+    dx, dy, dw, dh = [
+        op.Unsqueeze(op.Slice(deltas, _integers(i), _integers(END), _integers(1), _integers(4)),
+                     _integers(2))
+        for i in range(4)
+    ]  # fmt: skip
     moved = []
     for low, high, shift, growth in ((x1, x2, dx, dw), (y1, y2, dy, dh)):
         side = op.Sub(high, low)
