@@ -106,6 +106,7 @@ NMS_CASES: list[NmsCase] = [
     _case("nan-score-never-stays", [_UNIT, _UNIT, [5, 5, 6, 6]], [NAN, 0.9, NAN]),
     _case("nan-score-suppresses-nothing", [_UNIT, _UNIT], [NAN, -1.0]),
     _case("only-nan-scores", [_UNIT, _UNIT], [NAN, NAN]),
+    _case("masked-scores", [_UNIT, [3, 3, 4, 4], [5, 5, 6, 6], _UNIT], [-INF, 0.5, -INF, -INF]),
     _case("infinite-scores", [_UNIT, _UNIT, [5, 5, 6, 6], _UNIT], [-INF, INF, -INF, INF]),
     _case("nan-boxes", [[NAN, 0, 1, 1], _UNIT, [0, 0, NAN, 1], _UNIT], [0.9, 0.8, 0.7, 0.6]),
     _case("infinite-boxes", [[-INF, -INF, INF, INF], _UNIT, [0, 0, INF, 1], _UNIT], [4, 3, 2, 1]),

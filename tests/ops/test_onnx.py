@@ -156,26 +156,6 @@ def test_the_older_exporter_is_given_classes_to_ask_about(monkeypatch):
     assert given and {get_type_hints(write)["graph"] for write in given} == {object}
 
 
-@pytest.mark.parametrize("inclusive", [False, True])
-def test_nms(exported, inclusive):
-    """All hard cases that ONNX's operator knows: finite boxes with ordered corners."""
-    run = None
-    for case in NMS_CASES:
-        boxes, scores = torch.from_numpy(case.boxes), torch.from_numpy(case.scores)
-        ordered = (boxes[:, 2:] >= boxes[:, :2]).all() and boxes.abs().lt(1e6).all()
-        finite = torch.isfinite(scores).all()
-        if len(boxes) < 2 or not ordered or not finite or "every-size" in case.name:
-            continue
-        if run is None:
-            run = exported(
-                lambda b, s: fe.nms(b, s, 0.5, inclusive=inclusive), (boxes, scores),
-                ({0: ROWS}, {0: ROWS}),
-            )  # fmt: skip
-            assert "NonMaxSuppression" in run.operators
-        expected = fe.nms(boxes, scores, 0.5, inclusive=inclusive)
-        assert run(boxes, scores)[0].tolist() == expected.tolist(), case.name
-
-
 BOXES = torch.from_numpy(random_boxes(60, 1))
 SCORES = torch.rand(60, generator=GENERATOR)
 LABELS = torch.arange(60) % 7 * 11 - 20
@@ -183,8 +163,28 @@ DELTAS = 0.3 * torch.randn(60, 12, generator=GENERATOR)
 DELTAS[3, 2] = 9  # more than a box may grow
 
 
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_nms(exported, inclusive):
+    """All hard cases that ONNX's operator knows: finite boxes with ordered corners."""
+    run = exported(
+        lambda b, s: fe.nms(b, s, 0.5, inclusive=inclusive), (BOXES, SCORES),
+        ({0: ROWS}, {0: ROWS}),
+    )  # fmt: skip
+    assert "NonMaxSuppression" in run.operators
+    for case in NMS_CASES:
+        boxes, scores = torch.from_numpy(case.boxes), torch.from_numpy(case.scores)
+        ordered = (boxes[:, 2:] >= boxes[:, :2]).all() and boxes.abs().lt(1e6).all()
+        if not ordered or "every-size" in case.name:
+            continue
+        expected = fe.nms(boxes, scores, 0.5, inclusive=inclusive)
+        assert run(boxes, scores)[0].tolist() == expected.tolist(), case.name
+
+
 # Below zero, too, and some that are never kept.
 WILD_SCORES = torch.where(torch.arange(60) % 5 == 3, torch.nan, SCORES.double() - 0.5)
+WILD_SCORES[::4] = -torch.inf
+# All kept with one score: in the order of the index, not class by class.
+APART = 10 * torch.arange(60.0)[:, None] + torch.tensor([0.0, 0, 5, 5])
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,7 @@ WILD_SCORES = torch.where(torch.arange(60) % 5 == 3, torch.nan, SCORES.double() 
             lambda b, s, i: fe.batched_nms(b, s, i, 0.3, inclusive=True),
             (BOXES.double(), WILD_SCORES, LABELS),
         ),
+        (lambda b, s, i: fe.batched_nms(b, s, i, 0.3), (APART, torch.full((60,), 0.5), LABELS)),
         (lambda b, s: tuple(fe.nms_padded(b, s, 0.3, 5)), (BOXES, SCORES)),
         (lambda b, s: tuple(fe.nms_padded(b, s, 0.3, 100)), (BOXES, SCORES)),
         (lambda b: fe.clip_boxes_to_image(b, (50, 60), inclusive=True), (BOXES.double() - 9,)),

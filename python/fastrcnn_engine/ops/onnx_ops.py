@@ -150,7 +150,9 @@ def _kept(boxes, scores, idxs, iou_threshold: float, inclusive: bool):
     boxes, scores = op.Cast(boxes, to=FLOAT), op.Cast(scores, to=FLOAT)
     if inclusive:  # one pixel more to the right and below
         boxes = op.Add(boxes, op.Constant(value_floats=[0.0, 0.0, 1.0, 1.0]))
-    scores = op.Where(op.IsNaN(scores), _number(LOWEST), scores)
+    # NonMaxSuppression keeps what is above its threshold: all but a NaN, also -inf.
+    above = op.Max(scores, _number(NEXT_TO_LOWEST))
+    scores = op.Where(op.IsNaN(scores), _number(LOWEST), above)
     count = op.Shape(scores)
     if idxs is None:
         by_class = op.Unsqueeze(scores, _integers(0))
