@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import warnings
+from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
@@ -16,7 +18,9 @@ import torch
 import fastrcnn_engine as fe
 from fastrcnn_engine.ops import torch_ops
 from ops.nms_cases import NMS_CASES, random_boxes
+from ops.test_torch_ops import CALLS
 
+ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = torch.Generator().manual_seed(3)
 ROWS = torch.export.Dim("rows")
 ROIS = torch.tensor(
@@ -144,6 +148,29 @@ def test_the_older_exporter_makes_no_argmax_up_either():
 def test_the_older_exporter_names_what_has_no_translation():
     with pytest.raises(NotImplementedError, match="fastrcnn_engine::encode_boxes"):
         session_of(fe.encode_boxes, (BOXES, BOXES), ({}, {}), dynamo=False)
+
+
+def test_the_documentation_lists_what_is_written():
+    """The operators whose calls have translations; of one of them no file has the argmax."""
+    translated = {overload.name().partition(".")[0] for overload in fe.onnx_translations()}
+    written = set()
+    for name, (function, tensors, _) in CALLS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer
+            graph = torch.jit.trace(function, tuple(x.contiguous() for x in tensors)).graph
+        ours = {node.kind() for node in graph.nodes() if "fastrcnn_engine" in node.kind()}
+        if ours <= translated:
+            written.add(name)
+    written &= set(fe.__all__) - {"roi_pool_with_argmax"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "in-other-detectors.md").read_text(encoding="utf-8")
+    for text, begin in (
+        (readme, r"`torch\.onnx\.export` writes"),
+        (page, "Written as standard operators are"),
+        (fe.onnx_translations.__doc__, "Translated:"),
+    ):
+        listed = re.search(rf"{begin}((?:\s+(?:and\s+)?`\w+`,?)+)", text)
+        assert listed and set(re.findall(r"`(\w+)`", listed[1])) == written
 
 
 def test_the_older_exporter_is_given_classes_to_ask_about(monkeypatch):

@@ -99,10 +99,15 @@ def _python_value(value: Any, schema_type: str) -> Any:
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export(custom_translation_table=...)` needs to know about the operators.
 
-    Translated: RoI pooling (without its argmax), `nms`, `batched_nms`, `nms_padded`, `box_iou`,
-    `decode_boxes`, `clip_boxes_to_image`. What onnxruntime does is what we do, bit for bit where
-    features are not negative; where some are, RoI pooling rounds twice. Not kept in ONNX: a NaN in
-    boxes, and what NonMaxSuppression makes of a box whose corners are swapped (it swaps them back).
+    Translated: `roi_pool` and `spp_pool`, `nms`, `batched_nms`, `nms_padded`, `box_iou`,
+    `decode_boxes` and `clip_boxes_to_image`. What onnxruntime does is what we do, bit for bit but
+    for the last places of exp() in `decode_boxes`, and for RoI pooling where features are
+    negative: it rounds twice.
+
+    Not kept in ONNX: an argmax; a NaN in boxes; and what NonMaxSuppression makes of a box whose
+    corners are swapped (it swaps them back). Suppression rounds float64 boxes and scores to
+    float32, and with `inclusive` it rounds x2 + 1 and y2 + 1: where those are not exact, an overlap
+    next to the threshold may fall on its other side.
     """
     ours = torch.ops.fastrcnn_engine
     return {
