@@ -172,7 +172,10 @@ def test_missing_fields(tmp_path, key):
 def test_a_box_partly_outside_is_clipped_and_reported(tmp_path):
     write(
         tmp_path,
-        [annotation(1, 70, 9, [-2, 20, 12, 11]), annotation(2, 70, 9, [0.1, 0, 39.9, 30])],
+        [
+            annotation(1, 70, 9, [-2, 20, 12, 11]),
+            annotation(2, 70, 9, np.float32([0.1, 0, 39.9, 30]).tolist()),  # 1.5e-6 beyond
+        ],
     )
     dataset = load_coco(tmp_path, "val")
     boxes = dataset.records[0].boxes
