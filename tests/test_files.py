@@ -152,6 +152,12 @@ def test_any_name_will_do(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_name_that_is_no_utf8_is_spelt_out_in_a_text(tmp_path):
+    name = os.fsdecode(b"a\xff.png")  # as Linux may have them
+    write_whole(tmp_path / "page", f"<p>{name} \u00fc")
+    assert (tmp_path / "page").read_bytes() == b"<p>a\\udcff.png \xc3\xbc"
+
+
 KILLED = """
 import os, pathlib, signal, sys
 from fastrcnn_engine.files import whole_file

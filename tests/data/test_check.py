@@ -165,12 +165,12 @@ def test_broken_exif_is_no_fault_of_the_image(tmp_path, capsys):
 
 def test_images_that_are_nearly_black_are_told(tmp_path):
     pixels = np.arange(1200, dtype=np.uint16).reshape(30, 40)
-    for name, brightest in (("twelve", 4095), ("sixteen", 65535)):
+    for name, brightest in (("twelve", 4095), ("brighter", 4096), ("sixteen", 65535)):
         write_annotation(tmp_path, name, [GOOD])
         (tmp_path / "JPEGImages").mkdir(exist_ok=True)
-        picture = Image.fromarray((pixels * (brightest // 1199)).astype(np.uint16))
+        picture = Image.fromarray((pixels / 1199 * brightest).astype(np.uint16))
         picture.save(tmp_path / "JPEGImages" / f"{name}.png")
-    write_split(tmp_path, "train", ["twelve", "sixteen"])
+    write_split(tmp_path, "train", ["twelve", "brighter", "sixteen"])
     check = check_dataset(tmp_path, "train", progress=False)
     assert about(check.warnings[WARNINGS[8]], "twelve.png") and check.is_usable
 

@@ -67,6 +67,14 @@ def test_few_edges_are_edges_all_the_same():
     assert best_iou(np.float32([[140, 80, 179, 109]]), edge_boxes(image)[:1]) > 0.5
 
 
+def test_min_size_counts_pixels_of_the_image_not_of_the_shrunk_one():
+    image = np.full((800, 1000, 3), 40, np.uint8)
+    image[300:340, 400:440] = 220  # in the searched image 10 pixels wide
+    image[100:700, 600:900] = 150
+    square = np.float32([400, 300, 439, 339])
+    assert np.abs(edge_boxes(image, short_side=200) - square).max(axis=1).min() <= 8
+
+
 def test_the_model_decides(tmp_path):
     image, _ = scene()
     deaf = write_edge_model(tmp_path / "deaf.yml", threshold=1e6)

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.progress import progress_bar
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
     Search,
@@ -177,7 +178,7 @@ def test_what_was_written_is_read(tmp_path):
 
 def test_arrays_are_aligned_read_only_views_of_the_mapped_file(tmp_path):
     path = tmp_path / "proposals.npz"
-    write_proposals(path, [(f"{'x' * n}", some_boxes(n, n)) for n in range(1, 40)])
+    write_proposals(path, [("xü"[n % 2] * n, some_boxes(n, n)) for n in range(1, 40)])
     store = ProposalStore(path)
     buffer = np.frombuffer(store._bytes, np.uint8)
     for image_id in store:
@@ -403,15 +404,22 @@ def test_a_second_run_searches_only_what_is_missing(tmp_path, monkeypatch):
     compute_proposals(items[1:4], out, progress=False)
     store = ProposalStore(out)
     first = {image_id: store[image_id].copy() for image_id in store}
-    searched = []
+    searched, lines = [], []
 
     def counted(image, **options):
         searched.append(image)
         return selective_search(image, **options)
 
+    def noted(shown):
+        lines.append(progress_bar(shown))
+        return lines[-1]
+
     monkeypatch.setattr(search, "selective_search", counted)
+    monkeypatch.setattr(compute, "progress_bar", noted)
     store = compute_proposals(items[:3], out, progress=False)
     assert len(searched) == 1
+    (line,) = lines[0].tasks
+    assert (line.completed, line.total) == (3, 3)  # not with what else is in the file
     assert sorted(store) == [f"image {i}" for i in range(4)]  # none is lost
     for image_id, boxes in first.items():
         np.testing.assert_array_equal(store[image_id], boxes)

@@ -18,7 +18,7 @@ from fastrcnn_engine.data.proposals import (
 )
 from fastrcnn_engine.data.proposals.boxes import at_most, distinct, well_formed
 from fastrcnn_engine.data.proposals.dense_boxes import ASPECTS, SIDES
-from fastrcnn_engine.data.proposals.search import METHODS
+from fastrcnn_engine.data.proposals.search import METHODS, same_boxes
 
 from .edge_models import write_edge_model
 from .test_proposals import save_scenes, scene
@@ -147,6 +147,9 @@ def test_settings_of_files():
     assert Search("grid", max_boxes=9).to_dict() == {
         "method": "grid", "min_size": 16, "max_boxes": 9, "seed": 3,
     }  # fmt: skip
+    # The seed of a draw decides the boxes, so the file of another one is not gone on with.
+    drawn, other = (Search(max_boxes=9, seed=seed).to_dict() for seed in (3, 4))
+    assert not same_boxes(drawn, other) and Search.from_dict(other).seed == 4
     old = {"method": "selective search", "mode": "fast", "short_side": None, "min_size": 1}
     assert Search.from_dict(old) == Search(mode="fast", short_side=None, min_size=1)
     assert Search.from_dict(None) is None

@@ -261,6 +261,10 @@ def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path, si
     again = load_voc(tmp_path, "train", stated_sizes=True)
     assert again.records[0].boxes.tolist() == [[4, 4, 39, 19]]
     assert "a.jpg: no such image file; the" in again.problems[0] and len(again.problems) == 2
+    assert again.records[0].image_path.name == "a.jpg"
+    write_annotation(tmp_path, "a", [object_xml()], size=size, filename="photo 7.png")
+    again = load_voc(tmp_path, "train", stated_sizes=True)
+    assert again.records[0].image_path.name == "photo 7.png"
 
 
 def test_names_of_classes_have_no_spaces_around_them(root):
@@ -309,6 +313,15 @@ def test_a_data_set_without_any_object_has_no_classes(root):
     with pytest.raises(ValueError, match="no class is known"):
         load_voc(root, "train")
     assert len(load_voc(root, "train", classes=["dog"]).records) == 2
+
+
+def test_an_object_that_does_not_say_it_is_difficult_is_not(root):
+    stated = object_xml("cat", difficult=1)
+    left_out, empty = (
+        stated.replace("<difficult>1</difficult>", other) for other in ("", "<difficult/>")
+    )
+    write_annotation(root, "a", [stated, left_out, empty])
+    assert load_voc(root, "train").records[1].difficult.tolist() == [True, False, False]
 
 
 @needs_bccd
