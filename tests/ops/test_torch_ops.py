@@ -545,6 +545,9 @@ def test_vmap_keeps_the_layout_of_an_argmax(step):
         for member, *one in zip(many, gradient, argmax, MANY_ROIS[:, ::step], strict=True):
             assert member.is_contiguous(memory_format=layout)
             assert torch.equal(member, backward(*one))
+        rois = ROIS[::step]  # of all: members lie beside each other, as more channels
+        for member in torch.vmap(backward, (0, 0, None))(gradient, argmax, rois):
+            assert (member.stride(1) == 1) == (layout is torch.channels_last)
 
 
 @pytest.mark.parametrize("image", [2, -1])  # of images 0 and 1: not one of a neighbour's
