@@ -77,7 +77,7 @@ def report(scene):
     mistakes = find_mistakes(records, CLASSES, drawn.detections, drawn.result)
     counts = np.zeros((10, 15), np.int64)
     counts[4, 9] = 12
-    pooled = PooledRoI(counts, 8, 20, np.array([[8, 3, 12, 7]]), cell=8.0, short_side=80)
+    pooled = PooledRoI(counts, 8, 20, np.array([[8, 3, 12, 6]]), cell=8.0, short_side=80)
     return Report(
         title="A <title> & more",
         result=evaluate_voc(records, CLASSES, detections),
@@ -88,7 +88,7 @@ def report(scene):
         missed=cut_missed(records, CLASSES, drawn, mistakes),
         looked=[
             look(load_image(records[1].image_path), "good", 1, "right", drawn, CLASSES,
-                 (62, 22, 97, 57), pooled)
+                 (62, 22, 97, 49), pooled)
         ],
         facts={"data": "drawn"},
         seconds={"training": 125.0, "detection": 3.2},
@@ -117,6 +117,16 @@ def test_gallery_ranks_images_and_counts_what_is_drawn(scene):
     low = make_gallery(records, CLASSES, drawn_at(records, CLASSES, detections, score=0.1))
     shown = {one.image_id: one for one in low.best + low.worst}["bad"]
     assert (shown.right, shown.wrong, shown.missed) == (1, 1, 0)
+
+
+def test_images_are_ranked_by_what_is_right_of_all_boxes_and_objects(scene, monkeypatch):
+    counts = {"bad": (1, 0, 1), "good": (3, 2, 0), "empty": (4, 0, 2)}  # F1 0.667, 0.75 and 0.8
+    monkeypatch.setattr(gallery, "verdict_counts", lambda record, _: counts[record.image_id])
+    made = make_gallery(scene[0], CLASSES, drawn_at(scene[0], CLASSES, scene[1]))
+    assert [one.image_id for one in made.best + made.worst] == ["empty", "good", "bad"]
+    text = Page(html._pictures(made, 0.5)).text
+    for words in ("empty 4 right 2 missed", "good 3 right 2 wrong", "bad 1 right 1 missed"):
+        assert words in text, words
 
 
 def test_what_is_drawn_has_at_least_the_score(scene):
@@ -232,9 +242,19 @@ def test_the_headline_and_the_table_are_of_what_they_say(report, scene):
     one, at = SimpleNamespace(name="x", npos=4, ndet=9), SimpleNamespace(tp=1, fp=1, npos=4)
     row = html._class_row(1, one, at, [0.75, 0.5])
     assert Page(row).text == "x 0.750 0.500 4 9 0.500 0.250" and "width:75.0%" in row
-    eleven = replace(report, result=replace(report.result, metric="11point"))
-    text = Page(render_report(eleven)).text
-    assert "VOC07, 11 points" in text and "class AP, 11 points AP, area objects" in text
+    # One cat of two, and nothing else: area 1/2, but 6 of 11 points.
+    half = {**scene[1], "bad": scene[1]["empty"]}
+    result = evaluate_voc(scene[0], CLASSES, half, metric="11point")
+    text = Page(render_report(replace(report, result=result))).text
+    assert "0.773 mAP at IoU 0.5 VOC07, 11 points" in text and "cat AP, 11 points 0.545" in text
+    assert "class AP, 11 points AP, area objects" in text and "cat 0.545 0.500 2 1" in text
+
+
+def test_each_curve_of_the_loss_has_its_name(report, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(html, "curves_svg", lambda _, keys: drawn.append(keys) or "<svg/>")
+    render_report(report)
+    assert drawn == [{"loss": "total"}, {"loss_cls": "classification", "loss_box": "boxes"}]
 
 
 def test_times_are_told_as_people_do():
@@ -328,7 +348,7 @@ def test_missed_objects_are_told_one_by_one(report):
 
 def test_what_was_pooled_is_told(report):
     text = Page(render_report(report)).text.replace("\u00a0", " ")
-    words = "RoI of 36 × 36 pixels = 5 × 5 cells (short side 80); 20 maxima"
+    words = "RoI of 36 × 28 pixels = 5 × 4 cells (short side 80); 20 maxima"
     assert f"<dog> & co 0.70 right {words}, 40 % of them flat good" in text
     one = report.looked[0]
     whole = replace(one, pooled=replace(one.pooled, flat=0))
@@ -336,7 +356,7 @@ def test_what_was_pooled_is_told(report):
     wrong = html._looked([replace(one, verdict="background")])
     assert '<em class="wrong">background</em>' in wrong and 'class="right">right' not in wrong
     outside = replace(one, pooled=replace(one.pooled, bins=np.zeros((0, 4), np.int64)))
-    assert "36 × 36 pixels, outside the map (short side 80)" in Page(html._looked([outside])).text
+    assert "36 × 28 pixels, outside the map (short side 80)" in Page(html._looked([outside])).text
 
 
 def test_a_set_without_objects_can_be_reported(scene):
