@@ -6,12 +6,14 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,8 @@ from fastrcnn_engine.training import load_checkpoint
 from .steps import failure, run
 
 
-def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
+def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
     folder = tmp_path / "in"
     folder.mkdir()
     source = drawn / "JPEGImages" / "test_0000.jpg"
@@ -45,7 +48,20 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys):
     drawn_picture = out / "test_0000-detections.jpg"
     before, after = (np.asarray(Image.open(p)).astype(int) for p in (source, drawn_picture))
     assert before.shape == after.shape and np.abs(before - after).max() > 100
-    assert "detections.json" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "detections.json" in text
+    counts = Counter(one["class"] for one in found[str(source)])
+    assert len(counts) > 1
+    row = re.search(rf"{re.escape(str(source))} +│ (.*?) +│ {re.escape(str(drawn_picture))}", text)
+    assert row and set(row[1].split(", ")) == {f"{n} {name}" for name, n in counts.items()}
+
+
+def test_what_became_of_many_images_is_told(trained, drawn, tmp_path, capsys, monkeypatch):
+    told = bulk.BulkResult(tmp_path / "lines", done=4, before=3, unreadable=2, seconds=8.0)
+    monkeypatch.setattr(detection, "detect_many", lambda *_, **__: told)
+    run("detect", drawn / "JPEGImages", "--checkpoint", trained, "--out", tmp_path, "--many")
+    words = f"4 done, 0.5 a second, 3 done before, 2 could not be read; results: {told.path}"
+    assert words in capsys.readouterr().out
 
 
 def test_an_image_that_cannot_be_read_costs_no_other_its_detections(

@@ -316,7 +316,8 @@ def test_where_the_time_of_a_training_went_and_what_became_of_layers_and_images(
     text = " ".join(re.sub(r"[^\w\s:.,%]", "", capsys.readouterr().out).split())
     for words in (
         "fc6: copied, as it is", "1 boxes or images dropped or clipped: a",
-        "1 images without a usable RoI, not trained on: b", "images that cannot be read, replaced",
+        "1 images without a usable RoI, not trained on: b",
+        "1 images that cannot be read, replaced by others: c",
         "ms % waiting for data 1.0 25.0 loss 3.0 75.0 whole 4.0",
     ):  # fmt: skip
         assert words in text, words
