@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastrcnn_engine.models import build_network
 from fastrcnn_engine.training import loop, train
 from fastrcnn_engine.training.config import TrainConfig, checked_device, the_same_on_every_run
 
@@ -47,6 +48,8 @@ def test_tiny_takes_the_numbers_that_its_results_were_made_with():
     config = replace(BASE, network="tiny").resolved()
     assert (config.iterations, config.learning_rate, config.warmup) == (3000, 0.02, 100)
     assert (config.short_side, config.max_side, config.background_low) == (480, 800, 0.0)
+    own = build_network("tiny", ["cat"]).preprocessing
+    assert (own.short_side, own.max_side) == (480, 800)
 
 
 def test_paths_may_be_texts():
