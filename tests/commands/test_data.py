@@ -57,8 +57,10 @@ def test_proposals_are_searched_in_parts_and_joined(drawn, tmp_path, capsys):
     run(*command)
     whole = tmp_path / "whole.npz"
     (tmp_path / "boxes.npz").rename(whole)
-    for part in ("02/10", "10/10"):
+    capsys.readouterr()
+    for part, counts in (("02/10", "train │ 1 │"), ("10/10", "train │ 0 │")):
         run(*command, "--shard", part)
+        assert counts in " ".join(capsys.readouterr().out.split())  # of those that are searched
     assert sorted(path.name for path in tmp_path.glob("boxes.*")) == [
         "boxes.02-of-10.npz", "boxes.10-of-10.npz",
     ]  # fmt: skip
