@@ -14,6 +14,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import types
 from typing import get_args
 
 import pytest
@@ -182,6 +183,14 @@ def test_env_prints_what_a_bug_report_needs(capsys, monkeypatch):
     for words in ("fastrcnn_engine:", "python:", "torch:", "numpy:", "compiler:", "cuda:",
                   "cuda_reason:", "cores:", "contrib modules:", "CUDA available:"):  # fmt: skip
         assert words in text
+    for contrib, told in ((object(), "yes"), (None, "no: install opencv-contrib-python-headless")):
+        opencv = types.ModuleType("cv2")
+        opencv.__version__ = "4"
+        if contrib:
+            opencv.ximgproc = contrib
+        monkeypatch.setitem(sys.modules, "cv2", opencv)
+        run("env")
+        assert f"selective search: {told}\n" in capsys.readouterr().out
 
 
 def test_defaults_are_those_of_the_functions():

@@ -51,7 +51,8 @@ def test_results_classes_mistakes_and_differences_stand_side_by_side():
     assert "<td>0.500</td><td><b>0.625</b></td>" in page  # the best
     text = rows_of(Page(page))
     for words in (
-        "3 runs", "mAP 0.500 0.625", "metric area coco not tested", "images 7 7 not tested",
+        "3 runs Results one two three & <more> mAP 0.500 0.625", "class one two three & <more> dog",
+        "metric area coco not tested", "images 7 7 not tested",
         "iterations 9 9 2", "loss at the end 0.2222 0.2222 1",
         "images a second, in training 8 8 5", "seconds in all 61 61 not tested",
         "best mAP of the validation 0.09 0.09", "fastrcnn-engine eval --run 'three & <more>'",
