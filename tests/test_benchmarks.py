@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from types import ModuleType
 
 import pytest
 import torch
 
-from build.steps import ROOT
-
 
 @pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def harness(benchmarks_on_the_path) -> ModuleType:
     import harness
 
     return harness
@@ -71,3 +69,22 @@ def test_other_detections_are_not_timed(harness, wrong):
     rows = [bench.Row(who, "detections", lambda r=r: r) for who, r in (("a", found), ("b", other))]
     with pytest.raises(SystemExit, match="b: other detections"):
         bench.check_detections(rows)
+
+
+def test_calls_that_take_long_are_timed_fewer_times(harness, monkeypatch):
+    calls: list[int] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for seconds, count in ((1e-4, 30), (1.1e-3, 30), (0.005, 10), (0.2, 1)):
+        calls.clear()
+        monkeypatch.setattr(harness.time, "perf_counter", lambda s=seconds: s * len(calls))
+        assert harness.synchronised_clock(lambda: calls.append(0)) == pytest.approx(seconds)
+        assert len(calls) == 1 + count
+
+
+def test_results_are_kept_so_that_the_next_is_not_made_in_the_cache(harness):
+    from roipool_bench import floor, rotate
+
+    x = torch.ones(3)
+    run = rotate([lambda: floor([x], fresh=[x])[0] for _ in range(3)])
+    results = [weakref.ref(run()) for _ in range(4)]
+    assert [result() is not None for result in results] == [False, True, True, True]
