@@ -61,6 +61,42 @@ def test_every_example_runs(bench) -> None:
     assert len(bench.sections([], "cpu")) == 1  # the loop, which needs torch alone
 
 
+def test_torchvisions_step_behind_the_heads_is_done_as_torchvision_does_it(bench) -> None:
+    """Every score by itself, best first: the highest that no better box of its class overlaps."""
+    torch.manual_seed(2)
+    sizes, counts, classes = [(60, 90), (80, 50)], [40, 30], 4
+    proposals = [50 * torch.rand(n, 4) for n in counts]
+    for boxes in proposals:
+        boxes[:, 2:] += boxes[:, :2] + 5
+    logits, deltas = 2 * torch.randn(70, classes), torch.randn(70, 4 * classes)
+    heads = SimpleNamespace(
+        box_coder=SimpleNamespace(weights=(10.0, 20.0, 5.0, 4.0)), score_thresh=0.3,
+        nms_thresh=0.6, detections_per_img=7,
+    )  # fmt: skip
+    found = bench.postprocess_detections(heads, logits, deltas, proposals, sizes)
+    scores_of, deltas_of = logits.softmax(1).split(counts), deltas.split(counts)
+    for i, (boxes, (height, width)) in enumerate(zip(proposals, sizes, strict=True)):
+        scores, regression = scores_of[i], deltas_of[i]
+        shift = regression.view(-1, classes, 4) / torch.tensor([10.0, 20.0, 5.0, 4.0])
+        size = (boxes[:, 2:] - boxes[:, :2])[:, None]
+        centre = boxes[:, None, :2] + size / 2 + shift[..., :2] * size
+        size = size * shift[..., 2:].exp()
+        moved = torch.cat([centre - size / 2, centre + size / 2], 2)
+        moved = moved.clamp(min=0).minimum(torch.tensor([width, height] * 2))
+        overlap = [fastrcnn_engine.box_iou(of_class, of_class) for of_class in moved.unbind(1)]
+        kept: list[tuple[int, int]] = []  # rows and labels
+        for place in scores.flatten().argsort(descending=True).tolist():
+            row, label = divmod(place, classes)
+            rivals = [other for other, of in kept if of == label]
+            if label and scores[row, label] > 0.3 and not (overlap[label][row, rivals] > 0.6).any():
+                kept.append((row, label))
+        assert len(kept) > 7
+        rows, labels = torch.tensor(kept[:7]).T
+        torch.testing.assert_close(found[0][i], moved[rows, labels], rtol=0, atol=1e-4)
+        assert torch.equal(found[1][i], scores[rows, labels])
+        assert torch.equal(found[2][i], labels)
+
+
 @pytest.mark.parametrize("wrong", [[1.0, 2.1], [1.0], [1.0, 2.000001]])
 def test_another_result_is_not_timed(bench, wrong: list[float]) -> None:
     results = torch.tensor([1.0, 2.0]), torch.tensor(wrong)
