@@ -107,7 +107,7 @@ int frcnn_nms(const frcnn_nms_args* a, int64_t* count) {
 int frcnn_detections(const frcnn_detections_args* a, int64_t* count) {
   return guarded(a, [&] {
     require_given(count, "count");
-    require_given(a->boxes, "boxes");
+    require_given(a->boxes, "output boxes");
     if (a->k < 0) fr::fail("k must be >= 0, got ", a->k);
     fr::DetectBoxes<float> call;
     call.proposals = {a->proposals, {a->r, 4}};

@@ -380,7 +380,7 @@ def test_what_c_forgot_is_named(in_c: InC, name: str) -> None:
             says = refused(in_c, name, **{field: None})
             called = _NAMES.get(name, {}).get(field, field)
             points = rf"{called} must point to memory of its shape \(.*\), got null"
-            assert re.fullmatch(rf"{points}|(keep|boxes) must not be null", says)
+            assert re.fullmatch(rf"{points}|(keep|output boxes) must not be null", says)
         elif isinstance(value, int) and not field.startswith("image"):
             assert re.search(r"got .*-\d", refused(in_c, name, **{field: -1}))
     if name in ("nms", "detections"):

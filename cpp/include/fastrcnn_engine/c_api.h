@@ -28,8 +28,8 @@ FRCNN_API const char* frcnn_last_error(void);
 FRCNN_API const char* frcnn_version(void);
 
 /* How many threads one call of frcnn_roi_pool may use, at first as many as the process may run on. Results do
- * not depend on it; other calls use one. Setting it, to 1 or more, is for the whole process, from the next call
- * on, and gives back what every call does. */
+ * not depend on it; other calls use one. The number that is set, 1 or more, counts for the whole process, from the
+ * next call on. frcnn_set_num_threads returns FRCNN_OK or what went wrong, as every call does. */
 FRCNN_API int frcnn_get_num_threads(void);
 FRCNN_API int frcnn_set_num_threads(int threads);
 

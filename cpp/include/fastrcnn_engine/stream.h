@@ -19,8 +19,8 @@ class DeviceMemory {
 
 // Every CUDA call of the engine takes one of these. There is no default: the caller says where its
 // work is queued (a null handle is CUDA's legacy default stream and has to be asked for by name). A call makes
-// the device current, and at its end the caller's again: device 0, where CUDA then has a context too, for a
-// thread that never chose one by cudaSetDevice.
+// the device current, and at its end the caller's again. That is device 0 for a thread that never chose one by
+// cudaSetDevice, and CUDA then has a context there too.
 //
 // Without a `memory`, temporary memory comes from cudaMallocAsync. What that returns to the system at every
 // synchronisation is said by the pool's cudaMemPoolAttrReleaseThreshold: everything, unless it is raised.
