@@ -244,8 +244,8 @@ def _read_record(
     for where, label, annotation in objects:
         region = is_crowd(annotation, where)
         x, y, w, h = bbox_of(annotation) or (math.nan,) * 4
-        # In float32, what records hold and programs write: of numbers rounded to it, 0.1 + 39.9 is
-        # more than 40 in float64, and not outside of 40 pixels.
+        # In float32, what records hold and programs write: float32's 0.1 and 39.9 add up to more
+        # than 40 in float64; that box is not outside an image of 40 pixels.
         inclusive = tuple(np.array([x, y, x + w - 1, y + h - 1], dtype=np.float32).tolist())
         shown = f"bbox {annotation.get('bbox')} (x y w h)"
         box = usable_box(inclusive, width, height, where, shown, problems)
