@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fastrcnn_engine import bulk, files
 from fastrcnn_engine.commands.detection import expand_folders
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.evaluation.export import export_onnx
-from fastrcnn_engine.files import forget_unfinished, whole_file, write_json, write_whole
+from fastrcnn_engine.files import crc32_of, forget_unfinished, whole_file, write_json, write_whole
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.training import save_checkpoint
 from fastrcnn_engine.training.checkpoint import keep_checkpoints
@@ -230,3 +231,9 @@ def test_a_link_to_the_log_of_another_run_leaves_that_one_alone(tmp_path):
         log.write({"iteration": 2, "loss": 0.5})
     assert first.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
     assert second.read_text() == '{"iteration": 1}\n{"iteration": 2, "loss": 0.5}\n'
+
+
+def test_the_checksum_of_a_file_is_that_of_all_its_parts(tmp_path):
+    for content in (b"", b"a", bytes(range(256)) * 2**13):
+        (tmp_path / "file").write_bytes(content)
+        assert crc32_of(tmp_path / "file") == f"{zlib.crc32(content):08x}"

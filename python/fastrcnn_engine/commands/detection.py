@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.data.records import collecting
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
-from fastrcnn_engine.files import whole_file, write_json
+from fastrcnn_engine.files import crc32_of, whole_file, write_json
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.options import Detect, Detection
@@ -67,11 +66,11 @@ def detect(options: Detect) -> None:
     else:
         propose = _proposals_of(everything, ProposalStore(options.proposals))
         if options.many:
-            source["proposals_crc32"] = _checksum(options.proposals)
+            source["proposals_crc32"] = crc32_of(options.proposals)
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
     detection = {"score_threshold": score}
     if options.many:
-        source["checkpoint_crc32"] = _checksum(checkpoint)
+        source["checkpoint_crc32"] = crc32_of(checkpoint)
         _detect_many(options, model, images, propose, detection, source, console)
         return
     unreadable: list[str] = []
@@ -172,14 +171,6 @@ def _proposals_of(images: Sequence[Path], store: ProposalStore) -> Propose:
         )
     boxes = {image: store[found] for found, image in image_of.items()}  # which checks them
     return lambda _, image: boxes[image]
-
-
-def _checksum(path: Path) -> str:
-    checksum = 0
-    with open(path, "rb") as file:  # a checkpoint of VGG16 has a gigabyte
-        while part := file.read(2**20):
-            checksum = zlib.crc32(part, checksum)
-    return f"{checksum:08x}"
 
 
 def detect_files(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from fastrcnn_engine.data.proposals.boxes import at_least, at_most, distinct
 from fastrcnn_engine.data.proposals.dense_boxes import dense_boxes
 from fastrcnn_engine.data.proposals.edge_boxes import edge_boxes
 from fastrcnn_engine.data.proposals.selective_search import MODES, selective_search
+from fastrcnn_engine.files import crc32_of
 
 METHODS = ("selective-search", "edge-boxes", "grid")
 
@@ -102,7 +102,7 @@ class Search:
         if self.edge_model is not None:
             if not self.edge_model.is_file():
                 raise FileNotFoundError(f"{self.edge_model}: no such model of an edge detector")
-            settings["edge_model_crc32"] = f"{zlib.crc32(self.edge_model.read_bytes()):08x}"
+            settings["edge_model_crc32"] = crc32_of(self.edge_model)
         if self.max_boxes is not None:
             settings["max_boxes"] = self.max_boxes
             if self.method != "edge-boxes":

@@ -14,7 +14,6 @@ import mmap
 import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastrcnn_engine.data.proposals.boxes import bad_row, well_formed
-from fastrcnn_engine.files import whole_file
+from fastrcnn_engine.files import crc32_of, whole_file
 
 ALIGNMENT = 64  # bytes, of each array in the file: mapped arrays are as good as allocated ones
 
@@ -200,4 +199,4 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     """The checksum by which a changed image file is known."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such image file")
-    return f"{zlib.crc32(Path(path).read_bytes()):08x}"
+    return crc32_of(path)
