@@ -1,7 +1,8 @@
 """Detection on very many images: a row for each, kept so that a stopped run goes on.
 
 A row is {"image": path, "detections": [{"class", "score", "box"}, ...]}, box inclusive pixels
-x1, y1, x2, y2, or {"image": path, "error": why} for a file that is missing or no image.
+x1, y1, x2, y2, or {"image": path, "error": why} for a file that is missing, is no image, or has
+proposals that cannot be used.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class BulkResult:
     path: Path
     done: int  # by this run
     before: int  # found there
-    unreadable: int  # of `done`, those whose row tells an error
+    failed: int  # of `done`, those whose row tells an error
     seconds: float
 
 
@@ -217,7 +218,7 @@ def detect_many(
         pixels = load_image(image)
         return pixels, propose(pixels, image)
 
-    unreadable = 0
+    failed = 0
     with progress_bar(progress) as bar, rows:
         task = bar.add_task("detection", total=len(images), completed=len(images) - len(left))
         by_turns = next(model.parameters()).device.type == "cpu"
@@ -229,14 +230,14 @@ def detect_many(
                 pixels, proposals = prepared.result()
             except (OSError, ValueError) as error:
                 row["error"] = _text(error)
-                unreadable += 1
+                failed += 1
             else:
                 found = detect_image(model, pixels, proposals, **detection)
                 row["detections"] = detection_rows(found, model.classes)
             rows.add(row)
             bar.advance(task)
         seconds = bar.tasks[task].elapsed or 0.0
-    return BulkResult(rows.path, len(left), len(images) - len(left), unreadable, seconds)
+    return BulkResult(rows.path, len(left), len(images) - len(left), failed, seconds)
 
 
 def _ahead(

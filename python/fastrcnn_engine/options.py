@@ -245,8 +245,8 @@ class Detect:
     """A torch device: cpu, cuda, cuda:1."""
     proposals: Path | None = None
     """Proposal file (.npz) with every image, by its id: the name without suffix, after folders or
-    not, as in photo and day1/photo; of COCO the folder and the number, as in val2017/139. None
-    searches the images."""
+    not, as in photo and day1/photo; of COCO, whose files have it in their names, the folder and the
+    id, as in val2017/139. None searches the images."""
     mode: Mode | None = None
     """Mode of the selective search; None is that of the training. Other methods have none. After a
     training on proposals of another program it chooses selective search in their place."""

@@ -21,10 +21,19 @@ import pytest
 import torch
 from PIL import Image
 
+from data.coco_files import write_instances
 from fastrcnn_engine import bulk
 from fastrcnn_engine.commands import detection
 from fastrcnn_engine.commands.detection import expand_folders
-from fastrcnn_engine.data.proposals import Search, write_proposals
+from fastrcnn_engine.data.coco import load_coco
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.proposals import (
+    ProposalStore,
+    Search,
+    compute_proposals,
+    write_proposals,
+)
+from fastrcnn_engine.data.proposals.store import fingerprint
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.training import load_checkpoint
 
@@ -57,10 +66,10 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys, monk
 
 
 def test_what_became_of_many_images_is_told(trained, drawn, tmp_path, capsys, monkeypatch):
-    told = bulk.BulkResult(tmp_path / "lines", done=4, before=3, unreadable=2, seconds=8.0)
+    told = bulk.BulkResult(tmp_path / "lines", done=4, before=3, failed=2, seconds=8.0)
     monkeypatch.setattr(detection, "detect_many", lambda *_, **__: told)
     run("detect", drawn / "JPEGImages", "--checkpoint", trained, "--out", tmp_path, "--many")
-    words = f"4 done, 0.5 a second, 3 done before, 2 could not be read; results: {told.path}"
+    words = f"4 done, 0.5 a second, 3 done before, 2 failed; results: {told.path}"
     assert words in capsys.readouterr().out
 
 
@@ -144,7 +153,7 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     run(*command)
     assert path.read_bytes().startswith(before)
     text = " ".join(capsys.readouterr().out.split())
-    assert "images: 4 done" in text and "4 done before, 0 could not be read" in text
+    assert "images: 4 done" in text and "4 done before, 0 failed" in text
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     # images[0] is named twice and has one line; nothing but the lines and their origin was written.
     named = [str(bad), str(images[0]), str(tmp_path / "absent.jpg"), *map(str, images[1:])]
@@ -334,10 +343,105 @@ def test_proposals_of_a_file_are_those_of_each_image(
     assert "as 'a/photo' is, or leave these images out" in line
     write_proposals(proposals, [("photo", own[0])])
     line = failure(capsys, *command)
-    assert f"'photo' may be {images[0]} or {images[1]}; name images by their folders" in line
+    assert f"'photo' may be {images[0]} or {images[1]}; name images by their folders too" in line
     line = failure(capsys, *command, "--mode", "fast")
     assert "give either --proposals or --mode" in line
     assert "no such proposal file" in failure(capsys, *command[:-1], tmp_path / "absent.npz")
+
+
+def picture(path, size=(60, 40)):
+    """An image that no other of another path is like, byte for byte."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng([*os.fsencode(path)])
+    Image.fromarray(noise.integers(0, 256, (*size[::-1], 3), np.uint8)).save(path)
+    return path
+
+
+def proposals_of(images, everything, proposals, boxes, *of):
+    """What `detect` proposes for the images, from a file with boxes of the images `of`."""
+    known = {name: fingerprint(path) for name, path in zip(boxes, of, strict=False)}
+    write_proposals(proposals, boxes.items(), fingerprints=known)
+    propose = detection._proposals_of(images, everything, ProposalStore(proposals))
+    return lambda image: propose(load_image(image), image).tolist()
+
+
+ONE, TWO = np.float32([[0, 0, 9, 9]]), np.float32([[5, 5, 30, 30]])
+
+
+def test_boxes_that_the_file_knows_to_be_of_another_image_are_not_used(trained, tmp_path, capsys):
+    """The ids of COCO are those of its annotations, whatever the files are called."""
+    proposals = tmp_path / "p.npz"
+    names = {2: "frame_1.jpg", 1: "frame_2.jpg", 3: "dog3.jpg"}
+    images = [{"id": number, "file_name": name} for number, name in names.items()]
+    write_instances(tmp_path, "val", images, [], [{"id": 1, "name": "cat"}])
+    files = [picture(tmp_path / "val" / name) for name in names.values()]
+    records = load_coco(tmp_path, "val").records
+    assert [record.image_id for record in records] == ["val/2", "val/1", "val/3"]
+    compute_proposals(
+        [(r.image_id, r.image_path) for r in records], proposals, Search(method="grid")
+    )
+    command = ("--checkpoint", trained, "--proposals", proposals, "--out", tmp_path / "out")
+    run("detect", files[2], *command)  # its number is the id
+    line = failure(capsys, "detect", files[0], *command)
+    assert f"{files[0]}: the boxes of 'val/1' in {proposals} are of another image, or" in line
+    run("detect", *files, *command, "--many")
+    rows = (tmp_path / "out" / "detections.jsonl").read_text().splitlines()
+    assert ["of another image" in json.loads(row).get("error", "") for row in rows] == [1, 1, 0]
+    assert "3 done" in (text := capsys.readouterr().out) and "2 failed" in text
+
+    # Of two images with one name the file may know which it is; a copy is as good.
+    a, b = picture(tmp_path / "a/p.png"), picture(tmp_path / "b/p.png")
+    copy = tmp_path / "c/p.png"
+    copy.parent.mkdir()
+    shutil.copy(b, copy)
+    boxes_of = proposals_of([a, b, copy], [a, b, copy], proposals, {"a/p": ONE, "p": TWO}, b, b)
+    assert boxes_of(b) == boxes_of(copy) == TWO.tolist()
+    with pytest.raises(ValueError, match=f"{a}: the boxes of 'a/p' and 'p' in .* another image"):
+        boxes_of(a)
+
+
+def test_a_number_in_a_name_is_an_id_in_names_of_coco_or_by_the_checksum(tmp_path):
+    proposals = tmp_path / "p.npz"
+    dog, seven = picture(tmp_path / "in/dog7.png"), picture(tmp_path / "in/7.png")
+    assert proposals_of([seven], [dog, seven], proposals, {"in/7": ONE})(seven) == ONE.tolist()
+    with pytest.raises(ValueError, match=f"no proposals for 1 of 2 images: {dog}; add"):
+        proposals_of([dog, seven], [dog, seven], proposals, {"in/7": ONE})
+    assert proposals_of([dog], [dog], proposals, {"in/7": ONE}, dog)(dog) == ONE.tolist()
+    with pytest.raises(ValueError, match=f"{seven}: the boxes of 'in/7' in .* another image"):
+        proposals_of([seven], [seven], proposals, {"in/7": ONE}, dog)(seven)
+
+
+def test_boxes_outside_of_the_pixels_are_refused_with_image_and_size(tmp_path):
+    image, proposals = picture(tmp_path / "a.png", (60, 40)), tmp_path / "p.npz"
+    good = [[0, 0, 59, 39], [5, 5, 59.25, 39.25]]  # fractions that rounding left
+    assert proposals_of([image], [image], proposals, {"a": np.float32(good)})(image) == good
+    for outside in ([0, 0, 60, 39], [0, 0, 59, 40], [-1, 0, 50, 30]):
+        boxes = np.float32([*good, outside])
+        with pytest.raises(ValueError) as error:
+            proposals_of([image], [image], proposals, {"a": boxes})(image)
+        assert str(error.value).startswith(
+            f"{image}: proposals of 'a' in {proposals}, row 2: expected x1 y1 x2 y2 inside of "
+            f"60 x 40 pixels, got {[float(x) for x in outside]}; they are of another"
+        )
+
+
+def test_boxes_of_other_parts_of_the_job_stop_no_part(trained, tmp_path, capsys):
+    images = [picture(tmp_path / f"{name}.png") for name in "abc"]
+    bad = ONE * np.nan
+    proposals = tmp_path / "p.npz"
+    np.savez(proposals, a=ONE, b=bad)  # and c has none
+    command = ("detect", *images, "--many", "--checkpoint", trained, "--proposals", proposals)
+    run(*command, "--out", tmp_path / "out", "--shard", "1/3")
+    assert "1 done" in (text := capsys.readouterr().out) and "0 failed" in text
+    run(*command, "--out", tmp_path / "out", "--shard", "2/3")
+    row = json.loads((tmp_path / "out" / "detections.2-of-3.jsonl").read_text())
+    assert "proposals of image 'b', row 0: expected finite" in row["error"]
+    line = failure(capsys, *command, "--out", tmp_path / "out", "--shard", "3/3")
+    assert f"no proposals for 1 of 1 images: {images[2]}; add" in line
+    # What an image of another part may have as well is nobody's.
+    twin = picture(tmp_path / "twin/a.png")
+    with pytest.raises(ValueError, match=f"'a' may be {images[0]} or {twin}"):
+        proposals_of(images[:1], [images[0], twin], proposals, {"a": ONE})
 
 
 def test_a_folder_is_its_images_by_name_and_one_without_any_is_named(trained, tmp_path, capsys):
@@ -406,7 +510,7 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
     capsys.readouterr()
     run(*parquet)
     text = " ".join(capsys.readouterr().out.split())
-    assert "images: 2 done" in text and "5 done before, 1 could not be read" in text
+    assert "images: 2 done" in text and "5 done before, 1 failed" in text
     assert (parts / "part-00000.parquet").read_bytes() == before
     assert rows_of(parts) == lines
     run(*parquet)

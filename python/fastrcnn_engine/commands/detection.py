@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,7 @@ from fastrcnn_engine.commands.common import (
 from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.progress import counted
 from fastrcnn_engine.data.proposals import ProposalStore, Search
+from fastrcnn_engine.data.proposals.boxes import bad_row, within
 from fastrcnn_engine.data.records import collecting
 from fastrcnn_engine.data.voc import IMAGE_SUFFIXES, read_lines
 from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, detect_image
@@ -64,7 +66,7 @@ def detect(options: Detect) -> None:
         # Where a model of edge boxes lies does not count, as its checksum does.
         source["search"] = {k: v for k, v in search.to_dict().items() if k != "edge_model"}
     else:
-        propose = _proposals_of(everything, ProposalStore(options.proposals))
+        propose = _proposals_of(images, everything, ProposalStore(options.proposals))
         if options.many:
             source["proposals_crc32"] = crc32_of(options.proposals)
     score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
@@ -113,8 +115,8 @@ def _detect_many(
         many = detect_many(model, images, rows, propose=propose, detection=detection)
     speed = f", {many.done / many.seconds:.1f} a second" if many.done else ""
     console.print(
-        f"images: {many.done} done{speed}, {many.before} done before, {many.unreadable} could "
-        f"not be read; results: {many.path}",
+        f"images: {many.done} done{speed}, {many.before} done before, {many.failed} "
+        f"failed; results: {many.path}",
         soft_wrap=True,
     )
 
@@ -140,37 +142,69 @@ def _boxes_of(search: Search) -> Propose:
     return lambda pixels, image: search.boxes(pixels, image.stem)
 
 
-def _proposals_of(images: Sequence[Path], store: ProposalStore) -> Propose:
+def _proposals_of(
+    images: Sequence[Path], everything: Sequence[Path], store: ProposalStore
+) -> Propose:
     """The boxes that a file has for image files, all of which it must have.
 
-    Their ids are those that a data set gives them: of VOC the path below a folder, without its
-    suffix, of COCO folder and number. Of several that are in the file the longest counts.
+    everything: the images of all parts of the job; of two none may have the boxes of the other.
     """
     image_of: dict[str, Path] = {}
-    missing = []
-    for image in images:
-        path = image.absolute()
-        parts = path.with_suffix("").parts
-        names = ["/".join(parts[start:]) for start in range(1, len(parts))]
-        if number := re.search(r"\d+$", path.stem):
-            names.append(f"{path.parent.name}/{int(number[0])}")
-        found = next((name for name in names if name in store), None)
-        if found is None:
-            missing.append(str(image))
-        elif image_of.setdefault(found, image) != image:
-            raise ValueError(
-                f"{store.path}: {found!r} may be {image_of[found]} or {image}; name images by "
-                "their folders too there, or detect on one at a time"
-            )
-    if missing:
+    for image in everything:
+        for name in _names_of(image, store):
+            # With a checksum there is no doubt whose boxes they are.
+            if not store.fingerprints[name] and image_of.setdefault(name, image) != image:
+                raise ValueError(
+                    f"{store.path}: {name!r} may be {image_of[name]} or {image}; name images by "
+                    "their folders too there"
+                )
+    if missing := [str(image) for image in images if not _names_of(image, store)]:
         shown = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
         known = next((f", as {name!r} is" for name in store), "")
         raise ValueError(
             f"{store.path}: no proposals for {len(missing)} of {len(images)} images: {shown}; add "
             f"boxes under their names without suffix{known}, or leave these images out"
         )
-    boxes = {image: store[found] for found, image in image_of.items()}  # which checks them
-    return lambda _, image: boxes[image]
+
+    def propose(pixels: np.ndarray, image: Path) -> np.ndarray:
+        names = _names_of(image, store)
+        name = next((name for name in names if store.is_of(name, image)), None)
+        if name is None:
+            raise ValueError(
+                f"{image}: the boxes of {' and '.join(map(repr, names))} in {store.path} are of "
+                "another image, or of this one before it was changed, by its checksum; make "
+                "proposals of this image, or leave it out"
+            )
+        boxes = store[name]  # which checks them
+        height, width = pixels.shape[:2]
+        inside = f"x1 y1 x2 y2 inside of {width} x {height} pixels"
+        if outside := bad_row(boxes, within(boxes, width, height), inside):
+            raise ValueError(
+                f"{image}: proposals of {name!r} in {store.path}, {outside}; they are of another "
+                "image, or x2 and y2 are one past the last pixel, and 1 is to be subtracted"
+            )
+        return boxes
+
+    return propose
+
+
+def _names_of(image: Path, store: ProposalStore) -> list[str]:
+    """The ids under which a file may have the boxes of an image, the likeliest first.
+
+    They are those that a data set gives: of VOC the path below a folder, without its suffix, of
+    COCO folder and number. The file's checksums tell which it is; without any it is the longest.
+    """
+    path = image.absolute()
+    parts = path.with_suffix("").parts
+    names = ["/".join(parts[start:]) for start in range(1, len(parts))]
+    names = [name for name in names if name in store]
+    if number := re.search(r"\d+$", path.stem):
+        name = f"{path.parent.name}/{int(number[0])}"
+        # Only COCO's own files have the id in their name for sure.
+        sure = re.fullmatch(r"(COCO_\w+_)?\d+", path.stem)
+        if name in store and name not in names and (sure or store.fingerprints[name]):
+            names.append(name)
+    return [name for name in names if store.fingerprints[name]] or names[:1]
 
 
 def detect_files(

@@ -20,6 +20,12 @@ def bad_row(boxes: np.ndarray, good: np.ndarray, expected: str) -> str | None:
     return f"row {row}: expected {expected}, got {boxes[row].tolist()}"
 
 
+def within(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Which boxes (P, 4) are in the image, but for fractions that rounding left: bool (P,)."""
+    last = np.array([width - 1, height - 1] * 2, np.float32)
+    return np.all((boxes >= 0) & (boxes <= last + 0.5), axis=1)
+
+
 def at_least(boxes: np.ndarray, min_size: int) -> np.ndarray:
     """Which boxes (P, 4) are `min_size` pixels wide and high or more: bool (P,)."""
     return np.all(boxes[:, 2:] - boxes[:, :2] + 1 >= min_size, axis=1)

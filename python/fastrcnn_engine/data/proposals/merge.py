@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn_engine.data.proposals.boxes import at_most, distinct
+from fastrcnn_engine.data.proposals.boxes import at_most, distinct, within
 from fastrcnn_engine.data.proposals.others import ProposalFile
 from fastrcnn_engine.data.records import Dataset, ImageRecord
 
@@ -131,10 +131,9 @@ def _digits(name: str) -> str:
 
 def _inside(boxes: np.ndarray, record: ImageRecord, path: Path) -> np.ndarray:
     """The boxes, if they are within the image; fractions that rounding left are cut off."""
-    last = np.array([record.width - 1, record.height - 1], np.float32)
-    if (boxes[:, :2] < 0).any() or (boxes[:, 2:] > last + 0.5).any():
+    if not within(boxes, record.width, record.height).all():
         raise ValueError(
             f"{path} has boxes outside of image {record.image_id}, {record.width} x "
             f"{record.height}; it is of other images"
         )
-    return np.minimum(boxes, np.tile(last, 2))
+    return np.minimum(boxes, np.array([record.width - 1, record.height - 1] * 2, np.float32))

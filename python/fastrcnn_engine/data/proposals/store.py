@@ -31,7 +31,7 @@ class ProposalStore:
 
     `store[image_id]` is a read-only (P, 4) float32 view of the mapped file; `in`, `len`, iteration
     and `keys` go by image id. `settings` is what the file says about how it was made, or None;
-    `fingerprints[image_id]` tells of which image file, or is empty.
+    `fingerprints[image_id]` tells of which image file, or is empty. Several threads may read it.
 
     Raises FileNotFoundError when there is no file, ValueError when it is no uncompressed .npz, and
     ValueError naming image and file when an image is not in it or a box (row) has a number that is
