@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,23 +142,38 @@ def test_unfit_files_are_refused(tmp_path, tensors):
         (tmp_path / "damaged.pt").write_bytes(damaged)
         with pytest.raises(ValueError) as error:
             load_checkpoint(tmp_path / "damaged.pt", tensors=tensors)
-        assert str(error.value) == (
+        assert str(error.value).startswith(
             f"{tmp_path / 'damaged.pt'} is not a readable checkpoint: it is no file that "
-            "torch.save made, or it is cut off"
+            "torch.save made, or is cut off, or of a newer torch ("
         )
+        assert "\n" not in str(error.value)
         assert error.value.__cause__ is not None  # for --debug
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("Input/output error"), RuntimeError("Allocator: can't allocate memory")]
+    ("error", "says"),
+    [
+        (OSError("Input/output error"), "Input/output error"),
+        (RuntimeError("Allocator: can't allocate memory"), "Allocator: can't allocate memory"),
+        (MemoryError(), "MemoryError"),
+    ],
 )
-def test_a_file_that_may_be_good_is_not_called_damaged(saved, error, monkeypatch):
+def test_a_file_that_may_be_good_is_not_called_damaged(saved, error, says, monkeypatch):
     def fails(*_, **__):
         raise error
 
     monkeypatch.setattr(checkpoint.torch, "load", fails)
-    with pytest.raises(ValueError, match=str(error)):
+    with pytest.raises(ValueError, match=f"is not a readable checkpoint: {says}$"):
         load_checkpoint(saved[0])
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+def test_a_file_of_a_newer_torch_is_refused_in_torch_s_words(saved, tmp_path, tensors):
+    with zipfile.ZipFile(saved[0]) as old, zipfile.ZipFile(tmp_path / "new.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"99" if name.endswith("/version") else old.read(name))
+    with pytest.raises(ValueError, match=r"or of a newer torch \(.* file with version 99, but"):
+        load_checkpoint(tmp_path / "new.pt", tensors=tensors)
 
 
 @pytest.mark.parametrize("tensors", [True, False])

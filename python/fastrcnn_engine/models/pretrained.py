@@ -168,8 +168,12 @@ def load_plain(path: Path, kind: str, *, mapped: bool = False) -> Any:
         reason = "it is no file of torch.save, or holds more than tensors and plain values"
         raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
     except Exception as error:  # of a broken file torch, pickle and zip raise much
-        good = isinstance(error, OSError) or "allocate memory" in str(error)  # it may be
-        reason = str(error) if good else "it is no file that torch.save made, or it is cut off"
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        good = isinstance(error, (OSError, MemoryError)) or "allocate memory" in reason  # it may be
+        if not good:
+            reason = (
+                f"it is no file that torch.save made, or is cut off, or of a newer torch ({reason})"
+            )
         raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
 
 
