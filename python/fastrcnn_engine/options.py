@@ -193,7 +193,8 @@ class Eval:
     split: str = "test"
     """Split to test on: ImageSets/Main/SPLIT.txt or annotations/instances_SPLIT.json."""
     proposals: Path | None = None
-    """Proposal file; None searches the images as for the training and keeps the result."""
+    """Proposal file; None searches as for the training and keeps the result, or stops where that
+    cannot be repeated."""
     metric: Metric = "area"
     """Which AP is the headline: area (VOC10 and later), 11point (the paper's VOC07 tables) or coco
     (its twelve numbers; difficult objects of VOC count as crowds)."""
@@ -216,14 +217,15 @@ class Eval:
 class Detect:
     """Detect objects on image files.
 
-    Proposals are made on the fly, as they were for the training, or read from --proposals, which
-    is a must after a training on those of another program. Writes one picture for each image
-    with the boxes drawn in, and detections.json with class, score and box; images that cannot be
-    read are named at the end, and the exit code is 1. --many is for very many images: a line of
+    Proposals are made on the fly, as they were for the training, or read from --proposals; after a
+    training on those of another program give --proposals or --mode. Writes one picture for each
+    image with the boxes drawn in, and detections.json with class, score and box; images that cannot
+    be read are named at the end, and the exit code is 1. --many is for very many images: a line of
     detections.jsonl for each, at once, or a row in Parquet, without pictures.
     Run it again after an interruption: images that have a line or row are passed over, and one
-    that cannot be read has one that says why. What made them stands beside them; another
-    checkpoint, score, size, search or proposals are refused there.
+    that cannot be read, or has proposals of another image, has one that says why. What made them
+    stands beside them; with another checkpoint, score, size or search, or with other proposals, it
+    stops there.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -246,7 +248,8 @@ class Detect:
     proposals: Path | None = None
     """Proposal file (.npz) with every image, by its id: the name without suffix, after folders or
     not, as in photo and day1/photo; of COCO, whose files have it in their names, the folder and the
-    id, as in val2017/139. None searches the images."""
+    id, as in val2017/139. None searches as for the training, or stops where that cannot be
+    repeated."""
     mode: Mode | None = None
     """Mode of the selective search; None is that of the training. Other methods have none. After a
     training on proposals of another program it chooses selective search in their place."""
