@@ -55,11 +55,15 @@ def load_peers(kinds: Sequence[type], threads: int) -> tuple[list, dict[str, str
     return peers, missing
 
 
-LAYER = torch.ones(2048, 2048)  # 16 MiB, as the weights of a layer
+LAYER = torch.ones(512, 2048)  # 4 MiB, several times a core's own caches
 
 
 def something_else() -> None:
-    """Branches that nobody foresees, and 16 MiB through the caches: what a network does between."""
+    """What a network does between: branches that nobody foresees, and a layer of other numbers.
+
+    A core's own caches are then full of them; the cache of all cores has room for what the layer
+    before an operator wrote.
+    """
     torch.rand(16, 8192).sort()
     torch.nn.functional.linear(LAYER[:1], LAYER)
 
