@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <type_traits>
 
 #include "checks.h"
 #include "fastrcnn_engine/error.h"
@@ -60,13 +59,25 @@ template void check(const SmoothL1<double>&, const double*, const View<double, 2
 namespace cpu {
 namespace {
 
-// The rows that count, in order, and the first of the D columns of deltas that each uses.
-template <typename T, typename Row>
-void for_each_row(const SmoothL1<T>& call, Row row) {
+// A row that counts: D numbers at each pointer, of deltas those of the row's class.
+template <typename T>
+struct Row {
+  int64_t number, width;
+  const T *delta, *target, *weight;  // weight may be null
+};
+
+// Calls visit(Row<T>) for the rows that count, in order.
+template <typename T, typename Visit>
+void for_each_row(const SmoothL1<T>& call, Visit visit) {
   const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
   const int64_t classes = call.deltas.shape[1] / width;
+  const auto visit_row = [&](int64_t r, int64_t label) {
+    visit(Row<T>{r, width, call.deltas.data + r * call.deltas.shape[1] + label * width,
+                 call.targets.data + r * width,
+                 call.weights == nullptr ? nullptr : call.weights + r * width});
+  };
   if (call.labels == nullptr) {
-    for (int64_t r = 0; r < rows; ++r) row(r, 0);
+    for (int64_t r = 0; r < rows; ++r) visit_row(r, 0);
     return;
   }
   // Foreground is found before it is computed: a branch on every label would often be mispredicted, and wait
@@ -83,17 +94,30 @@ void for_each_row(const SmoothL1<T>& call, Row row) {
       foreground[found] = r;
       found += label != 0;
     }
-    for (int64_t i = 0; i < found; ++i) row(foreground[i], call.labels[foreground[i]] * width);
+    for (int64_t i = 0; i < found; ++i) visit_row(foreground[i], call.labels[foreground[i]]);
   }
 }
 
-// Boxes have four components: known beforehand, they are computed side by side.
-template <typename Run>
-void for_width(int64_t width, Run run) {
-  if (width == 4)
-    run(std::integral_constant<int64_t, 4>());
-  else
-    run(width);
+// The formula for the four components of a box, side by side: a branch on each would often be mispredicted.
+// Inlined into a loop of rows, GCC would not make vectors of it.
+template <typename T, typename Formula>
+[[gnu::noinline]] void four(const T* delta, const T* target, Formula formula, T* __restrict results) {
+  for (int d = 0; d < 4; ++d) results[d] = formula(delta[d] - target[d]);
+}
+
+// Calls use(d, weight[d] * formula(delta[d] - target[d])) for the numbers of a row, in order.
+template <typename T, typename Formula, typename Use>
+void for_each_number(const Row<T>& row, Formula formula, Use use) {
+  const auto weigh = [&](int64_t d, T result) {
+    use(d, row.weight == nullptr ? result : row.weight[d] * result);
+  };
+  if (row.width == 4) {
+    T results[4];
+    four(row.delta, row.target, formula, results);
+    for (int d = 0; d < 4; ++d) weigh(d, results[d]);
+  } else {
+    for (int64_t d = 0; d < row.width; ++d) weigh(d, formula(row.delta[d] - row.target[d]));
+  }
 }
 
 }  // namespace
@@ -101,22 +125,14 @@ void for_width(int64_t width, Run run) {
 template <typename T>
 void smooth_l1_forward(const SmoothL1<T>& call, T* loss) {
   check(call, loss);
-  const T beta = static_cast<T>(call.beta);
+  const auto formula = [beta = static_cast<T>(call.beta)](T d) { return semantics::smooth_l1(d, beta); };
   // The order of the sum is part of the contract: 256 lanes take the rows in turn and are then folded
   // in halves, which is what one CUDA block does.
   std::array<double, 256> lanes{};
-  for_width(call.targets.shape[1], [&](auto width) {
-    for_each_row(call, [&](int64_t r, int64_t column) {
-      const T* delta = call.deltas.data + r * call.deltas.shape[1] + column;
-      const T* target = call.targets.data + r * width;
-      const T* weight = call.weights == nullptr ? nullptr : call.weights + r * width;
-      double row = 0;
-      for (int64_t d = 0; d < width; ++d) {
-        const T loss = semantics::smooth_l1(delta[d] - target[d], beta);
-        row += static_cast<double>(weight == nullptr ? loss : weight[d] * loss);
-      }
-      lanes[r % lanes.size()] += row;
-    });
+  for_each_row(call, [&](const Row<T>& row) {
+    double sum = 0;
+    for_each_number(row, formula, [&](int64_t, T number) { sum += static_cast<double>(number); });
+    lanes[row.number % lanes.size()] += sum;
   });
   for (size_t half = lanes.size() / 2; half > 0; half /= 2)
     for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
@@ -126,21 +142,14 @@ void smooth_l1_forward(const SmoothL1<T>& call, T* loss) {
 template <typename T>
 void smooth_l1_backward(const SmoothL1<T>& call, const T* grad_loss, View<T, 2> grad_deltas) {
   check(call, grad_loss, grad_deltas);
-  const T beta = static_cast<T>(call.beta);
+  const auto formula = [beta = static_cast<T>(call.beta)](T d) {
+    return semantics::smooth_l1_slope(d, beta);
+  };
   const T scale = *grad_loss / static_cast<T>(call.normalizer);
   std::fill_n(grad_deltas.data, grad_deltas.size(), T(0));
-  for_width(call.targets.shape[1], [&](auto width) {
-    for_each_row(call, [&](int64_t r, int64_t column) {
-      const int64_t first = r * call.deltas.shape[1] + column;
-      const T* delta = call.deltas.data + first;
-      const T* target = call.targets.data + r * width;
-      const T* weight = call.weights == nullptr ? nullptr : call.weights + r * width;
-      T* gradient = grad_deltas.data + first;
-      for (int64_t d = 0; d < width; ++d) {
-        const T slope = semantics::smooth_l1_slope(delta[d] - target[d], beta);
-        gradient[d] = (weight == nullptr ? slope : weight[d] * slope) * scale;
-      }
-    });
+  for_each_row(call, [&](const Row<T>& row) {
+    T* const gradient = grad_deltas.data + (row.delta - call.deltas.data);
+    for_each_number(row, formula, [&](int64_t d, T number) { gradient[d] = number * scale; });
   });
 }
 
