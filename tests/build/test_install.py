@@ -385,8 +385,8 @@ def test_what_c_forgot_is_named(in_c: InC, name: str) -> None:
             assert re.search(r"got .*-\d", refused(in_c, name, **{field: -1}))
     if name in ("nms", "detections"):
         assert refused(in_c, name, counted=False) == "count must not be null"
-        results = "keep" if name == "nms" else "boxes"
-        assert refused(in_c, name, **{results: None}, m=0) == f"{results} must not be null"
+        results, called = ("keep", "keep") if name == "nms" else ("boxes", "output boxes")
+        assert refused(in_c, name, **{results: None}, m=0) == f"{called} must not be null"
         assert in_c.call(name, ctypes.byref(COUNT), **{**_CALLS[name], "m": 0}) == COUNT.value == 0
 
 
