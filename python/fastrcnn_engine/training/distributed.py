@@ -113,7 +113,7 @@ class Processes:
         """
         while self._parallel:
             network = self._parallel.pop()
-            del network.logger, network.reducer
+            del network.logger, network.reducer, network.process_group
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
         """Within it gradients stay with their process, until one more backward pass outside."""
