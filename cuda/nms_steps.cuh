@@ -1,9 +1,11 @@
-// Suppression as nms and detections share it. A block has the boxes of one class: it gathers, sorts and
-// suppresses them. Long lists it only sorts; all blocks of the next kernel compare their boxes. At last a
-// warp has a kept box, and counts the kept ones of all classes before it.
+// Suppression as nms and detections share it, in five steps, each a launch. A block has the boxes of one
+// class and gathers them. All blocks find the place of every box among those of its class, by counting how
+// many come before it. All blocks compare every two boxes of a class, a bit a pair. A block has the bits of a
+// class and finds which boxes are kept. At last a warp has a kept box, and counts the kept ones of all
+// classes before it.
 //
-// What comes first is decided by (score, index) alone. Atomics choose where lists lie, in which order a list
-// is gathered and which block ends it, so no result depends on who was faster.
+// What comes first is decided by (score, index) alone. Atomics choose where lists lie and in which order one
+// is gathered, so no result depends on who was faster.
 //
 // A `Source` says which boxes there are, and takes the result:
 //   int64_t rows;                            // to be looked at for each class
@@ -32,23 +34,25 @@ namespace fastrcnn_engine::cuda {
 
 using semantics::Box;
 
-// Twice as many wait longer for each other, and a list of the usual few hundred boxes has no use for them.
-// Predicted, not measured.
 constexpr int kClassThreads = 512, kClassWarps = kClassThreads / kWarp;
-
-// Boxes of a list that one block suppresses, in less shared memory than every GPU has. With every box
-// kept, 512 cost it 24 us after sorting, 1000 would cost 76 and 2000 would 270; as long lists 8, 12 and 23.
-// Predicted, not measured.
-constexpr int kMostOfBlock = 512;
 
 template <typename T>
 struct alignas(2 * sizeof(semantics::RankKey<T>)) Ranked {
   semantics::RankKey<T> key, index;
+
+  // Comes after every box.
+  __device__ static Ranked last() {
+    constexpr auto most = static_cast<semantics::RankKey<T>>(-1);
+    return {most, most};
+  }
 };
 
 template <typename T>
 __device__ bool comes_before(const Ranked<T>& a, const Ranked<T>& b) {
-  return a.key < b.key || (a.key == b.key && a.index < b.index);
+  if constexpr (sizeof(T) == 4)  // one comparison of 64 bits
+    return (uint64_t{a.key} << 32 | a.index) < (uint64_t{b.key} << 32 | b.index);
+  else
+    return a.key < b.key || (a.key == b.key && a.index < b.index);
 }
 
 // Loaded by 16 bytes.
@@ -62,8 +66,8 @@ struct SuppressionRule {
   int64_t enough;  // kept boxes, of one class or of all: there are no places for more
 };
 
-// A box while it suppresses others. `kAtOnce` of them are compared with a box together, so lists are filled
-// up with some that suppress nothing.
+// A box while it suppresses others. `kAtOnce` of them are compared with a box together, and where there are
+// not 32, lists are filled up with some that suppress nothing.
 constexpr int kAtOnce = 4;
 template <typename T>
 struct alignas(16) Suppressor : Box<T> {
@@ -76,22 +80,36 @@ struct alignas(16) Suppressor : Box<T> {
   }
 };
 
-// The boxes of one class, best first.
-template <typename T>
+FRCNN_HD int groups_of(int count) { return (count + kWarp - 1) / kWarp; }
+
+// The boxes of one class, in groups of 32. They are suppressed window by window, of several groups.
 struct ClassList {
-  StoredBox<T>* boxes;
-  uint8_t* dead;  // whether a kept box suppresses it
+  int64_t begin, first_group, first_tile;  // among those of all classes
   int count;
+  int kept;  // in the windows so far; they lie in front
 };
 
-// What the threads of a block tell each other, at the front of shared memory.
 template <typename T>
-struct alignas(16) BlockState {
-  Suppressor<T> kept[kWarp];  // of 32 boxes
-  int kept_count;
-  unsigned suppressors[kWarp];  // of the next 32: see compare_pairs
-  int gathered;
-  int64_t begin;  // of what the block has reserved
+struct Lists {
+  Ranked<T>* gathered;  // in any order
+  Ranked<T>* ranked;    // best first
+  StoredBox<T>* boxes;  // as ranked
+  uint8_t* dead;        // whether what earlier windows have kept suppresses the box
+  int* owners;          // of each group: the number of its class
+  ClassList* classes;   // by number
+  unsigned* tiles;      // see tile_of
+  int64_t *taken, *groups, *tiles_taken;
+  int window;  // groups
+
+  __device__ int groups_in_window(int count, int first) const {
+    const int left = groups_of(count) - first;
+    return left < window ? left : window;
+  }
+  // Bits of a window: a group of boxes, a row, with the boxes of a group that is not behind it, a column. The
+  // bits of a box are a lane's. Tiles lie row by row, and are used again by the next window.
+  __device__ unsigned* tile_of(const ClassList& list, int row, int column) const {
+    return tiles + (list.first_tile + static_cast<int64_t>(row) * (row + 1) / 2 + column) * kWarp;
+  }
 };
 
 // The kept boxes: one list, in which each class has a run, best first.
@@ -125,7 +143,7 @@ __device__ inline int next_place(bool wants, int* count) {
 // only counted.
 template <typename T, typename Source>
 __device__ void gather(const Source& source, int64_t id, Ranked<T>* ranked, int capacity, int* count) {
-  constexpr int together = 4;  // rows of a thread whose loads are under way together
+  constexpr int together = 8;  // rows of a thread whose loads are under way together
   if (threadIdx.x == 0) *count = 0;
   __syncthreads();  // for what the memory held before, too
   for (int64_t first = 0; first < source.rows; first += together * kClassThreads) {
@@ -149,88 +167,101 @@ __device__ void gather(const Source& source, int64_t id, Ranked<T>* ranked, int 
   __syncthreads();
 }
 
-// ---- sort ---------------------------------------------------------------------------------------------
+// What the threads of a block tell each other, at the front of shared memory.
+struct alignas(16) GatherState {
+  ClassList list;
+  int gathered;
+};
 
-// Bitonic: sorted halves of 2, 4, 8 ... are merged, the second one mirrored first. Every exchange puts what
-// comes first at the lower place, so the places from `count` on are as if they held what comes last.
-template <typename T>
-__device__ void sort(Ranked<T>* list, int count) {
-  const unsigned end = static_cast<unsigned>(count);
-  for (unsigned half = 1; half < end; half *= 2)
-    for (unsigned stride = half; stride > 0; stride /= 2) {
-      const unsigned across = stride == half ? 2 * half - 1 : stride;
-      for (unsigned low = threadIdx.x; low < end; low += kClassThreads) {
-        const unsigned high = low ^ across;
-        if (high < low || high >= end) continue;
-        const Ranked<T> a = list[low], b = list[high];
-        if (comes_before(b, a)) list[low] = b, list[high] = a;
-      }
-      // A warp's 32 places are nobody else's while the exchanges stay within them: this one and the next.
-      const bool within_warp = across < kWarp && (stride > 1 || 4 * half <= kWarp);
-      if (within_warp)
-        __syncwarp();
-      else
-        __syncthreads();
+// Shared memory takes the list if it fits: where it goes is known only when it has been counted. The cases
+// are apart so that the compiler knows which memory it writes.
+template <typename T, typename Source>
+__global__ __launch_bounds__(kClassThreads, 1) void gather_kernel(Source source, int64_t shared_bytes,
+                                                                  Lists<T> lists) {
+  GatherState& state = *reinterpret_cast<GatherState*>(dynamic_shared);
+  Ranked<T>* const shared = reinterpret_cast<Ranked<T>*>(&state + 1);
+  const int64_t free_bytes = shared_bytes - static_cast<int64_t>(sizeof(state));
+  const int capacity = static_cast<int>(free_bytes / static_cast<int64_t>(sizeof(Ranked<T>)));
+  const int64_t classes = source.classes();
+  for (int64_t number = blockIdx.x; number < classes; number += gridDim.x) {
+    const int64_t id = source.class_id(number);
+    gather(source, id, shared, capacity, &state.gathered);
+    const int count = state.gathered, groups = groups_of(count);
+    if (threadIdx.x == 0) {
+      const int64_t rows = lists.groups_in_window(count, 0);
+      state.list = {reserve(lists.taken, count), reserve(lists.groups, groups),
+                    reserve(lists.tiles_taken, rows * (rows + 1) / 2), count, 0};
+      lists.classes[number] = state.list;
     }
-  __syncthreads();
+    __syncthreads();
+    Ranked<T>* const gathered = lists.gathered + state.list.begin;
+    int* const owners = lists.owners + state.list.first_group;
+    for (int i = static_cast<int>(threadIdx.x); i < groups; i += kClassThreads)
+      owners[i] = static_cast<int>(number);
+    if (count <= capacity) {
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += kClassThreads) gathered[i] = shared[i];
+    } else {
+      gather(source, id, gathered, count, &state.gathered);
+    }
+  }
 }
 
-// ---- suppress -----------------------------------------------------------------------------------------
-// A class is taken by 32 boxes, one a lane. A warp finds which of them are kept. These suppress all that come
-// after, and meanwhile all pairs of the next 32 are compared. So 32 boxes cost two barriers.
+// ---- rank ---------------------------------------------------------------------------------------------
 
-// suppressors[i]: those of the 32 boxes from `first` on that come before the i-th and suppress it if kept.
 template <typename T>
-__device__ void compare_pairs(const ClassList<T>& list, const SuppressionRule<T>& rule, int first,
-                              unsigned* suppressors) {
-  const int place = first + lane_of();
-  for (int i = warp_of(); i < kWarp && first + i < list.count; i += kClassThreads / kWarp) {
-    const bool overlaps =
-        lane_of() < i && semantics::suppresses<T>(list.boxes[place], list.boxes[first + i],
-                                                  rule.threshold, rule.side);
-    const unsigned overlapping = __ballot_sync(kAllLanes, overlaps);
-    if (lane_of() == 0) suppressors[i] = overlapping;
+struct alignas(16) RankState {
+  Ranked<T> others[kClassWarps][kWarp];  // with which a warp compares
+  int before[kClassWarps][kWarp];        // boxes of the group, counted by a warp
+};
+
+// A block has a group, and each of its warps counts for 32 boxes of the class after the other which of them
+// come before those of the group. That takes 4 instructions a pair, where comparing boxes takes 26 for half
+// as many: so there is no need for fewer comparisons, as sorting has.
+template <typename T, typename Source>
+__global__ __launch_bounds__(kClassThreads, 2) void rank_kernel(Source source, Lists<T> lists) {
+  RankState<T>& state = *reinterpret_cast<RankState<T>*>(dynamic_shared);
+  const int warp = warp_of(), lane = lane_of();
+  Ranked<T>* const others = state.others[warp];
+  const int64_t groups = *lists.groups;
+  for (int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
+    const ClassList list = lists.classes[lists.owners[group]];
+    const Ranked<T>* const gathered = lists.gathered + list.begin;
+    const auto at = [&](int i) { return i < list.count ? gathered[i] : Ranked<T>::last(); };
+    const int own = static_cast<int>(group - list.first_group) * kWarp + lane;
+    const Ranked<T> mine = at(own);
+    Ranked<T> next = at(warp * kWarp + lane);
+    int before = 0;
+    for (int first = warp * kWarp; first < list.count; first += kClassThreads) {
+      others[lane] = next;
+      next = at(first + kClassThreads + lane);
+      __syncwarp();
+#pragma unroll 8
+      for (int i = 0; i < kWarp; ++i) before += comes_before(others[i], mine);
+      __syncwarp();
+    }
+    state.before[warp][lane] = before;
+    __syncthreads();
+    if (warp == 0 && own < list.count) {
+      int64_t place = list.begin;
+#pragma unroll
+      for (int i = 0; i < kClassWarps; ++i) place += state.before[i][lane];
+      lists.ranked[place] = mine;
+      static_cast<Box<T>&>(lists.boxes[place]) = source.box(static_cast<int64_t>(mine.index));
+      lists.dead[place] = 0;
+    }
+    __syncthreads();
   }
 }
 
-// Which of the lanes' boxes are kept; `open` are those that no earlier box suppresses. A box is kept as soon
-// as every one before it that would suppress it has turned out not to be: in every turn the first open one.
-__device__ inline unsigned kept_of(unsigned open, unsigned suppressors) {
-  unsigned kept = 0;
-  while (open != 0) {
-    const bool is_open = open >> lane_of() & 1;
-    kept |= __ballot_sync(kAllLanes, is_open && (suppressors & open) == 0);
-    open &= ~kept & ~__ballot_sync(kAllLanes, (suppressors & kept) != 0);
-  }
-  return kept;
-}
+// ---- compare ------------------------------------------------------------------------------------------
 
-// One warp: finds the kept of 32 boxes, and moves them to `ranked` + kept_before and to state.kept.
-template <typename T>
-__device__ void keep(const ClassList<T>& list, const SuppressionRule<T>& rule, int first,
-                     Ranked<T>* ranked, int kept_before, BlockState<T>& state) {
-  const int lane = lane_of(), place = first + lane;
-  const bool open = place < list.count && !list.dead[place];
-  const unsigned kept = kept_of(__ballot_sync(kAllLanes, open), open ? state.suppressors[lane] : 0);
-  const int count = __popc(kept);
-  const Ranked<T> mine = open ? ranked[place] : Ranked<T>{};
-  __syncwarp();  // before another lane overwrites it
-  if (kept >> lane & 1) {
-    const int rank = __popc(kept & lanes_before(lane));
-    ranked[kept_before + rank] = mine;
-    state.kept[rank].set(list.boxes[place], rule.side);
-  }
-  if (lane >= count) state.kept[lane].fill_up();
-  if (lane == 0) state.kept_count = count;
-}
-
-// Bit i: whether the i-th of up to 32 others suppresses the box if kept. A division only where it may matter.
+// Bit i: whether the i-th of 32 others suppresses the box if kept. A division only where it may matter.
 template <typename T>
 __device__ unsigned suppressors_of(const Box<T>& box, const SuppressionRule<T>& rule,
-                                   const Suppressor<T>* others, int count) {
+                                   const Suppressor<T>* others) {
   const T area = semantics::area(box, rule.side), threshold = static_cast<T>(rule.threshold);
   unsigned maybe = 0, suppressors = 0;
-  for (int first = 0; first < count; first += kAtOnce) {
+  for (int first = 0; first < kWarp; first += kAtOnce) {
     unsigned some = 0;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -248,197 +279,177 @@ __device__ unsigned suppressors_of(const Box<T>& box, const SuppressionRule<T>& 
   return suppressors;
 }
 
-// Moves the kept to the front of `ranked`, which is sorted, and returns how many they are.
+// Blocks that share a row, so that 2000 boxes of one class, whose longest row has 63 columns, keep all
+// multiprocessors busy: a warp then has one tile.
+constexpr int kShares = 4;
+
+// The boxes of a group are compared with the kept ones of earlier windows and with those before them in this
+// one. A warp has 32 of these at a time. Long rows come first, or some blocks would begin theirs last.
 template <typename T>
-__device__ int suppress(const ClassList<T>& list, const SuppressionRule<T>& rule, Ranked<T>* ranked,
-                        BlockState<T>& state) {
-  int kept_before = 0;
-  compare_pairs(list, rule, 0, state.suppressors);
-  __syncthreads();
-  for (int first = 0; first < list.count && kept_before < rule.enough; first += kWarp) {
-    if (warp_of() == 0) keep(list, rule, first, ranked, kept_before, state);
-    __syncthreads();
-    const int next = first + kWarp;
-    for (int i = next + static_cast<int>(threadIdx.x); i < list.count; i += kClassThreads)
-      if (!list.dead[i] && suppressors_of<T>(list.boxes[i], rule, state.kept, state.kept_count) != 0)
-        list.dead[i] = 1;
-    compare_pairs(list, rule, next, state.suppressors);
-    kept_before += state.kept_count;
-    __syncthreads();
+__global__ __launch_bounds__(kClassThreads, 2) void compare_kernel(SuppressionRule<T> rule, Lists<T> lists,
+                                                                   int first) {
+  Suppressor<T>* const columns = reinterpret_cast<Suppressor<T>*>(dynamic_shared) + warp_of() * kWarp;
+  const int lane = lane_of();
+  const int64_t shares = *lists.groups * kShares;
+  for (int64_t share = blockIdx.x; share < shares; share += gridDim.x) {
+    const int64_t group = (shares - 1 - share) / kShares;
+    const ClassList list = lists.classes[lists.owners[group]];
+    const int row = static_cast<int>(group - list.first_group) - first;
+    if (row < 0 || row >= lists.window || list.kept >= rule.enough) continue;
+    const StoredBox<T>* const boxes = lists.boxes + list.begin;
+    const int place = (first + row) * kWarp + lane, earlier = groups_of(list.kept);
+    const StoredBox<T> box = place < list.count ? boxes[place] : StoredBox<T>{};
+    bool dead = false;
+    for (int i = static_cast<int>(share % kShares) * kClassWarps + warp_of(); i <= earlier + row;
+         i += kShares * kClassWarps) {
+      const bool is_earlier = i < earlier;
+      const int column = i - earlier;
+      const int other = (is_earlier ? i : first + column) * kWarp + lane;
+      if (other < (is_earlier ? list.kept : list.count)) {
+        const StoredBox<T> whole = boxes[other];  // not by its parts
+        columns[lane].set(whole, rule.side);
+      } else {
+        columns[lane].fill_up();
+      }
+      __syncwarp();
+      const unsigned suppressors = suppressors_of<T>(box, rule, columns);
+      if (is_earlier)
+        dead |= suppressors != 0;
+      else
+        lists.tile_of(list, row, column)[lane] =
+            suppressors & (column < row ? kAllLanes : lanes_before(lane));
+      __syncwarp();
+    }
+    if (dead && place < list.count) lists.dead[list.begin + place] = 1;
   }
-  return kept_before;
 }
 
-// ---- long lists ---------------------------------------------------------------------------------------
-// Suppressed window by window, all lists at a time, each window in a launch. Of every two boxes of a window a
-// bit says whether the first suppresses the second if kept. All blocks make the bits, and then one block for
-// each list reads them. What earlier windows have kept suppresses without bits.
+// ---- keep ---------------------------------------------------------------------------------------------
+// A class is taken by turns of 16 groups, one a warp, one box a lane.
 
-FRCNN_HD int groups_of(int count) { return (count + kWarp - 1) / kWarp; }
-
-struct LongList {
-  int64_t number;  // of its class
-  int64_t first_tile;
-  int count;
-  int kept;      // in the windows so far; they lie in front
-  int compared;  // groups of this window
+// What is known of the boxes of a turn, a bit each. An open box may be kept or not.
+struct alignas(16) Turn {
+  unsigned open[kClassWarps], kept[kClassWarps];
 };
 
-// All long lists, each of whole groups of 32 boxes.
-template <typename T>
-struct LongLists {
-  Ranked<T>* ranked;
-  StoredBox<T>* boxes;
-  uint8_t* dead;
-  int* begins;      // of each group: the first of its list
-  LongList* lists;  // by first group
-  unsigned* tiles;  // see Window
-  int64_t *groups, *tiles_taken;
-  int window;  // groups
-
-  __device__ int groups_in_window(int count, int first) const {
-    const int left = groups_of(count) - first;
-    return left < window ? left : window;
-  }
-  // Returns the list's first group.
-  __device__ int64_t begin_list(int64_t number, int count) const {
-    const int64_t rows = groups_in_window(count, 0), begin = reserve(groups, groups_of(count));
-    lists[begin] = {number, reserve(tiles_taken, rows * (rows + 1) / 2), count, 0, 0};
-    return begin;
-  }
-  __device__ ClassList<T> list(int64_t begin, int count) const {
-    return {boxes + begin * kWarp, dead + begin * kWarp, count};
-  }
-};
-
-template <typename T>
-struct Window {
-  ClassList<T> list;
-  Ranked<T>* ranked;
-  unsigned* tiles;
-  int first, groups;
-
-  // A group of boxes, a row, with the boxes of a group that is not behind it, a column: the bits of a box
-  // are a lane's. Tiles lie row by row.
-  __device__ unsigned* tile(int row, int column) const {
-    return tiles + (static_cast<int64_t>(row) * (row + 1) / 2 + column) * kWarp;
-  }
-};
-
-template <typename T>
-struct alignas(16) WindowState {
-  Suppressor<T> columns[kClassWarps][kWarp];  // with which a warp compares
-  int ends_window;
-  int64_t begin;  // see hand_over
+struct alignas(16) KeepState {
+  Turn turns[2];  // written by a round while the other is read
+  int64_t begin;  // of what the block has reserved
 
   // Which boxes of each group are kept: behind this, for all groups and what is missing to whole turns.
   __device__ unsigned* kept() { return reinterpret_cast<unsigned*>(this + 1); }
   static int64_t bytes(int64_t groups) {
-    return static_cast<int64_t>(sizeof(WindowState)) + (groups + kClassWarps) * 4;
+    return static_cast<int64_t>(sizeof(KeepState)) + (groups + kClassWarps) * 4;
   }
 };
 
-// Compares the boxes of a group with the `kept` ones of earlier windows and with those before them in this
-// one. A warp has 32 of these at a time.
-template <typename T>
-__device__ void compare_group(const Window<T>& window, const SuppressionRule<T>& rule, int row, int kept,
-                              WindowState<T>& state) {
-  const ClassList<T>& list = window.list;
-  const int lane = lane_of(), place = (window.first + row) * kWarp + lane, earlier = groups_of(kept);
-  const StoredBox<T> box = place < list.count ? list.boxes[place] : StoredBox<T>{};
-  Suppressor<T>* const columns = state.columns[warp_of()];
-  bool dead = false;
-  for (int i = warp_of(); i <= earlier + row; i += kClassWarps) {
-    const bool is_earlier = i < earlier;
-    const int column = i - earlier;
-    const int other = (is_earlier ? i : window.first + column) * kWarp + lane;
-    if (other < (is_earlier ? kept : list.count)) {
-      const StoredBox<T> whole = list.boxes[other];  // not by its parts
-      columns[lane].set(whole, rule.side);
-    } else {
-      columns[lane].fill_up();
-    }
-    __syncwarp();
-    const unsigned suppressors = suppressors_of<T>(box, rule, columns, kWarp);
-    if (is_earlier)
-      dead |= suppressors != 0;
-    else
-      window.tile(row, column)[lane] = column < row ? suppressors : suppressors & lanes_before(lane);
-    __syncwarp();
-  }
-  if (dead && place < list.count) list.dead[place] = 1;
-}
-
-// Moves the kept of a window behind the `kept` of earlier ones, and returns how many they are now. By turns
-// of 16 groups, one a warp: all of them find what the groups of earlier turns suppress, and then one after
-// the other which of its boxes are kept.
-template <typename T>
-__device__ int keep_of_window(const Window<T>& window, const SuppressionRule<T>& rule, int kept,
-                              WindowState<T>& state) {
-  const ClassList<T>& list = window.list;
-  const int warp = warp_of(), lane = lane_of();
-  unsigned* const kept_boxes = state.kept();
-  for (int turn = 0; turn < window.groups && kept < rule.enough; turn += kClassWarps) {
-    const int row = turn + warp, place = (window.first + row) * kWarp + lane;
-    unsigned suppressors[kClassWarps] = {};
-    unsigned suppressed = 1;
-    StoredBox<T> box{};
-    Ranked<T> ranked{};
-    if (row < window.groups && place < list.count) {
-      const unsigned* const bits = window.tile(row, 0) + lane;
-      suppressed = list.dead[place], box = list.boxes[place], ranked = window.ranked[place];
-#pragma unroll
-      for (int i = 0; i < kClassWarps; ++i)
-        if (turn + i <= row) suppressors[i] = bits[(turn + i) * kWarp];
-#pragma unroll 8
-      for (int i = 0; i < turn; ++i) suppressed |= bits[i * kWarp] & kept_boxes[i];
-    }
-#pragma unroll
-    for (int i = 0; i < kClassWarps; ++i) {
-      if (warp == i) {
-        const unsigned open = __ballot_sync(kAllLanes, suppressed == 0);
-        const unsigned kept_of_group = kept_of(open, suppressors[i]);
-        if (lane == 0) kept_boxes[turn + i] = kept_of_group;
-      }
-      __syncthreads();
-      suppressed |= suppressors[i] & kept_boxes[turn + i];
-    }
-    int before = kept;
-    for (int i = 0; i < kClassWarps; ++i) {
-      const int count = __popc(kept_boxes[turn + i]);
-      kept += count;
-      if (i < warp) before += count;
-    }
-    if (kept_boxes[row] >> lane & 1) {
-      // Never behind the place it comes from, and all have read what was there.
-      const int rank = before + __popc(kept_boxes[row] & lanes_before(lane));
-      list.boxes[rank] = box, window.ranked[rank] = ranked;
-    }
+// Of a group: finds which open boxes are kept, and no longer open. A box is kept as soon as every one before
+// it that would suppress it has turned out not to be. Those that wait for other groups stay open.
+__device__ inline unsigned keep_of_group(unsigned& open, bool waits, unsigned suppressors) {
+  unsigned kept = 0;
+  for (unsigned found = kAllLanes; found != 0;) {
+    const bool is_open = open >> lane_of() & 1;
+    found = __ballot_sync(kAllLanes, is_open && !waits && (suppressors & open) == 0);
+    kept |= found;
+    open &= ~found & ~__ballot_sync(kAllLanes, (suppressors & found) != 0);
   }
   return kept;
 }
 
-// ---- kernels ------------------------------------------------------------------------------------------
-
-// Where the parts of a list lie in shared memory: ranked, boxes, dead.
-template <typename T>
-struct ListLayout {
-  int64_t boxes, dead, end;
-
-  FRCNN_HD explicit ListLayout(int64_t count) {
-    constexpr int64_t line = sizeof(uint4);
-    boxes = (count * static_cast<int64_t>(sizeof(Ranked<T>)) + line - 1) / line * line;
-    dead = boxes + count * static_cast<int64_t>(sizeof(StoredBox<T>));
-    end = dead + count;
+// Of a turn: returns what is known when no box is open. `others` are a box's bits with the groups of the turn
+// before its own, `own` those with its own. All warps look at what was known after the round before, and a
+// round leaves no box of the first group open that has any. So there are at most 16; usually a few, as few
+// boxes wait for one that waits for one.
+__device__ inline const Turn& keep_of_turn(bool is_open, const unsigned (&others)[kClassWarps], unsigned own,
+                                           KeepState& state) {
+  const int warp = warp_of();
+  unsigned open = __ballot_sync(kAllLanes, is_open), kept = 0;
+  for (int round = 0;; ++round) {
+    Turn& known = state.turns[round % 2];
+    if (lane_of() == 0) known.open[warp] = open, known.kept[warp] = kept;
+    if (__syncthreads_and(open == 0)) return known;
+    if (open == 0) continue;
+    const Turn whole = known;  // not by its parts
+    unsigned suppressed = 0, waits = 0;
+#pragma unroll
+    for (int i = 0; i < kClassWarps; ++i)
+      suppressed |= others[i] & whole.kept[i], waits |= others[i] & whole.open[i];
+    open &= ~__ballot_sync(kAllLanes, suppressed != 0);
+    kept |= keep_of_group(open, waits != 0, own);
   }
+}
+
+// A box's bits within its turn, with the groups before its own and with that.
+struct TurnBits {
+  unsigned others[kClassWarps] = {}, own = 0;
+  unsigned dead = 1;
 };
 
-template <typename T, typename Source>
-__device__ void fetch_boxes(const Source& source, const ClassList<T>& list, const Ranked<T>* ranked) {
-  for (int i = static_cast<int>(threadIdx.x); i < list.count; i += kClassThreads) {
-    static_cast<Box<T>&>(list.boxes[i]) = source.box(static_cast<int64_t>(ranked[i].index));
-    list.dead[i] = 0;
+template <typename T>
+__device__ TurnBits bits_of_turn(const Lists<T>& lists, const ClassList& list, int first, int turn) {
+  TurnBits found;
+  const int row = turn + warp_of(), place = (first + row) * kWarp + lane_of();
+  if (row >= lists.groups_in_window(list.count, first) || place >= list.count) return found;
+  const unsigned* const bits = lists.tile_of(list, row, turn) + lane_of();
+#pragma unroll
+  for (int i = 0; i < kClassWarps; ++i)
+    if (i < warp_of()) found.others[i] = bits[i * kWarp];
+  found.own = bits[warp_of() * kWarp];
+  found.dead = lists.dead[list.begin + place];
+  return found;
+}
+
+// Moves the kept of a window behind those of earlier ones, and returns how many they are now.
+template <typename T>
+__device__ int keep_of_window(const Lists<T>& lists, const ClassList& list, const SuppressionRule<T>& rule,
+                              int first, KeepState& state) {
+  StoredBox<T>* const boxes = lists.boxes + list.begin;
+  Ranked<T>* const ranked = lists.ranked + list.begin;
+  const int warp = warp_of(), lane = lane_of(), groups = lists.groups_in_window(list.count, first);
+  constexpr int together = 2 * kClassWarps;  // loads under way
+  int kept = list.kept;
+  TurnBits next = bits_of_turn(lists, list, first, 0);
+  for (int turn = 0; turn < groups && kept < rule.enough; turn += kClassWarps) {
+    const TurnBits bits = next;
+    next = bits_of_turn(lists, list, first, turn + kClassWarps);  // while this one is decided
+    const int row = turn + warp, place = (first + row) * kWarp + lane;
+    bool is_open = bits.dead == 0;
+    StoredBox<T> box{};
+    Ranked<T> its_rank{};
+    if (is_open) {
+      box = boxes[place], its_rank = ranked[place];
+      const unsigned* const earlier = lists.tile_of(list, row, 0) + lane;
+      for (int i = 0; i < turn && is_open; i += together) {
+        // Of two turns, or of the last one.
+        unsigned found[together] = {}, suppressors = 0;
+#pragma unroll
+        for (int j = 0; j < kClassWarps; ++j) found[j] = earlier[(i + j) * kWarp];
+        if (i + kClassWarps < turn) {
+#pragma unroll
+          for (int j = kClassWarps; j < together; ++j) found[j] = earlier[(i + j) * kWarp];
+        }
+#pragma unroll
+        for (int j = 0; j < together; ++j) suppressors |= found[j] & state.kept()[i + j];
+        is_open = suppressors == 0;
+      }
+    }
+    const Turn& known = keep_of_turn(is_open, bits.others, bits.own, state);
+    int before = kept;
+    for (int i = 0; i < kClassWarps; ++i) {
+      const int count = __popc(known.kept[i]);
+      kept += count;
+      if (i < warp) before += count;
+    }
+    const unsigned kept_of_group = known.kept[warp];
+    if (lane == 0) state.kept()[row] = kept_of_group;
+    if (kept_of_group >> lane & 1) {
+      // Never behind the place it comes from, and all have read what was there.
+      const int rank = before + __popc(kept_of_group & lanes_before(lane));
+      boxes[rank] = box, ranked[rank] = its_rank;
+    }
+    __syncthreads();
   }
+  return kept;
 }
 
 // Appends what a class keeps. `begin` is shared memory.
@@ -452,91 +463,30 @@ __device__ void hand_over(const Ranked<T>* ranked, int count, int64_t number, co
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kClassThreads)
     kept.boxes[begin + i] = ranked[i];
+  __syncthreads();
 }
 
-// Shared memory takes all of a short list; of a long one, what is sorted if that fits. The cases are apart so
-// that the compiler knows which memory it reads.
+// One window of every class, a block each.
 template <typename T, typename Source>
-__global__ __launch_bounds__(kClassThreads, 1) void suppress_kernel(
-    Source source, SuppressionRule<T> rule, int64_t shared_bytes, LongLists<T> longs,
-    KeptBoxes<T> kept) {
-  BlockState<T>& state = *reinterpret_cast<BlockState<T>*>(dynamic_shared);
-  char* const shared = reinterpret_cast<char*>(dynamic_shared) + sizeof(state);
-  Ranked<T>* const ranked = reinterpret_cast<Ranked<T>*>(shared);
-  const int64_t free_bytes = shared_bytes - static_cast<int64_t>(sizeof(state));
-  const int capacity = static_cast<int>(free_bytes / static_cast<int64_t>(sizeof(Ranked<T>)));
+__global__ __launch_bounds__(kClassThreads, 1) void keep_kernel(Source source, SuppressionRule<T> rule,
+                                                                Lists<T> lists, int first,
+                                                                KeptBoxes<T> kept) {
+  KeepState& state = *reinterpret_cast<KeepState*>(dynamic_shared);
   const int64_t classes = source.classes();
   for (int64_t number = blockIdx.x; number < classes; number += gridDim.x) {
-    const int64_t id = source.class_id(number);
-    gather(source, id, ranked, capacity, &state.gathered);
-    const int count = state.gathered;
-    if (count <= capacity) sort(ranked, count);
-    if (count <= kMostOfBlock) {
-      const ListLayout<T> layout(count);
-      const ClassList<T> list{reinterpret_cast<StoredBox<T>*>(shared + layout.boxes),
-                              reinterpret_cast<uint8_t*>(shared + layout.dead), count};
-      fetch_boxes(source, list, ranked);
-      __syncthreads();
-      hand_over(ranked, suppress(list, rule, ranked, state), number, kept, state.begin);
-      continue;
-    }
-    if (threadIdx.x == 0) state.begin = longs.begin_list(number, count);
-    __syncthreads();
-    const int64_t begin = state.begin;
-    const ClassList<T> list = longs.list(begin, count);
-    Ranked<T>* const list_ranked = longs.ranked + begin * kWarp;
-    if (count <= capacity) {
-      for (int i = static_cast<int>(threadIdx.x); i < count; i += kClassThreads)
-        list_ranked[i] = ranked[i];  // and the same thread fetches this box
-    } else {
-      gather(source, id, list_ranked, count, &state.gathered);
-      sort(list_ranked, count);
-    }
-    fetch_boxes(source, list, list_ranked);
-    for (int i = static_cast<int>(threadIdx.x); i < groups_of(count); i += kClassThreads)
-      longs.begins[begin + i] = static_cast<int>(begin);
+    const ClassList list = lists.classes[number];
+    const int left = groups_of(list.count) - first;
+    if (first > 0 && (left <= 0 || list.kept >= rule.enough)) continue;  // handed over before
+    const int count = keep_of_window(lists, list, rule, first, state);
+    if (left <= lists.window || count >= rule.enough)
+      hand_over(lists.ranked + list.begin, count, number, kept, state.begin);
+    else
+      __syncthreads();  // all have read the list
+    if (threadIdx.x == 0) lists.classes[number].kept = count;
   }
 }
 
-// One window of every long list. A block compares a group at a time, and the block that is the last to be
-// done with a group of a list finds which boxes of its window are kept.
-//
-// Nobody waits for another block. Until all groups of a list have been counted, nobody writes what comparing
-// them reads: the boxes, and how many of them earlier windows have kept. Then the list is left to the block
-// that counted last. It sees what the others have written: in every block a barrier, a fence and then the
-// count by one thread; and in this one after the count a fence and a barrier.
-//
-// Two blocks a multiprocessor: one compares while the other, at the end of a list, mostly waits.
-template <typename T>
-__global__ __launch_bounds__(kClassThreads, 2) void window_kernel(SuppressionRule<T> rule,
-                                                                  LongLists<T> longs, int first,
-                                                                  KeptBoxes<T> kept) {
-  WindowState<T>& state = *reinterpret_cast<WindowState<T>*>(dynamic_shared);
-  const int64_t groups = *longs.groups;
-  for (int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
-    const int64_t begin = longs.begins[group];
-    LongList& list = longs.lists[begin];
-    const int row = static_cast<int>(group - begin) - first;
-    if (row < 0 || row >= longs.window || list.kept >= rule.enough) continue;
-    const Window<T> window{longs.list(begin, list.count), longs.ranked + begin * kWarp,
-                           longs.tiles + list.first_tile * kWarp, first,
-                           longs.groups_in_window(list.count, first)};
-    compare_group(window, rule, row, list.kept, state);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      state.ends_window = atomicAdd(&list.compared, 1) + 1 == window.groups;
-      if (state.ends_window) __threadfence();
-    }
-    __syncthreads();
-    if (!state.ends_window) continue;
-    const int count = keep_of_window(window, rule, list.kept, state);
-    if (threadIdx.x == 0) list.kept = count, list.compared = 0;
-    if (count >= rule.enough || first + window.groups == groups_of(list.count))
-      hand_over(window.ranked, count, list.number, kept, state.begin);
-  }
-}
-
+// ---- write --------------------------------------------------------------------------------------------
 // How many of a run come before `box`.
 template <typename T>
 __device__ int64_t count_before(const KeptBoxes<T>& kept, int64_t number, const Ranked<T>& box) {
@@ -552,7 +502,7 @@ __device__ int64_t count_before(const KeptBoxes<T>& kept, int64_t number, const 
   return begin - run.begin;
 }
 
-// A warp per kept box, a lane per class; and a thread per place that stays empty.
+// A warp per kept box, a lane per class; and a thread per place that stays empty, or of the only class.
 template <typename T, typename Source>
 __global__ void write_kernel(Source source, KeptBoxes<T> kept, int64_t enough, int64_t* count) {
   const int64_t classes = source.classes(), total = *kept.total;
@@ -560,6 +510,11 @@ __global__ void write_kernel(Source source, KeptBoxes<T> kept, int64_t enough, i
   if (first_element() == 0) *count = written;
   for (int64_t place = written + first_element(); place < source.places; place += element_stride())
     source.write_nothing(place);
+  if (classes == 1) {  // its run is the result
+    for (int64_t i = first_element(); i < written; i += element_stride())
+      source.write(i, static_cast<int64_t>(kept.boxes[i].index));
+    return;
+  }
   for (int64_t i = first_element() / kWarp; i < total; i += element_stride() / kWarp) {
     const Ranked<T> box = kept.boxes[i];
     int64_t before = 0;
@@ -579,20 +534,23 @@ inline void require_countable(int64_t boxes, const int64_t* count) {
 }
 
 // How long lists can be, all together.
-struct LongSizes {
-  int64_t groups = 0, window = 0, tiles = 0;
+struct ListSizes {
+  int64_t groups, window, tiles;
 
-  LongSizes(int64_t rows, int64_t candidates, int64_t most_classes, const Stream& stream) {
-    const int64_t lists = std::min(most_classes, candidates / (kMostOfBlock + 1));
-    if (rows <= kMostOfBlock || lists == 0) return;
-    groups = (candidates + (kWarp - 1) * lists) / kWarp;  // the last of each may be filled in part
-    // Large, as each is a launch: several groups for every multiprocessor. But the bits take no more than
-    // 64 MiB, unless a window of one turn does.
-    const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
+  ListSizes(int64_t rows, int64_t candidates, int64_t most_classes, int64_t processors) {
+    // The last group of a class may be filled in part.
+    groups = candidates / kWarp + std::min(most_classes, candidates);
+    // A window is two launches, and for all that the host knows every class might need all of them. So of
+    // several classes they are large, 16 896 boxes on an H100, as long as the bits take no more than 64 MiB.
+    // One class has windows of 4608 there: boxes of later ones are compared with the kept alone, and its one
+    // block has fewer bits to read.
     constexpr int64_t most_tiles = int64_t{1} << 19;
-    window = std::max<int64_t>(std::min(2 * most_tiles / groups - 1, 4 * processors), kClassWarps);
-    window = std::min(window, ceil_div(rows, kWarp));
-    tiles = std::min(groups, lists * window) * (window + 1) / 2;
+    window = (most_classes == 1 ? 1 : 4) * processors;
+    window = std::min(window, 2 * most_tiles * kWarp / std::max<int64_t>(candidates, 1));
+    window = std::max<int64_t>(ceil_div(window, kClassWarps), 1) * kClassWarps;  // whole turns
+    window = std::min(window, std::max<int64_t>(ceil_div(rows, kWarp), 1));
+    // A row has one tile and, of the rows before it in the window, which are full, one each.
+    tiles = groups + ceil_div(candidates * window, 2 * kWarp);
   }
 };
 
@@ -603,42 +561,48 @@ template <typename T, typename Source>
 void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, int64_t candidates,
                         int64_t most_classes, int64_t* count, const Stream& stream) {
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
-  constexpr int64_t state_bytes = sizeof(BlockState<T>);
-  const int64_t list_bytes = ListLayout<T>(std::min<int64_t>(source.rows, kMostOfBlock)).end;
-  const int64_t sort_bytes = source.rows * static_cast<int64_t>(sizeof(Ranked<T>));
-  const int64_t shared_bytes =
-      state_bytes + std::max(list_bytes, std::min(sort_bytes, limit - state_bytes));
-  const LongSizes sizes(source.rows, candidates, most_classes, stream);
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
+  constexpr int64_t state_bytes = sizeof(GatherState), box_bytes = sizeof(Ranked<T>);
+  const int64_t gather_bytes = std::min(limit, state_bytes + source.rows * box_bytes);
+  const ListSizes sizes(source.rows, candidates, most_classes, processors);
 
   int64_t* counters = nullptr;
-  LongLists<T> longs;
+  Lists<T> lists;
   KeptBoxes<T> kept;
   const DividedBuffer memory(stream, [&](Parts& parts) {
-    counters = parts.take<int64_t>(3);
-    kept = {parts.take<Ranked<T>>(candidates), parts.take<typename KeptBoxes<T>::Run>(most_classes),
-            counters};
-    const int64_t boxes = sizes.groups * kWarp;
-    longs = {parts.take<Ranked<T>>(boxes),
-             parts.take<StoredBox<T>>(boxes),
-             parts.take<uint8_t>(boxes),
+    counters = parts.take<int64_t>(4);
+    lists = {parts.take<Ranked<T>>(candidates),
+             parts.take<Ranked<T>>(candidates),
+             parts.take<StoredBox<T>>(candidates),
+             parts.take<uint8_t>(candidates),
              parts.take<int>(sizes.groups),
-             parts.take<LongList>(sizes.groups),
+             parts.take<ClassList>(most_classes),
              parts.take<unsigned>(sizes.tiles * kWarp),
+             counters,
              counters + 1,
              counters + 2,
              static_cast<int>(sizes.window)};
+    kept = {parts.take<Ranked<T>>(candidates), parts.take<typename KeptBoxes<T>::Run>(most_classes),
+            counters + 3};
   });
-  fill_bytes(counters, 0, 3, stream);
+  fill_bytes(counters, 0, 4, stream);
 
-  // Enough for the classes of usual data, and few enough for those without a class not to matter.
-  constexpr int64_t class_blocks = 256, window_blocks = 512, write_blocks = 512;
-  launch_blocks("suppression", suppress_kernel<T, Source>, std::min(most_classes, class_blocks),
-                {kClassThreads, shared_bytes}, stream, source, rule, shared_bytes, longs, kept);
-  if (sizes.groups > 0)
-    for (int64_t first = 0; first * kWarp < source.rows; first += sizes.window)
-      launch_blocks("suppression of long lists", window_kernel<T>, std::min(sizes.groups, window_blocks),
-                    {kClassThreads, WindowState<T>::bytes(sizes.window)}, stream, rule, longs,
-                    static_cast<int>(first), kept);
+  // Enough for the classes of usual data, and few enough for those without a class not to matter. Of the rest
+  // as many as run at a time.
+  const int64_t class_blocks = std::min<int64_t>(most_classes, 256);
+  constexpr int64_t write_blocks = 2048, columns_bytes = kClassThreads * sizeof(Suppressor<T>);
+  launch_blocks("boxes of the classes", gather_kernel<T, Source>, class_blocks, {kClassThreads, gather_bytes},
+                stream, source, gather_bytes, lists);
+  launch_blocks("order of the boxes", rank_kernel<T, Source>, std::min(sizes.groups, 4 * processors),
+                {kClassThreads, sizeof(RankState<T>)}, stream, source, lists);
+  for (int64_t first = 0; first * kWarp < source.rows; first += sizes.window) {
+    launch_blocks("comparison of boxes", compare_kernel<T>,
+                  std::min(sizes.groups * kShares, 2 * processors), {kClassThreads, columns_bytes}, stream,
+                  rule, lists, static_cast<int>(first));
+    launch_blocks("suppression", keep_kernel<T, Source>, class_blocks,
+                  {kClassThreads, KeepState::bytes(sizes.window)}, stream, source, rule, lists,
+                  static_cast<int>(first), kept);
+  }
   constexpr int64_t warps = kThreads / kWarp;
   launch_blocks("places of the kept", write_kernel<T, Source>,
                 std::clamp<int64_t>(ceil_div(candidates, warps), 1, write_blocks), stream, source, kept,

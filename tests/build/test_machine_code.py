@@ -37,9 +37,10 @@ INSTRUCTIONS = {
     "pool_directly_kernel": (("LDG",), LOCAL + GENERIC),
     "scatter_kernel<.*true>": (("LDS", "STS"), LOCAL + GENERIC + ATOMICS),
     "scatter_kernel<.*false>": (("LDG", "STG"), LOCAL + GENERIC + ATOMICS),
-    "suppress_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
-    # between its blocks, fences
-    "window_kernel": (("LDS.128", "STS.128", "MEMBAR"), LOCAL + GENERIC),
+    "gather_kernel": (("LDS", "STS"), LOCAL + GENERIC),
+    "rank_kernel": (("LDS.128",), LOCAL + GENERIC),  # two boxes a load, or one of float64
+    "compare_kernel": (("LDS.128", "STS.128"), LOCAL + GENERIC),
+    "keep_kernel": (("LDS.128",), LOCAL + GENERIC),
 }
 # The first architecture that has it, where not all have.
 FIRST = {"HMNMX2": "sm_80"}

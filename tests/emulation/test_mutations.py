@@ -292,41 +292,49 @@ BUGS = [
         "nms", "nms.cu",
     ),
     Bug(
-        "exchanges between warps wait for the warp alone", "nms_steps.cuh",
-        "across < kWarp && (stride > 1 || 4 * half <= kWarp)", "across < kWarp",
-        "nms", "nms.cu",
-    ),
-    Bug(
         "a slot of the table of classes is what it was", "nms.cu",
         "fill_bytes(table.data(), 0, 1 + slots, stream);",
         "fill_bytes(table.data(), 0, slots, stream);",
         "nms",
     ),
     Bug(
-        "boxes are compared with the kept before these are known", "nms_steps.cuh",
-        "kept_before, state);\n    __syncthreads();", "kept_before, state);",
-        "nms", "nms.cu",
-    ),
-    Bug(
-        "the kept are overwritten before all have read them", "nms_steps.cuh",
-        "    kept_before += state.kept_count;\n    __syncthreads();",
-        "    kept_before += state.kept_count;",
-        "nms", "nms.cu",
-    ),
-    Bug(
-        "the first of the boxes after 32 is left out", "nms_steps.cuh",
-        "(int i = next + static_cast<int>(threadIdx.x)",
-        "(int i = next + 1 + static_cast<int>(threadIdx.x)",
-        "nms", "nms.cu",
-    ),
-    Bug(
         "a suppressed box suppresses", "nms_steps.cuh",
-        "open &= ~kept & ~__ballot_sync(kAllLanes, (suppressors & kept) != 0);", "open &= ~kept;",
+        "open &= ~found & ~__ballot_sync(kAllLanes, (suppressors & found) != 0);", "open &= ~found;",
         "nms", "nms.cu",
     ),
     Bug(
         "a list for which there is no room is gathered in part", "nms_steps.cuh",
-        "      gather(source, id, list_ranked, count, &state.gathered);\n", "",
+        "      gather(source, id, gathered, count, &state.gathered);\n", "",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "a place is found before all have counted", "nms_steps.cuh",
+        "= before;\n    __syncthreads();\n", "= before;\n",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "the counts of a group are those of the next", "nms_steps.cuh",
+        "lists.dead[place] = 0;\n    }\n    __syncthreads();\n", "lists.dead[place] = 0;\n    }\n",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "others are overwritten before all lanes have counted", "nms_steps.cuh",
+        "others[i], mine);\n      __syncwarp();\n", "others[i], mine);\n",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "a box of another class counts", "nms_steps.cuh",
+        "return i < list.count ? gathered[i] : Ranked<T>::last();", "return gathered[i];",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "columns are overwritten before all lanes have compared", "nms_steps.cuh",
+        "lanes_before(lane));\n      __syncwarp();\n", "lanes_before(lane));\n",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "a share of the columns is nobody's", "nms_steps.cuh",
+        "(share % kShares) * kClassWarps", "(share % kShares / 2) * kClassWarps",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
@@ -335,53 +343,48 @@ BUGS = [
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
-        "long lists have no room for groups filled in part", "nms_steps.cuh",
-        "(candidates + (kWarp - 1) * lists) / kWarp;", "candidates / kWarp;",
-        "nms_of_long_lists", "nms.cu",
+        "there is no room for groups filled in part", "nms_steps.cuh",
+        "candidates / kWarp + std::min(most_classes, candidates);", "candidates / kWarp;",
+        "nms", "nms.cu",
     ),
     Bug(
-        "one of as many long lists as there can be has no room", "nms_steps.cuh",
-        "candidates / (kMostOfBlock + 1));", "candidates / (kMostOfBlock + 2));",
-        "nms_of_long_lists", "nms.cu",
-    ),
-    Bug(
-        "the last group of a long list is nobody's", "nms_steps.cuh",
-        "i < groups_of(count);", "i + 1 < groups_of(count);",
-        "nms_of_long_lists", "nms.cu",
-    ),
-    Bug(
-        "a window ends before its last group is compared", "nms_steps.cuh",
-        "+ 1 == window.groups", "+ 2 == window.groups",
-        "nms_of_long_lists", "nms.cu",
-    ),
-    Bug(
-        "a window counts on from the one before", "nms_steps.cuh",
-        "list.kept = count, list.compared = 0;", "list.kept = count;",
+        "the last group of a list is nobody's", "nms_steps.cuh",
+        "i < groups; i +=", "i + 1 < groups; i +=",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
         "what earlier windows have kept suppresses nothing", "nms_steps.cuh",
-        "      dead |= suppressors != 0;\n", "      dead = false;\n",
+        "        dead |= suppressors != 0;\n", "        dead = false;\n",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
         "later windows are compared with other boxes than the kept", "nms_steps.cuh",
-        "list.boxes[rank] = box, ", "",
+        "boxes[rank] = box, ", "",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
         "what lies behind the kept boxes suppresses", "nms_steps.cuh",
-        "(other < (is_earlier ? kept : list.count))", "(other < list.count)",
+        "(other < (is_earlier ? list.kept : list.count))", "(other < list.count)",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
         "what the groups of earlier turns have kept suppresses nothing", "nms_steps.cuh",
-        "suppressed |= bits[i * kWarp] & kept_boxes[i];", "{}",
+        "is_open = suppressors == 0;", "is_open = true;",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "a turn begins before the one before it is known", "nms_steps.cuh",
+        "    __syncthreads();\n  }\n  return kept;\n", "  }\n  return kept;\n",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "what a group has kept suppresses nothing in the next", "nms_steps.cuh",
+        "open &= ~__ballot_sync(kAllLanes, suppressed != 0);", "{}",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
         "a group does not wait for the one before it", "nms_steps.cuh",
-        "      __syncthreads();\n      suppressed |=", "      suppressed |=",
+        "keep_of_group(open, waits != 0, own)", "keep_of_group(open, false, own)",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
@@ -395,8 +398,8 @@ BUGS = [
         "detections", "detections.cu",
     ),
     Bug(
-        "a long list goes on after it has kept enough", "nms_steps.cuh",
-        " || list.kept >= rule.enough) continue;", ") continue;",
+        "a list goes on after it has kept enough", "nms_steps.cuh",
+        "|| list.kept >= rule.enough)) continue;", ")) continue;",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
