@@ -299,7 +299,8 @@ BUGS = [
     ),
     Bug(
         "a suppressed box suppresses", "nms_steps.cuh",
-        "open &= ~found & ~__ballot_sync(kAllLanes, (suppressors & found) != 0);", "open &= ~found;",
+        "open &= ~found & ~__ballot_sync(kAllLanes, (suppressors & found) != 0);",
+        "open &= ~found;",
         "nms", "nms.cu",
     ),
     Bug(
