@@ -28,7 +28,8 @@ class Bug:
 BUGS = [
     Bug(
         "a slab is read before it is filled", "roi_pool.cu",
-        "= __syncthreads_and(\n", "= bool(\n",
+        "= __syncthreads_and(fill_slab",
+        "= bool(fill_slab",
         "roi_pool_forward",
     ),
     Bug(
@@ -49,7 +50,8 @@ BUGS = [
     ),
     Bug(
         "the quads of a cell change places", "roi_pool.cu",
-        "ranges[ph + bin_x], slab, place", "ranges[ph + bin_x], slab + (Quads > 1), place",
+        "column, begin, end, slab,\n",
+        "column, begin, end, slab + (Quads > 1),\n",
         "roi_pool_forward",
     ),
     Bug(
@@ -69,12 +71,14 @@ BUGS = [
     ),
     Bug(
         "64 bytes of every cell are taken where 16 have room", "roi_pool.cu",
-        "    launch_slabs<1>(call, stream);\n", "    launch_slabs<4>(call, stream);\n",
+        "    launch_slabs<1>(call, narrow, stream);\n",
+        "    launch_slabs<4>(call, narrow, stream);\n",
         "roi_pool_forward",
     ),
     Bug(
         "bins beyond the first rows are the row above's", "roi_pool.cu",
-        "      if (bin_x >= pw) bin_x -= pw, ++bin_y;\n", "      if (bin_x >= pw) bin_x -= pw;\n",
+        "const int bin = row * pw + column;\n",
+        "const int bin = (row > 0 ? row - 1 : 0) * pw + column;\n",
         "roi_pool_forward",
     ),
     Bug(
@@ -85,8 +89,8 @@ BUGS = [
     ),
     Bug(
         "a share of the RoIs is pooled by nobody", "roi_pool.cu",
-        "  for (; row < call.rois.shape[0]; row += step) {\n",
-        "  for (; row < call.rois.shape[0] - 1; row += step) {\n",
+        "ceil_div(call.rois.shape[0] - share, shares));\n",
+        "(call.rois.shape[0] - share) / shares);\n",
         "roi_pool_forward",
     ),
     Bug(
@@ -96,7 +100,8 @@ BUGS = [
     ),
     Bug(
         "ranges are read before they are found", "roi_pool.cu",
-        "its_image >= 0, ranges);\n    __syncwarp();\n", "its_image >= 0, ranges);\n",
+        "find_ranges(call, rois, memory.ranges);\n    __syncwarp();\n",
+        "find_ranges(call, rois, memory.ranges);\n",
         "roi_pool_forward",
     ),
     Bug(
@@ -106,10 +111,10 @@ BUGS = [
     ),
     Bug(
         "a warp asks itself alone whether numbers are ordered", "roi_pool.cu",
-        "__syncthreads_and(\n        fill_slab<asked, T, Quads>(call.features, image, channel, "
-        "read_whole, mine));",
-        "fill_slab<asked, T, Quads>(call.features, image, channel, read_whole, mine);\n"
-        "    __syncthreads();",
+        "__syncthreads_and(fill_slab<kHasMaximum<T>, T, Quads>(\n        call.features, image, "
+        "channel + quad * kQuad<T>, read_whole, mine));\n",
+        "fill_slab<kHasMaximum<T>, T, Quads>(\n        call.features, image, "
+        "channel + quad * kQuad<T>, read_whole, mine);\n    __syncthreads();\n",
         "roi_pool_forward",
     ),
     Bug(
@@ -126,7 +131,8 @@ BUGS = [
     ),
     Bug(
         "a -0 of 16 bits is taken for ordered", "roi_pool.cu",
-        " | ((signs - magnitudes) & two)", "",
+        " | ((signs - magnitudes) & word)",
+        "",
         "roi_pool_forward",
     ),
     Bug(
@@ -136,22 +142,70 @@ BUGS = [
     ),
     Bug(
         "two maxima of 16 bits change their cells", "roi_pool.cu",
-        "two_cells[c / 2] >> (c % 2 * 16)", "two_cells[c / 2] >> (16 - c % 2 * 16)",
+        "cells[c / 2] >> (c % 2 * 16)",
+        "cells[c / 2] >> (16 - c % 2 * 16)",
         "roi_pool_forward",
     ),
     Bug(
         "an empty bin of 16 bits has a cell", "roi_pool.cu",
-        "two = empty ? ~0u : ", "two = empty ? 0u : ",
+        "(static_cast<unsigned>(cell) & 0xffff) * 0x10001",
+        "static_cast<unsigned>(cell) * 0x10001",
         "roi_pool_forward",
     ),
     Bug(
         "a NaN of 32 bits is taken for ordered", "roi_pool.cu",
-        "unsigned{number != number} |\n", "",
+        "? 0x7f800000\n",
+        "? 0x7fffffff\n",
         "roi_pool_forward",
     ),
     Bug(
-        "a -0 of 32 bits is taken for ordered", "roi_pool.cu",
-        "minus_zero = 0x80000000;", "minus_zero = 0x80000001;",
+        "of a pair the second is taken for the maximum", "roi_pool.cu",
+        "empty || is_first ? cell : cell + 1", "empty ? cell : cell + 1",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "of a pair the first is taken for the maximum", "roi_pool.cu",
+        "empty || is_first ? cell : cell + 1", "cell",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "the last cell of an odd number is left out", "roi_pool.cu",
+        "last_x = count > 1 ? x.end() - 2", "last_x = count == 2 ? x.end() - 2",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "pairs between the first and the last are left out", "roi_pool.cu",
+        "__ballot_sync(kAllLanes, widest > 4) != 0", "false",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "bins of four columns are taken for bins of two", "roi_pool.cu",
+        "__ballot_sync(kAllLanes, widest > 2) != 0", "false",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a line of another bin is taken for the one read last", "roi_pool.cu",
+        "if (row == line_read && left > 0)", "if (line_read >= 0 && left > 0)",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a RoI's part of the planes is copied before all have written it", "roi_pool.cu",
+        "        __syncwarp();\n        copy_out(memory.values", "        copy_out(memory.values",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a RoI's part of the planes is overwritten before it is copied", "roi_pool.cu",
+        "        __syncwarp();  // the next RoI's may lie there\n", "",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "planes are copied by vectors wherever they begin", "roi_pool.cu",
+        "if (reinterpret_cast<uintptr_t>(to) % 16 == 0) whole_vectors", "whole_vectors",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "a batch of RoIs is counted as one", "roi_pool.cu",
+        "first = atomicAdd(taken, count);", "first = atomicAdd(taken, 1);",
         "roi_pool_forward",
     ),
     Bug(
