@@ -115,7 +115,7 @@ sanitize() { # sanitize TOOL WITHOUT [OPTION...]: WITHOUT says which tests are l
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 --kernel-name \
     kns=fastrcnn_engine --tool "$tool" "$@" "$python" -m pytest -vv -p no:cacheprovider -m cuda \
     -k "not ($without or autograd or pads and float64 or equals_cpu[ and (float64 or float16))" \
-    tests/ops/test_{box_codec,smooth_l1,detections,nms,roi_pool}.py
+    tests/ops/test_{roi_pool,box_codec,smooth_l1,detections,nms}.py
 }
 memcheck() { # the engine checks its calls itself; a bad access ends its kernel, and the tests go on
   sanitize memcheck graph --report-api-errors no --destroy-on-device-error kernel
