@@ -102,8 +102,8 @@ __global__ void pool_directly_kernel(RoiPoolForward<T, Index> call) {
 // numbered by int16_t, -1 for none. The warps of a block take RoIs one after the other. The lanes of a warp
 // are (column of bins, quad): neighbouring lanes read the quads of one cell, and each goes down its column.
 
-// Warps of a block, as many as have registers enough: with 24 they hide more of each other's waits than with
-// 16, 105 and 124 us for 2000 RoIs on an H200.
+// Warps of a block, as many as have registers enough. In a trial on an H200 24 hid more of each other's waits
+// than 16 did: 105 and 124 us for 2000 RoIs.
 template <typename T>
 constexpr int kMostWarps = sizeof(T) == 2 ? 20 : 24;
 
@@ -304,7 +304,7 @@ constexpr int kBatch = 4;
 // What a warp has in shared memory: for each RoI of a batch the ranges of its rows of bins and, after them,
 // of its columns. Where a result lies in planes, also a RoI's part of it, [channel][bin], as it will lie
 // there: neighbouring lanes hold the same bins of many planes, and would write a little of each. On an H200
-// that took 272 us for 2000 RoIs, and 693 with argmax; this way it takes 129 and 219.
+// that took most of 268 us for 2000 RoIs, and of 696 with argmax; now all takes 115 and 215.
 template <typename T>
 struct WarpMemory {
   SlabRange* ranges;
@@ -392,10 +392,15 @@ struct Widths {
   bool two, more;
 };
 
-// Calls meet(maxima, first x) for the pairs of a line, in order. The last may come twice.
-template <int Quads, typename T, typename Meet>
-__device__ void for_each_pair(const Quad<T>* line, const Pairs<Quads>& pairs, Widths widths,
-                              const Meet& meet) {
+template <typename T, int Quads>
+__device__ Quad<T> maxima_of_last(const Quad<T>* line, const Pairs<Quads>& pairs) {
+  return maxima<T>(whole(line + pairs.last[0]), whole(line + pairs.last[1]));
+}
+
+// Calls meet(maxima, first x) for the pairs of a line before the last, in order. It may call it for the last.
+template <typename T, int Quads, typename Meet>
+__device__ void for_each_before_last(const Quad<T>* line, const Pairs<Quads>& pairs, Widths widths,
+                                     const Meet& meet) {
   const auto both = [&](int a, int b) { return maxima<T>(whole(line + a), whole(line + b)); };
   if (widths.two) meet(both(pairs.first[0], pairs.first[1]), pairs.first_x);
   if (widths.more) {
@@ -404,7 +409,6 @@ __device__ void for_each_pair(const Quad<T>* line, const Pairs<Quads>& pairs, Wi
     for (int at = 2 * Quads; at < pairs.length; at += 2 * Quads, x += 2)
       meet(both(pairs.first[0] + at, pairs.first[1] + at), x);
   }
-  meet(both(pairs.last[0], pairs.last[1]), pairs.last_x);
 }
 
 // The bins of a column, one after the other: calls write(row of bins, values, cells) for `begin` to `end`.
@@ -428,15 +432,10 @@ __device__ void pool_column(int width, const SlabRange* rows, SlabRange x, Width
       const Quad<T>* line = slab + row * width * Quads;
 #pragma unroll 1
       for (; left > 0; --left, line += width * Quads) {
-        line_values = maxima<T>(whole(line + pairs.last[0]), whole(line + pairs.last[1]));
-        if (widths.two)
-          line_values = maxima<T>(
-              line_values, maxima<T>(whole(line + pairs.first[0]), whole(line + pairs.first[1])));
-        if (widths.more)
-#pragma unroll 1
-          for (int at = 2 * Quads; at < pairs.length; at += 2 * Quads)
-            line_values = maxima<T>(line_values, maxima<T>(whole(line + pairs.first[0] + at),
-                                                           whole(line + pairs.first[1] + at)));
+        line_values = maxima_of_last<T>(line, pairs);
+        for_each_before_last<T>(line, pairs, widths, [&](const Quad<T>& others, int) {
+          line_values = maxima<T>(line_values, others);
+        });
         values = maxima<T>(values, line_values);
       }
     } else if constexpr (Ordered) {
@@ -445,10 +444,12 @@ __device__ void pool_column(int width, const SlabRange* rows, SlabRange x, Width
       const Quad<T>* line = slab + row * width * Quads;
       int line_cell = row * width;
 #pragma unroll 1
-      for (; left > 0; --left, line += width * Quads, line_cell += width)
-        for_each_pair<Quads, T>(line, pairs, widths, [&](const Quad<T>& others, int first_x) {
+      for (; left > 0; --left, line += width * Quads, line_cell += width) {
+        for_each_before_last<T>(line, pairs, widths, [&](const Quad<T>& others, int first_x) {
           best.meet(others, line_cell + first_x);
         });
+        best.meet(maxima_of_last<T>(line, pairs), line_cell + pairs.last_x);
+      }
       values = best.values;
 #pragma unroll
       for (int c = 0; c < kQuad<T>; ++c) {
@@ -681,8 +682,8 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call, const Stream& stream
   check(call);
   if (call.output.size() == 0) return;
   const DeviceGuard guard(stream);
-  // A slab is worth its copy where the RoIs read the map several times over. On an H200 16 RoIs take 15 us
-  // directly and 20 by slabs, 32 take 25 and 20.
+  // A slab is worth its copy where the RoIs read the map several times over. In a trial on an H200 16 RoIs
+  // took 15 us directly and 20 by slabs, 32 took 25 and 20.
   constexpr int64_t kFewRois = 32;
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
   const int64_t cells = call.features.cells(), images = call.features.n;
