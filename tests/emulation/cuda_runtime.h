@@ -69,8 +69,8 @@ inline void __threadfence() {}  // blocks run one after another
 
 namespace emulation {
 constexpr int kLanes = 32;
-// Waits for all lanes of the warp; what each of them gave. `mask` must name them all.
-std::array<uint64_t, kLanes> exchange(unsigned mask, uint64_t value, const Here& here);
+// Waits for all lanes of the warp; what each of them gave, until they meet again. `mask` must name them all.
+const std::array<uint64_t, kLanes>& exchange(unsigned mask, uint64_t value, const Here& here);
 }  // namespace emulation
 
 inline void __syncwarp(unsigned mask = ~0u, Here here = Here::current()) {
@@ -78,13 +78,13 @@ inline void __syncwarp(unsigned mask = ~0u, Here here = Here::current()) {
 }
 inline unsigned __ballot_sync(unsigned mask, int holds, Here here = Here::current()) {
   unsigned bits = 0;
-  const auto all = emulation::exchange(mask, holds != 0, here);
+  const auto& all = emulation::exchange(mask, holds != 0, here);
   for (int lane = 0; lane < emulation::kLanes; ++lane) bits |= unsigned(all[lane]) << lane;
   return bits;
 }
 inline unsigned __match_any_sync(unsigned mask, unsigned value, Here here = Here::current()) {
   unsigned bits = 0;
-  const auto all = emulation::exchange(mask, value, here);
+  const auto& all = emulation::exchange(mask, value, here);
   for (int lane = 0; lane < emulation::kLanes; ++lane) bits |= unsigned(all[lane] == value) << lane;
   return bits;
 }
@@ -94,7 +94,7 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = 32, Here here = Here
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
   const int self = static_cast<int>(threadIdx.x) % emulation::kLanes;
-  const auto all = emulation::exchange(mask, bits, here);
+  const auto& all = emulation::exchange(mask, bits, here);
   std::memcpy(&value, &all[self / width * width + lane % width], sizeof(T));
   return value;
 }

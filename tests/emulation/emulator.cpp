@@ -43,8 +43,8 @@ struct Fiber {
   void* fake = nullptr;  // the sanitizer's
   std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
   uint3 thread;
-  std::source_location where;                // it waits
-  std::array<uint64_t, kLanes> lane_values;  // [0] its own, until the lanes have met
+  std::source_location where;  // it waits
+  uint64_t value;              // what its lane brought
 };
 
 class Block {
@@ -77,18 +77,18 @@ class Block {
     threadIdx = self->thread;
   }
 
-  std::array<uint64_t, kLanes> exchange(unsigned mask, uint64_t value, const Here& here) {
+  const std::array<uint64_t, kLanes>& exchange(unsigned mask, uint64_t value, const Here& here) {
     Fiber* self = running_;
     self->where = here;
     self->thread = threadIdx;
-    self->lane_values[0] = value;
-    auto& waiting = warps_[threadIdx.x / kLanes];
-    waiting.push_back(self);
+    self->value = value;
+    Warp& warp = warps_[threadIdx.x / kLanes];
+    warp.waiting.push_back(self);
     if (mask != ~0u) broken_ = "an operation of some lanes of a warp is not emulated";
-    if (waiting.size() == kLanes) meet(waiting);
+    if (warp.waiting.size() == kLanes) meet(warp);
     leave();
     threadIdx = self->thread;
-    return self->lane_values;
+    return warp.values;
   }
 
  private:
@@ -102,25 +102,29 @@ class Block {
     return fiber;
   }
 
-  // All lanes are there: they exchange what they brought and go on.
-  void meet(std::vector<Fiber*>& lanes) {
-    std::array<uint64_t, kLanes> values;
+  struct Warp {
+    std::vector<Fiber*> waiting;          // lanes, for the others
+    std::array<uint64_t, kLanes> values;  // what all brought when they last met
+  };
+
+  // All lanes are there, and have read what they brought before: they exchange what they bring and go on.
+  void meet(Warp& warp) {
+    std::vector<Fiber*>& lanes = warp.waiting;
     for (const Fiber* fiber : lanes) {
-      values[fiber->thread.x % kLanes] = fiber->lane_values[0];
+      warp.values[fiber->thread.x % kLanes] = fiber->value;
       if (fiber->where.line() != lanes[0]->where.line())
         broken_ = "lanes of one warp wait in lines " + std::to_string(lanes[0]->where.line()) +
                   " and " + std::to_string(fiber->where.line());
     }
-    for (Fiber* fiber : lanes) fiber->lane_values = values;
     ready_.insert(by_warp_ ? ready_.begin() : ready_.end(), lanes.begin(), lanes.end());
     lanes.clear();
   }
 
   void check_lanes() {
-    for (const auto& [warp, lanes] : warps_)
-      if (!lanes.empty())
-        throw Error(std::to_string(lanes.size()) + " lanes of a warp wait in line " +
-                    std::to_string(lanes[0]->where.line()) + " for the others, who never come");
+    for (const Warp& warp : warps_)
+      if (!warp.waiting.empty())
+        throw Error(std::to_string(warp.waiting.size()) + " lanes of a warp wait in line " +
+                    std::to_string(warp.waiting[0]->where.line()) + " for the others, who never come");
   }
 
   Fiber* idle() {
@@ -149,7 +153,8 @@ class Block {
 
   // Stacks are changed by __builtin_setjmp and __builtin_longjmp, a few instructions where
   // swapcontext makes system calls. Each change is announced to the sanitizer, or it would take the
-  // other stack for an overflow; what it would otherwise do at every jump is switched off.
+  // other stack for an overflow; what it would otherwise do at every jump is switched off: noipa,
+  // or the compiler finds out that a call of go_to_main never returns, and does it there.
   void resume(Fiber* fiber) {
     running_ = fiber;
     __sanitizer_start_switch_fiber(&main_fake_, fiber->stack.get(), kStackBytes);
@@ -157,7 +162,7 @@ class Block {
     __sanitizer_finish_switch_fiber(main_fake_, nullptr, nullptr);
   }
 
-  [[gnu::noinline, gnu::no_sanitize_address]] void go_to(Fiber* fiber) {
+  [[gnu::noipa, gnu::no_sanitize_address]] void go_to(Fiber* fiber) {
     if (std::exchange(fiber->started, true)) __builtin_longjmp(fiber->place, 1);
     ucontext_t context;
     getcontext(&context);
@@ -174,7 +179,7 @@ class Block {
     __sanitizer_finish_switch_fiber(self->fake, &main_stack_, &main_stack_bytes_);
   }
 
-  [[gnu::noinline, gnu::no_sanitize_address]] void go_to_main() { __builtin_longjmp(main_, 1); }
+  [[gnu::noipa, gnu::no_sanitize_address]] void go_to_main() { __builtin_longjmp(main_, 1); }
 
   // All threads wait at the same barrier.
   void check_barrier() {
@@ -196,8 +201,8 @@ class Block {
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Fiber*> idle_, parked_;  // parked: at __syncthreads
   std::deque<Fiber*> ready_;
-  std::map<unsigned, std::vector<Fiber*>> warps_;  // lanes that wait for the others
-  std::string broken_;                              // what a fiber found; it cannot throw to the outside
+  std::array<Warp, 1024 / kLanes> warps_;
+  std::string broken_;  // what a fiber found; it cannot throw to the outside
   Fiber* running_ = nullptr;
   void* main_[5];
   void* main_fake_ = nullptr;
@@ -331,7 +336,7 @@ int __syncthreads_and(int holds, Here here) {
   return all;
 }
 
-std::array<uint64_t, kLanes> emulation::exchange(unsigned mask, uint64_t value, const Here& here) {
+const std::array<uint64_t, kLanes>& emulation::exchange(unsigned mask, uint64_t value, const Here& here) {
   return the_block->exchange(mask, value, here);
 }
 

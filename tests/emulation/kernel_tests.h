@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <string>
@@ -51,17 +52,28 @@ bool same(const std::vector<T>& a, const std::vector<T>& b) {
   return true;
 }
 
-// Calls check(where) with every schedule set; `where` ends the messages.
+inline constexpr emulation::Schedule kSchedules[] = {
+    emulation::Schedule::forward, emulation::Schedule::reverse, emulation::Schedule::few_blocks,
+    emulation::Schedule::odd_warps, emulation::Schedule::even_warps};
+
+// Calls check(where) with `schedule` set; `where` ends the messages.
+template <typename Check>
+void in_schedule(emulation::Schedule schedule, const Check& check) {
+  emulation::schedule = schedule;
+  check(" (schedule " + std::to_string(static_cast<int>(schedule)) + ")");
+  emulation::schedule = emulation::Schedule::forward;
+}
+
 template <typename Check>
 void in_every_schedule(const Check& check) {
-  using emulation::Schedule;
-  for (const Schedule schedule :
-       {Schedule::forward, Schedule::reverse, Schedule::few_blocks, Schedule::odd_warps,
-        Schedule::even_warps}) {
-    emulation::schedule = schedule;
-    check(" (schedule " + std::to_string(static_cast<int>(schedule)) + ")");
-  }
-  emulation::schedule = Schedule::forward;
+  for (const emulation::Schedule schedule : kSchedules) in_schedule(schedule, check);
+}
+
+// In one only, with each call in another: where there are many cases, all are met by every kernel.
+template <typename Check>
+void in_next_schedule(const Check& check) {
+  static int next = 0;
+  in_schedule(kSchedules[next++ % std::size(kSchedules)], check);
 }
 
 // Calls work() on a device whose blocks may have `bytes` of shared memory.

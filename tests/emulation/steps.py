@@ -25,7 +25,7 @@ def run(command: Sequence[str | Path]) -> str:
 def compile_one(source: Path, target: Path, flags: Sequence[str] = ()) -> Path:
     includes = ["-I", HERE, "-I", ROOT / "cpp" / "include", "-I", ROOT / "cuda"]
     # The cases compile twice as fast without optimisation; only kernels are worth it.
-    optimisation = "-O0" if source.name.startswith("test_") else "-O1"
+    optimisation = "-O0" if source.name.startswith("test_") else "-Og"
     run([*COMPILE, optimisation, *flags, *includes, "-x", "c++", "-c", source, "-o", target])
     return target
 

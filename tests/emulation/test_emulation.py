@@ -6,6 +6,8 @@ says what is emulated and what is not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,14 @@ def test_no_test_is_forgotten(program: Path) -> None:
     assert run([program]).split() == list(TESTS)
 
 
+@pytest.fixture(scope="module")
+def said(program: Path) -> Iterator[dict[str, Future[str]]]:
+    """What every test said, two running at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run, [program, name]) for name in TESTS}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("name", TESTS)
-def test_kernels(program: Path, name: str) -> None:
-    assert run([program, name]).endswith(" 0 failed\n")
+def test_kernels(said: dict[str, Future[str]], name: str) -> None:
+    assert said[name].result().endswith(" 0 failed\n")
