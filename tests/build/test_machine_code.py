@@ -6,6 +6,7 @@ beside its registers, and a disassembler which instructions it is made of.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -48,10 +49,11 @@ FIRST = {"HMNMX2": "sm_80"}
 
 @dataclass(frozen=True)
 class Source:
-    """One file of cuda/ as nvcc compiled it."""
+    """One file of cuda/ as nvcc compiled it for one architecture."""
 
     name: str
-    code: Path  # for all architectures, without the host's part
+    architecture: str
+    code: Path  # without the host's part
     log: str  # of the assembler
 
 
@@ -77,18 +79,24 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
     contracted = [path.name for path, words in commands.items() if " --fmad=false " not in words]
     assert not contracted, f"other bits than the CPU's, which only a GPU would show: {contracted}"
 
-    def compiled(path: Path) -> Source:
+    def compiled(one: tuple[Path, str]) -> Source:
         """By the build's own command, but for what it makes of the host's part: nothing."""
-        code = folder / f"{path.stem}.fatbin"
+        path, architecture = one
+        code = folder / f"{path.stem}.{architecture}.fatbin"
         words = shlex.split(commands[path])
         words[words.index("-c")] = "-fatbin"
         words[words.index("-o") + 1] = str(code)
+        others = [w for w in words if "code=" in w and f"code=[{architecture}]" not in w]
+        assert len(others) == len(ARCHITECTURES) - 1, commands[path]
+        words = [word for word in words if word not in others]
         done = run(cmake(), "-E", "chdir", folder, *words, "-Xptxas=-v")
         assert done.returncode == 0, done.stderr
-        return Source(path.name, code, done.stderr)
+        return Source(path.name, architecture, code, done.stderr)
 
+    # The one with the most kernels first, or the others would end long before it.
+    paths = sorted(commands, key=lambda path: (path.name != "roi_pool.cu", path))
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compiled, sorted(commands)))
+        return list(pool.map(compiled, itertools.product(paths, ARCHITECTURES)))
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +108,21 @@ def opcodes(sources: list[Source]) -> dict[tuple[str, str], set[str]]:
         pytest.skip("needs cuobjdump and nvdisasm: nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm")
     instruction = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)")
     found: dict[tuple[str, str], set[str]] = {}
-    for source in sources:
+
+    def disassemble(source: Source) -> None:
         done = run(disassembler, "-sass", source.code, PATH=path)
         assert done.returncode == 0, done.stderr
-        architecture, used = "", set()
+        used = set()
         for line in done.stdout.splitlines():
             if "code for sm_" in line:
-                architecture = line.split()[-1]
+                assert line.split()[-1] == source.architecture
             elif "Function :" in line:
-                used = found.setdefault((architecture, line.split()[-1]), set())
+                used = found.setdefault((source.architecture, line.split()[-1]), set())
             elif match := instruction.match(line):
                 used.add(match[1])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(disassemble, sources))
     return found
 
 
@@ -127,15 +139,14 @@ def readable(functions: set[str]) -> dict[str, str]:
 def test_no_function_spills_or_has_a_stack(sources: list[Source]) -> None:
     faults, functions = [], set()
     for source in sources:
-        architecture = "unknown"
         lines = source.log.splitlines()
         for line, following in zip(lines, lines[1:], strict=False):
             if match := re.search(r"Compiling entry function '\w+' for '(\w+)'", line):
-                architecture = match[1]
+                assert match[1] == source.architecture
             elif match := re.search(r"Function properties for (\S+)", line):
-                functions.add((architecture, match[1]))
+                functions.add((source.architecture, match[1]))
                 if any(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes", following)):
-                    faults.append((source.name, architecture, match[1], following.strip()))
+                    faults.append((source.name, source.architecture, match[1], following.strip()))
     assert {architecture for architecture, _ in functions} == set(ARCHITECTURES)
     names = readable({function for _, _, function, _ in faults})
     assert not faults, "\n".join(f"{file}, {a}, {names[f]}: {x}" for file, a, f, x in faults)
