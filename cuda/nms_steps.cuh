@@ -320,7 +320,8 @@ __global__ __launch_bounds__(kClassThreads, 2) void compare_kernel(SuppressionRu
             suppressors & (column < row ? kAllLanes : lanes_before(lane));
       __syncwarp();
     }
-    if (dead && place < list.count) lists.dead[list.begin + place] = 1;
+    // Volatile, as several warps may say so at the same time.
+    if (dead && place < list.count) const_cast<volatile uint8_t*>(lists.dead)[list.begin + place] = 1;
   }
 }
 

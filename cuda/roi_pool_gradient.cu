@@ -45,7 +45,7 @@ __device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, 
       list.begin[count + __popc(found & lanes_before(lane))] = call.grad_output.offset(row, 0, 0);
     count += __popc(found);
   }
-  list.count = count;
+  if (lane == 0) list.count = count;
 }
 
 constexpr int kTeams = 2;

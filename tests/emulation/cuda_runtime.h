@@ -13,8 +13,9 @@
 //     emulation::Error: divergent barriers, lanes that do not meet, a call on the wrong stream or device,
 //     bad grids, more shared memory than there is or was set for the kernel
 //   - any call of the runtime can be made to fail (emulation::fail_call)
-// Not emulated: threads that run at the same time (a lost update between two switches), weak memory
-// order, warp operations of fewer than all lanes, static __shared__ being undefined at the start,
+//   - what threads do at the same time without a barrier between them is found by ThreadSanitizer, where
+//     that is used in place of AddressSanitizer (sanitizer.h)
+// Not emulated: warp operations of fewer than all lanes, static __shared__ being undefined at the start,
 // the arithmetic of the device's own exp and log. Passing here is not passing on a GPU.
 #pragma once
 
@@ -73,9 +74,7 @@ constexpr int kLanes = 32;
 const std::array<uint64_t, kLanes>& exchange(unsigned mask, uint64_t value, const Here& here);
 }  // namespace emulation
 
-inline void __syncwarp(unsigned mask = ~0u, Here here = Here::current()) {
-  emulation::exchange(mask, 0, here);
-}
+void __syncwarp(unsigned mask = ~0u, Here here = Here::current());
 inline unsigned __ballot_sync(unsigned mask, int holds, Here here = Here::current()) {
   unsigned bits = 0;
   const auto& all = emulation::exchange(mask, holds != 0, here);
@@ -98,22 +97,18 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = 32, Here here = Here
   std::memcpy(&value, &all[self / width * width + lane % width], sizeof(T));
   return value;
 }
-// Threads switch elsewhere, so there is nothing to protect. memcpy: what is an unsigned long long here
-// may lie there as an int64_t.
+// What is an unsigned long long here may lie there as an int64_t.
 template <typename T>
 T atomicAdd(T* place, T value) {
-  T old;
-  std::memcpy(&old, place, sizeof(T));
-  const T sum = old + value;
-  std::memcpy(place, &sum, sizeof(T));
-  return old;
+  using Any [[gnu::may_alias]] = T;
+  return __atomic_fetch_add(static_cast<Any*>(place), value, __ATOMIC_RELAXED);
 }
 template <typename T>
 T atomicCAS(T* place, T expected, T value) {
-  T old;
-  std::memcpy(&old, place, sizeof(T));
-  if (old == expected) std::memcpy(place, &value, sizeof(T));
-  return old;
+  using Any [[gnu::may_alias]] = T;
+  __atomic_compare_exchange_n(static_cast<Any*>(place), &expected, value, false, __ATOMIC_RELAXED,
+                              __ATOMIC_RELAXED);
+  return expected;
 }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
@@ -146,6 +141,12 @@ enum class Schedule {
   even_warps,
 };
 inline Schedule schedule = Schedule::forward;
+
+#ifdef FRCNN_RACES
+constexpr bool kWatchesRaces = true;
+#else
+constexpr bool kWatchesRaces = false;
+#endif
 
 // Of the device: bytes of shared memory that a block may have.
 inline int shared_limit = 227 * 1024;

@@ -1,7 +1,5 @@
 // The device behind cuda_runtime.h.
 #include <cuda_runtime.h>
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -10,17 +8,20 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <random>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "sanitizer.h"
 
 struct CUstream_st {};
 
 // Declared by cuda/launch.cuh. More than any device has, so that there is something beyond.
 constexpr size_t kSharedBytes = 256 * 1024;
 namespace fastrcnn_engine::cuda {
-thread_local uint4 dynamic_shared[kSharedBytes / sizeof(uint4)];
+alignas(emulation::kPageBytes) thread_local uint4 dynamic_shared[kSharedBytes / sizeof(uint4)];
 }
 
 namespace emulation {
@@ -40,12 +41,15 @@ cudaError_t last_error = cudaSuccess;
 struct Fiber {
   void* place[5];  // where it left off, for __builtin_longjmp
   bool started = false;
-  void* fake = nullptr;  // the sanitizer's
+  Watched watched;
   std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
   uint3 thread;
   std::source_location where;  // it waits
   uint64_t value;              // what its lane brought
 };
+
+// Places by which a block's threads come after what was before the block, and before what follows the kernel.
+uint64_t begun, ended;
 
 class Block {
  public:
@@ -55,6 +59,10 @@ class Block {
     by_warp_ = by_warp;
     thread_ = &thread;
     next_ = finished_ = 0;
+    idle_.insert(idle_.end(), used_.begin(), used_.end());
+    used_.clear();
+    // What a fiber does in this block seems to come after what it did in the last: other threads have it now.
+    if (kWatchesRaces) std::shuffle(idle_.begin(), idle_.end(), random_);
     for (;;) {
       while (!ready_.empty() || next_ < order_.size()) {
         resume(must_begin() ? idle() : next_ready());
@@ -69,15 +77,19 @@ class Block {
   }
 
   void park(std::source_location here) {
+    const Unwatched unwatched;
     Fiber* self = running_;
     self->where = here;
     self->thread = threadIdx;
     parked_.push_back(self);
-    leave();
+    leave(barriers_.place());
     threadIdx = self->thread;
   }
 
-  const std::array<uint64_t, kLanes>& exchange(unsigned mask, uint64_t value, const Here& here) {
+  // `orders`: all see what each of them did before.
+  const std::array<uint64_t, kLanes>& exchange(unsigned mask, uint64_t value, bool orders,
+                                               const Here& here) {
+    const Unwatched unwatched;
     Fiber* self = running_;
     self->where = here;
     self->thread = threadIdx;
@@ -85,8 +97,9 @@ class Block {
     Warp& warp = warps_[threadIdx.x / kLanes];
     warp.waiting.push_back(self);
     if (mask != ~0u) broken_ = "an operation of some lanes of a warp is not emulated";
+    void* const place = orders ? warp.meetings.place() : nullptr;
     if (warp.waiting.size() == kLanes) meet(warp);
-    leave();
+    leave(place);
     threadIdx = self->thread;
     return warp.values;
   }
@@ -102,14 +115,28 @@ class Block {
     return fiber;
   }
 
+  // Those who meet release and acquire one of two places. The next time it is the other one: who goes on
+  // first may be there before all have acquired this one.
+  class Meetings {
+   public:
+    void* place() { return &places_[turn_]; }
+    void end() { turn_ ^= 1; }
+
+   private:
+    uint64_t places_[2];
+    int turn_ = 0;
+  };
+
   struct Warp {
     std::vector<Fiber*> waiting;          // lanes, for the others
     std::array<uint64_t, kLanes> values;  // what all brought when they last met
+    Meetings meetings;
   };
 
   // All lanes are there, and have read what they brought before: they exchange what they bring and go on.
   void meet(Warp& warp) {
     std::vector<Fiber*>& lanes = warp.waiting;
+    warp.meetings.end();
     for (const Fiber* fiber : lanes) {
       warp.values[fiber->thread.x % kLanes] = fiber->value;
       if (fiber->where.line() != lanes[0]->where.line())
@@ -141,13 +168,17 @@ class Block {
 
   void work() {
     for (;;) {
-      while (must_begin()) {
+      // A fiber's second thread would seem to come after its first.
+      for (bool first = true; must_begin() && (first || !kWatchesRaces); first = false) {
         threadIdx = {order_[next_++], 0, 0};
+        acquire(&begun);
         (*thread_)();
+        release(&ended);
         ++finished_;
       }
-      idle_.push_back(running_);
-      leave();
+      const Unwatched unwatched;
+      (kWatchesRaces ? used_ : idle_).push_back(running_);
+      leave(nullptr);
     }
   }
 
@@ -157,9 +188,9 @@ class Block {
   // or the compiler finds out that a call of go_to_main never returns, and does it there.
   void resume(Fiber* fiber) {
     running_ = fiber;
-    __sanitizer_start_switch_fiber(&main_fake_, fiber->stack.get(), kStackBytes);
+    fiber->watched.go_there(fiber->stack.get(), kStackBytes);
     if (__builtin_setjmp(main_) == 0) go_to(fiber);
-    __sanitizer_finish_switch_fiber(main_fake_, nullptr, nullptr);
+    Watched::is_in_main();
   }
 
   [[gnu::noipa, gnu::no_sanitize_address]] void go_to(Fiber* fiber) {
@@ -172,17 +203,21 @@ class Block {
     setcontext(&context);
   }
 
-  [[gnu::noinline]] void leave() {
+  // `meeting`: where what those who meet did is put in order, if it is.
+  [[gnu::noinline]] void leave(void* meeting) {
     Fiber* self = running_;
-    __sanitizer_start_switch_fiber(&self->fake, main_stack_, main_stack_bytes_);
+    if (meeting != nullptr) release(meeting);
+    self->watched.go_to_main();
     if (__builtin_setjmp(self->place) == 0) go_to_main();
-    __sanitizer_finish_switch_fiber(self->fake, &main_stack_, &main_stack_bytes_);
+    self->watched.is_there();
+    if (meeting != nullptr) acquire(meeting);
   }
 
   [[gnu::noipa, gnu::no_sanitize_address]] void go_to_main() { __builtin_longjmp(main_, 1); }
 
   // All threads wait at the same barrier.
   void check_barrier() {
+    barriers_.end();
     const auto line = parked_[0]->where.line();
     if (finished_ > 0)
       throw Error("__syncthreads in line " + std::to_string(line) + ": " +
@@ -199,21 +234,20 @@ class Block {
   const std::function<void()>* thread_ = nullptr;
   size_t next_ = 0, finished_ = 0;
   std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::vector<Fiber*> idle_, parked_;  // parked: at __syncthreads
+  std::vector<Fiber*> idle_, used_, parked_;  // used: not again in this block; parked: at __syncthreads
   std::deque<Fiber*> ready_;
   std::array<Warp, 1024 / kLanes> warps_;
   std::string broken_;  // what a fiber found; it cannot throw to the outside
   Fiber* running_ = nullptr;
+  std::mt19937 random_;
   void* main_[5];
-  void* main_fake_ = nullptr;
-  const void* main_stack_ = nullptr;
-  size_t main_stack_bytes_ = 0;
+  Meetings barriers_;
 };
 
 std::unique_ptr<Block> the_block;
 
 void Block::enter() {
-  __sanitizer_finish_switch_fiber(nullptr, &the_block->main_stack_, &the_block->main_stack_bytes_);
+  the_block->running_->watched.is_there();
   the_block->work();
 }
 
@@ -244,12 +278,11 @@ void run_kernel(const cudaLaunchConfig_t& config, const std::function<void()>& t
   try {
     for (unsigned x : ordered(gridDim.x)) {
       blockIdx = {x, 0, 0};
-      ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, kSharedBytes);
-      std::memset(dynamic_shared, 0xFF, shared);
-      ASAN_POISON_MEMORY_REGION(reinterpret_cast<char*>(dynamic_shared) + shared,
-                                kSharedBytes - shared);
+      begin_shared(dynamic_shared, shared, kSharedBytes);
+      release(&begun);
       the_block->run(threads, is_by_warp(), thread);
     }
+    acquire(&ended);
   } catch (const Error&) {
     the_block.reset();  // with the threads that still wait
     throw;
@@ -337,8 +370,16 @@ int __syncthreads_and(int holds, Here here) {
 }
 
 const std::array<uint64_t, kLanes>& emulation::exchange(unsigned mask, uint64_t value, const Here& here) {
-  return the_block->exchange(mask, value, here);
+  return the_block->exchange(mask, value, false, here);
 }
+
+void __syncwarp(unsigned mask, Here here) { the_block->exchange(mask, 0, true, here); }
+
+#ifdef FRCNN_RACES
+// Races that are meant are volatile, and not watched.
+extern "C" void __tsan_volatile_read4(void*) {}
+extern "C" void __tsan_volatile_write1(void*) {}
+#endif
 
 const char* cudaGetErrorString(cudaError_t) { return "emulated failure"; }
 

@@ -32,6 +32,8 @@ void the_emulator_notices();
 
 using namespace fastrcnn_engine;
 
+using emulation::kWatchesRaces;  // which takes so long that fewer cases have to do
+
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
@@ -64,9 +66,13 @@ void in_schedule(emulation::Schedule schedule, const Check& check) {
   emulation::schedule = emulation::Schedule::forward;
 }
 
+// Races are found in whatever order the threads run.
 template <typename Check>
 void in_every_schedule(const Check& check) {
-  for (const emulation::Schedule schedule : kSchedules) in_schedule(schedule, check);
+  for (const emulation::Schedule schedule : kSchedules) {
+    in_schedule(schedule, check);
+    if (kWatchesRaces) return;
+  }
 }
 
 // In one only, with each call in another: where there are many cases, all are met by every kernel.

@@ -1,10 +1,14 @@
-"""Compiling the kernels for the emulated device."""
+"""Compiling the kernels for the emulated device, as they are and with bugs planted in them."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+
+from engine_sources import engine_sources
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -12,8 +16,16 @@ ROOT = HERE.parents[1]
 # g++ does not know is nvcc's unroll.
 COMPILE = (
     "g++ -std=c++20 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -ffp-contract=off"
-    " -fno-sanitize-recover=all -fsanitize=address,undefined,float-cast-overflow"
+    " -fno-sanitize-recover=all"
 ).split()
+# What is watched: each access of memory, or whether two threads' accesses are in order.
+WATCH = {
+    "memory": ["-fsanitize=address,undefined,float-cast-overflow"],
+    "races": ["-fsanitize=thread", "-DFRCNN_RACES", "--param=tsan-distinguish-volatile=1"],
+}
+# Memory: what takes the least time, with its compiling. Races: GCC does not watch a result that a
+# function returns into memory, unless it is inlined.
+OPTIMISATION = {"memory": "-Og", "races": "-O1"}
 
 
 def run(command: Sequence[str | Path]) -> str:
@@ -22,14 +34,69 @@ def run(command: Sequence[str | Path]) -> str:
     return done.stdout
 
 
-def compile_one(source: Path, target: Path, flags: Sequence[str] = ()) -> Path:
+def compile_one(source: Path, target: Path, flags: Sequence[str], watch: str) -> Path:
     includes = ["-I", HERE, "-I", ROOT / "cpp" / "include", "-I", ROOT / "cuda"]
     # The cases compile twice as fast without optimisation; only kernels are worth it.
-    optimisation = "-O0" if source.name.startswith("test_") else "-Og"
-    run([*COMPILE, optimisation, *flags, *includes, "-x", "c++", "-c", source, "-o", target])
+    optimisation = "-O0" if source.name.startswith("test_") else OPTIMISATION[watch]
+    flags = [*WATCH[watch], optimisation, *flags]
+    if source.name == "emulator.cpp" and watch == "races":  # all fibers change its lists
+        flags.remove("-fsanitize=thread")
+    run([*COMPILE, *flags, *includes, "-x", "c++", "-c", source, "-o", target])
     return target
 
 
-def link(objects: Sequence[Path], target: Path) -> Path:
-    run([*COMPILE, *objects, "-o", target])
+def compile_all(folder: Path, watch: str) -> list[tuple[Path, Path]]:
+    """The emulator, the kernels as they are, and the CPU engine: every source and its object."""
+    here = [*sorted(HERE.glob("*.cpp")), *sorted((ROOT / "cuda").glob("*.cu"))]
+    sources = [*((source, []) for source in here), *engine_sources()]
+
+    def compile_numbered(number: int) -> tuple[Path, Path]:
+        source, flags = sources[number]
+        return source, compile_one(source, folder / f"{number}.o", flags, watch)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_numbered, range(len(sources))))
+
+
+def link(objects: Sequence[Path], target: Path, watch: str) -> Path:
+    run([*COMPILE, *WATCH[watch], *objects, "-o", target])
     return target
+
+
+@dataclass
+class Bug:
+    name: str
+    source: str  # of cuda/
+    old: str  # stands there once
+    new: str
+    test: str  # that must fail
+    unit: str = ""  # what is compiled, where `source` is a header
+
+
+def notices(bug: Bug, objects: list[tuple[Path, Path]], folder: Path, watch: str = "memory") -> str:
+    """What the test said first, if it failed; else nothing."""
+    folder.mkdir()
+    unit = bug.unit or bug.source
+    for name in {bug.source, unit}:
+        text = (ROOT / "cuda" / name).read_text()
+        if name == bug.source:
+            assert text.count(bug.old) == 1, f"{bug.name}: the place has changed"
+            text = text.replace(bug.old, bug.new)
+        # Two of the types are enough, and compile in a third of the time: the linker finds the
+        # kernels of the others as they are.
+        text = text.replace(
+            "\nFRCNN_FOR_EACH_POOLED(FRCNN_INSTANTIATE)\n",
+            "\nFRCNN_INSTANTIATE(float, int32_t) FRCNN_INSTANTIATE(float16, int32_t)\n",
+        )
+        (folder / name).write_text(text)
+    planted = compile_one(folder / unit, folder / "planted.o", ["-Wno-error"], watch)
+    # The emulator stays first: what it shares with others is its own, and not watched for races.
+    objects = sorted(objects, key=lambda one: one[0].name != "emulator.cpp")
+    emulator, *others = (made for _, made in objects)
+    program = link([emulator, planted, *others], folder / "test_kernels", watch)
+    done = subprocess.run(
+        [program, bug.test, "stop"], capture_output=True, text=True, timeout=300,
+        env={"TSAN_OPTIONS": "halt_on_error=1"},
+    )  # fmt: skip
+    said = (done.stderr or done.stdout).splitlines()
+    return "" if done.returncode == 0 else next(line for line in said if line.strip("= "))

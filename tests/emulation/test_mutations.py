@@ -5,28 +5,15 @@ A bug that no test sees is a test that is missing.
 
 from __future__ import annotations
 
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from emulation.steps import ROOT, compile_one, link
-
-
-@dataclass
-class Bug:
-    name: str
-    source: str  # of cuda/
-    old: str  # stands there once
-    new: str
-    test: str  # that must fail
-    unit: str = ""  # what is compiled, where `source` is a header
-
+from emulation.steps import Bug, notices
 
 # A __syncwarp that a shuffle follows is not among them: here lanes wait for each other at a shuffle
-# as well, and only the sanitizer for races, on a GPU, knows the difference.
+# as well, and only who looks for races knows the difference. These are in test_races.py.
 BUGS = [
     Bug(
         "a slab is read before it is filled", "roi_pool.cu",
@@ -454,30 +441,6 @@ BUGS = [
         "detections", "detections.cu",
     ),
 ]  # fmt: skip
-
-
-def notices(bug: Bug, objects: list[tuple[Path, Path]], folder: Path) -> str:
-    """What the test said first, if it failed; else nothing."""
-    folder.mkdir()
-    unit = bug.unit or bug.source
-    for name in {bug.source, unit}:
-        text = (ROOT / "cuda" / name).read_text()
-        if name == bug.source:
-            assert text.count(bug.old) == 1, f"{bug.name}: the place has changed"
-            text = text.replace(bug.old, bug.new)
-        # Two of the types are enough, and compile in a third of the time: the linker finds the
-        # kernels of the others as they are.
-        text = text.replace(
-            "\nFRCNN_FOR_EACH_POOLED(FRCNN_INSTANTIATE)\n",
-            "\nFRCNN_INSTANTIATE(float, int32_t) FRCNN_INSTANTIATE(float16, int32_t)\n",
-        )
-        (folder / name).write_text(text)
-    # Without optimisation: that halves the compiling, and a bug ends the test soon.
-    planted = compile_one(folder / unit, folder / "planted.o", ["-Wno-error", "-O0"])
-    program = link([planted, *(made for _, made in objects)], folder / "test_kernels")
-    command = [program, bug.test, "stop"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return "" if done.returncode == 0 else (done.stderr or done.stdout).splitlines()[0]
 
 
 def test_nothing_is_noticed_where_nothing_is_planted(

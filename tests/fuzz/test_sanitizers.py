@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_sources import SUPPORTED, engine_sources
+from engine_sources import SUPPORTED, engine_sources, skip_unless_watched
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "g++")
@@ -88,12 +88,6 @@ def test_any_input_stays_inside_its_buffers(fuzzed, instruction_set, seed):
     done = fuzzed[instruction_set, seed].result()
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"{ROUNDS} rounds" in done.stdout
-
-
-def skip_unless_watched(errors: str) -> None:
-    """Some kernels place memory more at random than a compiler's thread sanitizer takes."""
-    if "unexpected memory mapping" in errors:
-        pytest.skip("the thread sanitizer of this compiler does not run on this kernel")
 
 
 def test_several_callers_with_several_threads_each_do_not_race(tmp_path):
