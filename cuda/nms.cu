@@ -26,19 +26,19 @@ __global__ void iou_kernel(BoxIou<T> call) {
                                       box_at(call.boxes2.data, i % columns), side);
 }
 
-// The classes that occur. `table` finds them: a box of the class and 1 more, 0 where free; its size is a
-// power of two greater than the number of boxes.
+// The classes that occur. `table` finds them: a box of the class and 1 more, 0 where free; its size is
+// 2^slot_bits, greater than the number of boxes.
 struct Classes {
   int64_t* count;
   int64_t* ids;
   int64_t* table;
-  int64_t slots;
-};
+  int slot_bits;
 
-__device__ inline uint64_t scattered(int64_t id) {
-  const uint64_t product = static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u;
-  return product ^ product >> 32;
-}
+  // The highest bits of the product: every bit of the id counts for them.
+  __device__ uint64_t slot_of(int64_t id) const {
+    return static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u >> (64 - slot_bits);
+  }
+};
 
 __device__ inline int64_t exchange_if_zero(int64_t* place, int64_t value) {
   return static_cast<int64_t>(atomicCAS(reinterpret_cast<unsigned long long*>(place), 0ull,
@@ -46,11 +46,11 @@ __device__ inline int64_t exchange_if_zero(int64_t* place, int64_t value) {
 }
 
 __global__ void classes_kernel(const int64_t* ids, int64_t boxes, Classes classes) {
-  const auto last = static_cast<uint64_t>(classes.slots - 1);
+  const uint64_t last = (uint64_t{1} << classes.slot_bits) - 1;
   for (int64_t i = first_element(); i < boxes; i += element_stride()) {
     const int64_t id = ids[i];
     if (i > 0 && ids[i - 1] == id) continue;  // that box sees to it
-    for (uint64_t slot = scattered(id) & last;; slot = (slot + 1) & last) {
+    for (uint64_t slot = classes.slot_of(id);; slot = (slot + 1) & last) {
       const int64_t found = exchange_if_zero(classes.table + slot, i + 1);
       if (found == 0) classes.ids[reserve(classes.count, 1)] = id;
       if (found == 0 || ids[found - 1] == id) break;
@@ -104,10 +104,11 @@ void nms(const Nms<T>& call, int64_t* kept, const Stream& stream) {
                            {},              places,           call.keep.data};
   if (call.class_ids == nullptr)
     return suppress_and_write(source, rule, boxes, 1, kept, stream);
-  int64_t slots = 2;
-  while (slots < 2 * boxes) slots *= 2;
+  int slot_bits = 1;
+  while (int64_t{1} << slot_bits < 2 * boxes) ++slot_bits;
+  const int64_t slots = int64_t{1} << slot_bits;
   const TemporaryBuffer<int64_t> ids(boxes, stream), table(1 + slots, stream);
-  source.found = {table.data(), ids.data(), table.data() + 1, slots};
+  source.found = {table.data(), ids.data(), table.data() + 1, slot_bits};
   fill_bytes(table.data(), 0, 1 + slots, stream);
   launch_threads("classes", classes_kernel, boxes, stream, call.class_ids, boxes, source.found);
   suppress_and_write(source, rule, boxes, boxes, kept, stream);

@@ -99,7 +99,8 @@ struct Lists {
   ClassList* classes;   // by number
   unsigned* tiles;      // see tile_of
   int64_t *taken, *groups, *tiles_taken;
-  int window;  // groups
+  int* longest;  // groups of the longest list
+  int window;    // groups
 
   __device__ int groups_in_window(int count, int first) const {
     const int left = groups_of(count) - first;
@@ -192,6 +193,7 @@ __global__ __launch_bounds__(kClassThreads, 1) void gather_kernel(Source source,
       state.list = {reserve(lists.taken, count), reserve(lists.groups, groups),
                     reserve(lists.tiles_taken, rows * (rows + 1) / 2), count, 0};
       lists.classes[number] = state.list;
+      atomicMax(lists.longest, groups);
     }
     __syncthreads();
     Ranked<T>* const gathered = lists.gathered + state.list.begin;
@@ -290,9 +292,12 @@ __global__ __launch_bounds__(kClassThreads, 2) void compare_kernel(SuppressionRu
                                                                    int first) {
   Suppressor<T>* const columns = reinterpret_cast<Suppressor<T>*>(dynamic_shared) + warp_of() * kWarp;
   const int lane = lane_of();
-  const int64_t shares = *lists.groups * kShares;
+  if (first >= *lists.longest) return;
+  const int64_t groups = *lists.groups, shares = groups * kShares;
   for (int64_t share = blockIdx.x; share < shares; share += gridDim.x) {
-    const int64_t group = (shares - 1 - share) / kShares;
+    // The first parts of all rows, then the second ones: a short row has no other than the first.
+    const int64_t group = groups - 1 - share % groups;
+    const int part = static_cast<int>(share / groups);
     const ClassList list = lists.classes[lists.owners[group]];
     const int row = static_cast<int>(group - list.first_group) - first;
     if (row < 0 || row >= lists.window || list.kept >= rule.enough) continue;
@@ -300,8 +305,7 @@ __global__ __launch_bounds__(kClassThreads, 2) void compare_kernel(SuppressionRu
     const int place = (first + row) * kWarp + lane, earlier = groups_of(list.kept);
     const StoredBox<T> box = place < list.count ? boxes[place] : StoredBox<T>{};
     bool dead = false;
-    for (int i = static_cast<int>(share % kShares) * kClassWarps + warp_of(); i <= earlier + row;
-         i += kShares * kClassWarps) {
+    for (int i = part * kClassWarps + warp_of(); i <= earlier + row; i += kShares * kClassWarps) {
       const bool is_earlier = i < earlier;
       const int column = i - earlier;
       const int other = (is_earlier ? i : first + column) * kWarp + lane;
@@ -473,6 +477,7 @@ __global__ __launch_bounds__(kClassThreads, 1) void keep_kernel(Source source, S
                                                                 Lists<T> lists, int first,
                                                                 KeptBoxes<T> kept) {
   KeepState& state = *reinterpret_cast<KeepState*>(dynamic_shared);
+  if (first > 0 && first >= *lists.longest) return;
   const int64_t classes = source.classes();
   for (int64_t number = blockIdx.x; number < classes; number += gridDim.x) {
     const ClassList list = lists.classes[number];
@@ -571,7 +576,7 @@ void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, in
   Lists<T> lists;
   KeptBoxes<T> kept;
   const DividedBuffer memory(stream, [&](Parts& parts) {
-    counters = parts.take<int64_t>(4);
+    counters = parts.take<int64_t>(5);
     lists = {parts.take<Ranked<T>>(candidates),
              parts.take<Ranked<T>>(candidates),
              parts.take<StoredBox<T>>(candidates),
@@ -582,14 +587,15 @@ void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, in
              counters,
              counters + 1,
              counters + 2,
+             reinterpret_cast<int*>(counters + 4),
              static_cast<int>(sizes.window)};
     kept = {parts.take<Ranked<T>>(candidates), parts.take<typename KeptBoxes<T>::Run>(most_classes),
             counters + 3};
   });
-  fill_bytes(counters, 0, 4, stream);
+  fill_bytes(counters, 0, 5, stream);
 
   // Enough for the classes of usual data, and few enough for those without a class not to matter. Of the rest
-  // as many as run at a time.
+  // about as many as run at a time.
   const int64_t class_blocks = std::min<int64_t>(most_classes, 256);
   constexpr int64_t write_blocks = 2048, columns_bytes = kClassThreads * sizeof(Suppressor<T>);
   launch_blocks("boxes of the classes", gather_kernel<T, Source>, class_blocks, {kClassThreads, gather_bytes},

@@ -104,6 +104,14 @@ T atomicAdd(T* place, T value) {
   return __atomic_fetch_add(static_cast<Any*>(place), value, __ATOMIC_RELAXED);
 }
 template <typename T>
+T atomicMax(T* place, T value) {
+  T old = __atomic_load_n(place, __ATOMIC_RELAXED);
+  while (old < value &&
+         !__atomic_compare_exchange_n(place, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
+template <typename T>
 T atomicCAS(T* place, T expected, T value) {
   using Any [[gnu::may_alias]] = T;
   __atomic_compare_exchange_n(static_cast<Any*>(place), &expected, value, false, __ATOMIC_RELAXED,

@@ -361,8 +361,19 @@ BUGS = [
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(
+        "where boxes go is overwritten before all have gone there", "nms_steps.cuh",
+        "kept.boxes[begin + i] = ranked[i];\n  __syncthreads();\n",
+        "kept.boxes[begin + i] = ranked[i];\n",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "later windows are not compared", "nms_steps.cuh",
+        "if (first >= *lists.longest) return;", "if (first > 0) return;",
+        "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
         "a share of the columns is nobody's", "nms_steps.cuh",
-        "(share % kShares) * kClassWarps", "(share % kShares / 2) * kClassWarps",
+        "part = static_cast<int>(share / groups);", "part = static_cast<int>(share / groups / 2);",
         "nms_of_long_lists", "nms.cu",
     ),
     Bug(

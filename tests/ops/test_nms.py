@@ -94,12 +94,12 @@ def test_as_many_kept_as_need_several_lists(dtype, threshold):
 def test_cuda_pads_the_same(dtype, cuda_device):
     for case in NMS_CASES:
         boxes, scores = (give(x.astype(dtype), "torch") for x in (case.boxes, case.scores))
-        few, uneven = (
+        few, uneven, different = (
             torch.from_numpy(CLASS_IDS[ids](len(scores)).astype(np.int64))
-            for ids in ("few", "uneven")
+            for ids in ("few", "uneven", "all-different")
         )
         for places in (0, 1, len(scores) // 3, len(scores) + 3):
-            for ids in (None, few, uneven):
+            for ids in (None, few, uneven, different):
                 there = None if ids is None else ids.to(cuda_device)
                 kept = fe.nms_padded(
                     boxes.to(cuda_device), scores.to(cuda_device), case.threshold, places,
