@@ -690,7 +690,8 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call, const Stream& stream
   const bool slabs = call.rois.shape[0] >= kFewRois * images && images > 0 && cells > 0 &&
                      call.rois.shape[0] <= std::numeric_limits<int>::max() / kBatch &&
                      cells <= std::numeric_limits<int16_t>::max() &&
-                     call.output.cells() <= std::numeric_limits<int>::max() / 2;
+                     call.output.cells() <= std::numeric_limits<int>::max() / 2 &&
+                     call.output.c * call.output.cells() <= std::numeric_limits<int>::max();  // of a RoI
   const SlabBlock wide = slabs ? SlabBlock::of<4>(call, limit) : SlabBlock{};
   const SlabBlock narrow = slabs ? SlabBlock::of<1>(call, limit) : SlabBlock{};
   if (wide.warps > 0)
