@@ -66,7 +66,7 @@ void in_schedule(emulation::Schedule schedule, const Check& check) {
   emulation::schedule = emulation::Schedule::forward;
 }
 
-// Races are found in whatever order the threads run.
+// Races are found in whatever order the threads run; on few blocks, each has several classes or slabs.
 template <typename Check>
 void in_every_schedule(const Check& check) {
   if (kWatchesRaces) return in_schedule(emulation::Schedule::few_blocks, check);

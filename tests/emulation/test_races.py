@@ -61,14 +61,12 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]
 
 
 @pytest.fixture(scope="module")
-def program(objects: list[tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("program")
-    return link([made for _, made in objects], folder / "test_kernels", "races")
-
-
-@pytest.fixture(scope="module")
-def done(program: Path) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+def done(
+    objects: list[tuple[Path, Path]],
+) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
     """What became of every test, two running at a time."""
+    made = [made for _, made in objects]
+    program = link(made, made[0].with_name("test_kernels"), "races")
 
     def run(name: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([program, name], capture_output=True, text=True)
