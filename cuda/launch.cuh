@@ -201,5 +201,6 @@ constexpr unsigned kAllLanes = 0xffffffff;
 __device__ inline int lane_of() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ inline int warp_of() { return static_cast<int>(threadIdx.x) / kWarp; }
 __device__ inline unsigned lanes_before(int lane) { return (1u << lane) - 1; }
+__device__ inline unsigned lanes_after(int lane) { return ~1u << lane; }
 
 }  // namespace fastrcnn_engine::cuda

@@ -19,30 +19,41 @@
 namespace fastrcnn_engine::cuda {
 namespace {
 
-// So many rows of rois are looked at at once, for those of the image: a list of 4 KB beside the sums.
-constexpr int kRowsListed = 512;
+// So many rows of rois are looked at at once, for those of the image.
+constexpr int kRowsListed = 256;
 
-// In shared memory: where the gradients of each RoI begin.
-struct RowList {
-  int64_t begin[kRowsListed];
-  int count;
+// Where a RoI's numbers of the group's first channel begin.
+template <typename T, typename Index>
+struct Row {
+  const T* gradient;
+  const Index* argmax;
 };
-constexpr int64_t kListBytes = sizeof(RowList);
+
+// In shared memory, 4 KB of it.
+template <typename T, typename Index>
+struct RowList {
+  Row<T, Index> row[kRowsListed];
+  alignas(16) int count;
+};
+template <typename T, typename Index>
+constexpr int64_t kListBytes = sizeof(RowList<T, Index>);
 
 // By one warp.
 template <typename T, typename Index>
-__device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t first,
-                          RowList& list) {
+__device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t channel,
+                          int64_t first, RowList<T, Index>& list) {
   const int lane = lane_of();
   int count = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int i = lane; i - lane < kRowsListed; i += kWarp) {
     const int64_t row = first + i;
     const bool mine = row < call.rois.shape[0] &&
                       semantics::roi_image(call.rois.data[5 * row], call.grad_input.n) == image;
     const unsigned found = __ballot_sync(kAllLanes, mine);
+    const int64_t begin = call.grad_output.offset(row, channel, 0);
     if (mine)
-      list.begin[count + __popc(found & lanes_before(lane))] = call.grad_output.offset(row, 0, 0);
+      list.row[count + __popc(found & lanes_before(lane))] = {call.grad_output.data + begin,
+                                                              call.argmax.data + begin};
     count += __popc(found);
   }
   if (lane == 0) list.count = count;
@@ -66,15 +77,15 @@ __device__ int thread_of_team() {
 template <typename T>
 constexpr int kSteps = sizeof(T) > 4 ? 4 : 8;
 
-template <typename T, typename Index>
+template <typename T>
 struct Steps {
   T gradient[kSteps<T>];
-  Index cell[kSteps<T>];
+  int cell[kSteps<T>];
 };
 
 struct Distance {
   int rois;
-  unsigned bins;
+  unsigned numbers;
 };
 
 // Walks through the bins of the listed RoIs, one RoI right after the other. A team walks together: its
@@ -82,39 +93,44 @@ struct Distance {
 template <typename T, typename Index, int Channels>
 struct StepWalk {
   static constexpr int kBatch = kSteps<T> * kWarp;
-  const RowList& list;
-  const int last;  // RoI of the list
-  const unsigned bins;
-  const int bin_size;
-  const T* const gradient;  // of this thread's channel in the first row of all
-  const Index* const argmax;
+  const RowList<T, Index>& list;
+  const int last;       // RoI of the list
+  const unsigned size;  // how far apart a channel's first bin and the one after its last would lie
   const Distance step, batch;  // what each goes on
   int place;                   // of this thread's next bin: its RoI's in the list,
-  unsigned bin;                // and its own in the RoI
+  unsigned number;             // and its own in the RoI
 
-  __device__ StepWalk(const RoiPoolBackward<T, Index>& call, int64_t channel, const RowList& list)
+  // Of `channel`, counted from the group's first.
+  __device__ StepWalk(const MapView<const T>& grad, int channel, const RowList<T, Index>& list)
       : list(list),
         last(list.count - 1),
-        bins(static_cast<unsigned>(call.grad_output.cells())),
-        bin_size(static_cast<int>(call.grad_output.cell_stride())),
-        gradient(call.grad_output.data + call.grad_output.offset(0, channel, 0)),
-        argmax(call.argmax.data + call.grad_output.offset(0, channel, 0)),
-        step{static_cast<int>(kWarp / bins), kWarp % bins},
-        batch{static_cast<int>(kBatch / bins), kBatch % bins} {
-    const unsigned first = team_of<Channels>() * kBatch + thread_of_team<Channels>() / Channels;
-    place = static_cast<int>(first / bins), bin = first % bins;
+        size(static_cast<unsigned>(grad.cells() * grad.cell_stride())),
+        step(distance(grad, kWarp)),
+        batch(distance(grad, kBatch)) {
+    const Distance first =
+        distance(grad, team_of<Channels>() * kBatch + thread_of_team<Channels>() / Channels);
+    place = first.rois, number = first.numbers + channel;
+  }
+  __device__ static Distance distance(const MapView<const T>& grad, unsigned by) {
+    const auto bins = static_cast<unsigned>(grad.cells());
+    return {static_cast<int>(by / bins), by % bins * static_cast<unsigned>(grad.cell_stride())};
   }
   __device__ void go_on(const Distance& by) {
-    place += by.rois, bin += by.bins;
-    if (bin >= bins) ++place, bin -= bins;
+    // By a sign and not by a condition, which takes more instructions.
+    const int beyond = static_cast<int>(number + by.numbers - size);
+    const int is_same = beyond >> 31;  // all bits: in the same RoI still
+    place += by.rois + 1 + is_same;
+    number = static_cast<unsigned>(beyond + (static_cast<int>(size) & is_same));
   }
   // Beyond the last bin it is some bin of the last RoI: a load without a condition.
-  __device__ void load(Steps<T, Index>& steps) {
+  __device__ void load(Steps<T>& steps) {
 #pragma unroll
     for (int i = 0; i < kSteps<T>; ++i) {
-      const int64_t from = list.begin[place < last ? place : last] + int64_t{bin} * bin_size;
-      steps.gradient[i] = gradient[from];
-      steps.cell[i] = argmax[from];
+      const Row<T, Index> row = list.row[place < last ? place : last];
+      // The compiler cannot see it of addresses that it reads, and would load generically.
+      __builtin_assume(__isGlobal(row.gradient) && __isGlobal(row.argmax));
+      steps.gradient[i] = row.gradient[number];
+      steps.cell[i] = static_cast<int>(row.argmax[number]);
       go_on(step);
     }
     go_on(batch);  // the other team's
@@ -131,16 +147,16 @@ struct Exchange {
   Rows<Index> cell;
 
   // From threads that are (bin, channel)
-  __device__ void put(const Steps<T, Index>& steps) {
+  __device__ void put(const Steps<T>& steps) {
     const int channel = thread_of_team<Channels>() % Channels, bin = thread_of_team<Channels>() / Channels;
 #pragma unroll
     for (int i = 0; i < kSteps<T>; ++i) {
       gradient[i][channel][bin] = steps.gradient[i];
-      cell[i][channel][bin] = steps.cell[i];
+      cell[i][channel][bin] = static_cast<Index>(steps.cell[i]);
     }
   }
   // to threads that are (channel, bin).
-  __device__ void take(Steps<T, Index>& steps) const {
+  __device__ void take(Steps<T>& steps) const {
     const int channel = thread_of_team<Channels>() / kWarp;
 #pragma unroll
     for (int i = 0; i < kSteps<T>; ++i) {
@@ -161,58 +177,77 @@ struct Sums {
   }
 };
 
+constexpr unsigned kNoCell = 0xffffffff;
+
 // What a warp adds of a batch. Of the lanes that share a cell, the first adds for all, in their order. What
 // the next three have it fetches before any sum is needed, so that a step waits for nothing but its sums;
 // mostly no cell has more than four bins.
 template <typename W>
 struct Additions {
   static constexpr int kFetched = 3;
-  W gradient[kSteps<W>], fetched[kSteps<W>][kFetched];
-  unsigned cell[kSteps<W>];
-  bool adds[kSteps<W>];        // whether this lane does
-  unsigned others[kSteps<W>];  // lanes that it adds for and has not fetched from
-  bool is_more[kSteps<W>];     // whether any lane has some
+  W gradient[kSteps<W>]{}, fetched[kSteps<W>][kFetched]{};
+  unsigned cell[kSteps<W>];   // of a lane that does not add, none
+  int next[kSteps<W>]{};      // the lane of the cell's next bin, or this one
+  int others[kSteps<W>]{};    // how many more there are that are not fetched
+  bool is_more[kSteps<W>]{};  // whether any lane has some
+
+  // Nothing.
+  __device__ Additions() {
+#pragma unroll
+    for (int i = 0; i < kSteps<W>; ++i) cell[i] = kNoCell;
+  }
 
   // `left`: how many bins there are, from the first step's first.
-  template <typename T, typename Index>
-  __device__ void prepare(const Steps<T, Index>& steps, int64_t left, unsigned cells) {
+  template <typename T>
+  __device__ void prepare(const Steps<T>& steps, int left, unsigned cells) {
+    const int lane = lane_of();
 #pragma unroll
     for (int i = 0; i < kSteps<T>; ++i) {
       gradient[i] = widened(steps.gradient[i]);
       // Without a sign, what is before the map is beyond it: -1, and 65535 of uint16, which are no cell.
-      cell[i] = i * kWarp + lane_of() < left ? static_cast<int>(steps.cell[i]) : -1;
-      const unsigned sharing = __match_any_sync(kAllLanes, cell[i]);
-      adds[i] = cell[i] < cells && (sharing & lanes_before(lane_of())) == 0;
-      others[i] = adds[i] ? sharing & (sharing - 1) : 0;
+      cell[i] = steps.cell[i];
+    }
+    if (left < kSteps<T> * kWarp) {
 #pragma unroll
-      for (int k = 0; k < kFetched; ++k) fetched[i][k] = fetch(i, others[i]);
-      is_more[i] = __ballot_sync(kAllLanes, others[i] != 0) != 0;
+      for (int i = 0; i < kSteps<T>; ++i)
+        if (i * kWarp + lane >= left) cell[i] = kNoCell;
+    }
+#pragma unroll
+    for (int i = 0; i < kSteps<T>; ++i) {
+      const unsigned sharing = __match_any_sync(kAllLanes, cell[i]);
+      const unsigned after = sharing & lanes_after(lane);
+      next[i] = after != 0 ? __popc(~after & (after - 1)) : lane;
+      const W one = fetch(i, gradient[i]);
+      fetched[i][0] = after != 0 ? one : W(-0.0);  // which changes no sum
+#pragma unroll
+      for (int k = 1; k < kFetched; ++k) fetched[i][k] = fetch(i, fetched[i][k - 1]);
+      if ((sharing & lanes_before(lane)) != 0 || cell[i] >= cells) cell[i] = kNoCell;
+      others[i] = __popc(sharing) - 1 - kFetched;
+      is_more[i] = __ballot_sync(kAllLanes, cell[i] != kNoCell && others[i] > 0) != 0;
     }
   }
 
-  // What the first of `lanes` has, which is taken off; of none -0, which changes no sum.
-  __device__ W fetch(int i, unsigned& lanes) const {
-    const W theirs = __shfl_sync(kAllLanes, gradient[i], __popc(~lanes & (lanes - 1)));
-    const bool is_one = lanes != 0;
-    lanes &= lanes - 1;
-    return is_one ? theirs : W(-0.0);
-  }
+  // What the cell's next lane has. What that one has fetched is what comes after its own: so a lane needs to
+  // know no lane but the next.
+  __device__ W fetch(int i, W theirs) const { return __shfl_sync(kAllLanes, theirs, next[i]); }
 
   __device__ void add(const Sums<W>& sums, int channel) const {
 #pragma unroll
     for (int i = 0; i < kSteps<W>; ++i) {
-      W sum = adds[i] ? sums.at(cell[i], channel) : W(0);
+      const bool adds = cell[i] != kNoCell;
+      W sum = adds ? sums.at(cell[i], channel) : W(0);
       sum += gradient[i];
 #pragma unroll
       for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];
       if (is_more[i]) {
-        unsigned rest = others[i];
+        W theirs = fetched[i][kFetched - 1];
+        int rest = others[i];
         do {
-#pragma unroll
-          for (int k = 0; k < kFetched; ++k) sum += fetch(i, rest);
-        } while (__ballot_sync(kAllLanes, rest != 0) != 0);
+          theirs = fetch(i, theirs);
+          sum += theirs;
+        } while (__ballot_sync(kAllLanes, adds && --rest > 0) != 0);
       }
-      if (adds[i]) sums.at(cell[i], channel) = sum;
+      if (adds) sums.at(cell[i], channel) = sum;
       __syncwarp();
     }
   }
@@ -232,7 +267,7 @@ __global__ __launch_bounds__(kTeams * Channels * kWarp, Channels > 1 ? 2 : 1) vo
   // Of the group's channels the one that this warp adds to, and the one that this thread loads and writes.
   const int added = thread_of_team<Channels>() / kWarp;
   const int moved = static_cast<int>(threadIdx.x) % Channels;
-  RowList& list = *reinterpret_cast<RowList*>(dynamic_shared);
+  auto& list = *reinterpret_cast<RowList<T, Index>*>(dynamic_shared);
   auto* const exchange = reinterpret_cast<Exchange<T, Index, Channels>*>(&list + 1);
   for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
     const int64_t image = group / groups, first = group % groups * Channels;
@@ -246,14 +281,15 @@ __global__ __launch_bounds__(kTeams * Channels * kWarp, Channels > 1 ? 2 : 1) vo
 
     for (int64_t row = 0; row < call.rois.shape[0]; row += kRowsListed) {
       __syncthreads();  // the list before this one is done with
-      if (warp_of() == 0) list_rows(call, image, row, list);
+      if (warp_of() == 0) list_rows(call, image, first, row, list);
       __syncthreads();
       const int64_t bins = list.count * call.grad_output.cells();
       if (bins == 0) continue;
       // Where there is no such channel, the last one is read for sums that nobody asks for.
-      Walk walk(call, first + moved < result.c ? first + moved : result.c - 1, list);
-      Steps<T, Index> steps;
-      Additions<W> additions{};
+      const int64_t channels = result.c - first;
+      Walk walk(call.grad_output, static_cast<int>(moved < channels ? moved : channels - 1), list);
+      Steps<T> steps;
+      Additions<W> additions;
       walk.load(steps);
       // The teams take turns at preparing; what a team has prepared it adds in the next turn.
       for (int64_t begin = 0, turn = 0; begin < bins + Walk::kBatch; begin += Walk::kBatch, turn ^= 1) {
@@ -264,7 +300,8 @@ __global__ __launch_bounds__(kTeams * Channels * kWarp, Channels > 1 ? 2 : 1) vo
           if (prepares) exchange->take(steps);
         }
         if (prepares) {
-          additions.prepare(steps, bins - begin, numbered);
+          const int64_t left = bins - begin;
+          additions.prepare(steps, left < Walk::kBatch ? static_cast<int>(left) : Walk::kBatch, numbered);
           walk.load(steps);  // on their way while this team adds
         } else {
           additions.add(sums, added);  // at first nothing
@@ -289,13 +326,13 @@ __global__ __launch_bounds__(kTeams * Channels * kWarp, Channels > 1 ? 2 : 1) vo
 template <int Channels, typename T, typename Index>
 int64_t scatter_bytes(const RoiPoolBackward<T, Index>& call) {
   const int64_t sums = call.grad_input.cells() * Channels * static_cast<int64_t>(sizeof(Wide<T>));
-  return kListBytes + (Channels > 1 ? sizeof(Exchange<T, Index, Channels>) : 0) + sums;
+  return kListBytes<T, Index> + (Channels > 1 ? sizeof(Exchange<T, Index, Channels>) : 0) + sums;
 }
 
 template <int Channels, bool InShared, typename T, typename Index>
 void launch_scatter(const RoiPoolBackward<T, Index>& call, Wide<T>* spare, const Stream& stream) {
   const int64_t groups = ceil_div(call.grad_input.c, Channels) * call.grad_input.n;
-  const int64_t shared_bytes = InShared ? scatter_bytes<Channels>(call) : kListBytes;
+  const int64_t shared_bytes = InShared ? scatter_bytes<Channels>(call) : kListBytes<T, Index>;
   launch_blocks("roi_pool_backward", scatter_kernel<T, Index, Channels, InShared>, groups,
                 {kTeams * Channels * kWarp, shared_bytes}, stream, call, spare);
 }

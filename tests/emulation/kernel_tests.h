@@ -19,6 +19,7 @@
 
 // The tests, one or more in each test_*.cpp.
 void roi_pool_forward();
+void roi_pool_forward_of_16_bits();
 void roi_pool_backward();
 void smooth_l1();
 void box_codec();

@@ -15,6 +15,7 @@ struct Test {
 };
 constexpr Test kTests[] = {
     {"roi_pool_forward", roi_pool_forward},
+    {"roi_pool_forward_of_16_bits", roi_pool_forward_of_16_bits},
     {"roi_pool_backward", roi_pool_backward},
     {"smooth_l1", smooth_l1},
     {"box_codec", box_codec},

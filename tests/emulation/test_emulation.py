@@ -16,6 +16,7 @@ from emulation.steps import run
 
 TESTS = (
     "roi_pool_forward",
+    "roi_pool_forward_of_16_bits",
     "roi_pool_backward",
     "smooth_l1",
     "box_codec",

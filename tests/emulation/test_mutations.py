@@ -105,30 +105,30 @@ BUGS = [
     Bug(
         "a NaN of 16 bits is taken for ordered", "roi_pool.cu",
         "(magnitudes + (~signs - infinities)) | ", "",
-        "roi_pool_forward",
+        "roi_pool_forward_of_16_bits",
     ),
     Bug(
         "a -0 of 16 bits is taken for ordered", "roi_pool.cu",
         " | ((signs - magnitudes) & word)",
         "",
-        "roi_pool_forward",
+        "roi_pool_forward_of_16_bits",
     ),
     Bug(
         "the last of equal maxima of 16 bits wins", "roi_pool.cu",
         "better = __hgt2_mask(y, x);", "better = ~__hgt2_mask(x, y);",
-        "roi_pool_forward",
+        "roi_pool_forward_of_16_bits",
     ),
     Bug(
         "two maxima of 16 bits change their cells", "roi_pool.cu",
         "cells[c / 2] >> (c % 2 * 16)",
         "cells[c / 2] >> (16 - c % 2 * 16)",
-        "roi_pool_forward",
+        "roi_pool_forward_of_16_bits",
     ),
     Bug(
         "an empty bin of 16 bits has a cell", "roi_pool.cu",
         "(static_cast<unsigned>(cell) & 0xffff) * 0x10001",
         "static_cast<unsigned>(cell) * 0x10001",
-        "roi_pool_forward",
+        "roi_pool_forward_of_16_bits",
     ),
     Bug(
         "a NaN of 32 bits is taken for ordered", "roi_pool.cu",
@@ -177,20 +177,39 @@ BUGS = [
         "roi_pool_forward",
     ),
     Bug(
+        "results are taken for aligned as the map is", "roi_pool.cu",
+        "has_whole_quads<T>(call.output)", "has_whole_quads<T>(call.features)",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "cells are taken for aligned as the values are", "roi_pool.cu",
+        "(!WithArgmax || has_whole_quads<T>(call.argmax))", "true",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "bins begin before the 256th row or column", "roi_pool.cu",
+        "{static_cast<unsigned>(begin) |", "{static_cast<unsigned>(begin & 255) |",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "of a lane's columns the first is taken for the widest", "roi_pool.cu",
+        "columns[column].size() > widest ?", "widest == 0 ?",
+        "roi_pool_forward",
+    ),
+    Bug(
         "of the last RoIs one in four is taken", "roi_pool.cu",
         "first = atomicAdd(taken, count);", "first = atomicAdd(taken, kBatch);",
         "roi_pool_forward",
     ),
     Bug(
         "all lanes of one cell add", "roi_pool_gradient.cu",
-        "cell[i] < cells && (sharing & lanes_before(lane_of())) == 0;\n", "cell[i] < cells;\n",
+        "if ((sharing & lanes_before(lane)) != 0 || cell[i] >= cells)", "if (cell[i] >= cells)",
         "roi_pool_backward",
     ),
     Bug(
         "the first lane adds last", "roi_pool_gradient.cu",
-        "W sum = adds[i] ? sums.at(cell[i], channel) : W(0);\n      sum += gradient[i];\n"
+        "      sum += gradient[i];\n"
         "#pragma unroll\n      for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];\n",
-        "W sum = adds[i] ? sums.at(cell[i], channel) : W(0);\n"
         "      for (int k = 0; k < kFetched; ++k) sum += fetched[i][k];\n"
         "      sum += gradient[i];\n",
         "roi_pool_backward",
@@ -201,8 +220,23 @@ BUGS = [
         "roi_pool_backward",
     ),
     Bug(
-        "the eighth of a cell and those after it are lost", "roi_pool_gradient.cu",
-        "while (__ballot_sync(kAllLanes, rest != 0) != 0);\n", "while (false);\n",
+        "the sixth of a cell and those after it are lost", "roi_pool_gradient.cu",
+        "while (__ballot_sync(kAllLanes, adds && --rest > 0) != 0);\n", "while (false);\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "the fifth of a cell is lost where it is the last", "roi_pool_gradient.cu",
+        "cell[i] != kNoCell && others[i] > 0", "cell[i] != kNoCell && others[i] > 1",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a cell's only lane adds its own twice", "roi_pool_gradient.cu",
+        "after != 0 ? one : W(-0.0);", "one;",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "the second of a cell is added in place of the third", "roi_pool_gradient.cu",
+        "fetch(i, fetched[i][k - 1])", "fetch(i, gradient[i])",
         "roi_pool_backward",
     ),
     Bug(
@@ -217,27 +251,28 @@ BUGS = [
     ),
     Bug(
         "what is beyond the last bin is added", "roi_pool_gradient.cu",
-        "i * kWarp + lane_of() < left ?", "left > 0 ?",
+        "if (i * kWarp + lane >= left) cell[i]", "if (left <= 0) cell[i]",
         "roi_pool_backward",
     ),
     Bug(
         "a cell beyond the map is added to", "roi_pool_gradient.cu",
-        "adds[i] = cell[i] < cells &&", "adds[i] = cell[i] <= cells &&",
+        "|| cell[i] >= cells)", "|| cell[i] > cells)",
         "roi_pool_backward",
     ),
     Bug(
         "a row of another image is listed", "roi_pool_gradient.cu",
-        "    if (mine)\n      list.begin[", "    if (true)\n      list.begin[",
+        "    if (mine)\n      list.row[", "    if (true)\n      list.row[",
         "roi_pool_backward",
     ),
     Bug(
         "the next RoI begins where the one before it ended", "roi_pool_gradient.cu",
-        "++place, bin -= bins;", "++place, bin = 0;",
+        "beyond + (static_cast<int>(size) & is_same)",
+        "(beyond + static_cast<int>(size)) & is_same",
         "roi_pool_backward",
     ),
     Bug(
         "both teams begin with the same batch", "roi_pool_gradient.cu",
-        "first = team_of<Channels>() * kBatch + ", "first = ",
+        "team_of<Channels>() * kBatch + thread_of", "thread_of",
         "roi_pool_backward",
     ),
     Bug(
@@ -264,18 +299,18 @@ BUGS = [
     ),
     Bug(
         "a list is walked through before it is there", "roi_pool_gradient.cu",
-        "list_rows(call, image, row, list);\n      __syncthreads();\n",
-        "list_rows(call, image, row, list);\n",
+        "list_rows(call, image, first, row, list);\n      __syncthreads();\n",
+        "list_rows(call, image, first, row, list);\n",
         "roi_pool_backward",
     ),
     Bug(
         "a RoI beyond the list is read", "roi_pool_gradient.cu",
-        "list.begin[place < last ? place : last]", "list.begin[place]",
+        "list.row[place < last ? place : last]", "list.row[place]",
         "roi_pool_backward",
     ),
     Bug(
         "a channel beyond the last is read", "roi_pool_gradient.cu",
-        "first + moved < result.c ? first + moved : result.c - 1, list", "first + moved, list",
+        "moved < channels ? moved : channels - 1", "moved",
         "roi_pool_backward",
     ),
     Bug(
@@ -285,7 +320,7 @@ BUGS = [
     ),
     Bug(
         "a long RoI is walked through as a short one", "roi_pool_gradient.cu",
-        "kBatch % bins} {", "kWarp % bins} {",
+        "batch(distance(grad, kBatch))", "batch(distance(grad, kWarp))",
         "roi_pool_backward",
     ),
     Bug(

@@ -18,7 +18,9 @@ from emulation.steps import Bug, compile_all, link, notices
 from emulation.test_emulation import TESTS
 from engine_sources import skip_unless_watched
 
-CLEAN = [name for name in TESTS if name != "the_emulator_notices"]
+# Numbers of 16 bits are pooled at the same places as floats.
+WATCHED = [name for name in TESTS if name != "roi_pool_forward_of_16_bits"]
+CLEAN = [name for name in WATCHED if name != "the_emulator_notices"]
 BUGS = [
     Bug(
         "ranges are overwritten before all have read them", "roi_pool.cu",
@@ -48,6 +50,11 @@ BUGS = [
         "roi_pool_forward",
     ),
     Bug(
+        "all lanes add before anything is prepared", "roi_pool_gradient.cu",
+        "++i) cell[i] = kNoCell;\n  }", "++i) cell[i] = 0;\n  }",
+        "roi_pool_backward",
+    ),
+    Bug(
         "columns are overwritten before all lanes have compared", "nms_steps.cuh",
         "      __syncwarp();\n    }\n    // Volatile", "    }\n    // Volatile",
         "nms_of_long_lists", "nms.cu",
@@ -72,7 +79,7 @@ def done(
         return subprocess.run([program, name], capture_output=True, text=True)
 
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(run, name) for name in TESTS}
+        yield {name: pool.submit(run, name) for name in WATCHED}
         pool.shutdown(cancel_futures=True)
 
 
