@@ -103,9 +103,9 @@ __global__ void pool_directly_kernel(RoiPoolForward<T, Index> call) {
 // are (column of bins, quad): neighbouring lanes read the quads of one cell, and each goes down its column.
 
 // Warps of a block, as many as have registers enough. In a trial on an H200 24 hid more of each other's waits
-// than 16 did: 105 and 124 us for 2000 RoIs.
-template <typename T>
-constexpr int kMostWarps = sizeof(T) == 2 ? 20 : 24;
+// than 16 did: 105 and 124 us for 2000 RoIs, values only.
+template <typename T, bool WithArgmax>
+constexpr int kMostWarps = sizeof(T) == 2 || WithArgmax ? 20 : 24;
 
 template <typename T>
 constexpr int kQuad = 16 / sizeof(T);  // channels
@@ -152,37 +152,46 @@ __device__ Quad<T> maxima(const Quad<T>& a, const Quad<T>& b) {
   return result;
 }
 
-// Maxima of ordered numbers, each with a cell; two cells of 16-bit numbers together.
-template <typename T>
+// Maxima of ordered numbers, with argmax each with a cell; two cells of 16-bit numbers together.
+template <typename T, bool WithArgmax>
 struct Best {
   static constexpr int kWords = 4;
   Quad<T> values;
   unsigned cells[kWords];
 
-  __device__ void begin(int cell) {
-    for (T& value : values.numbers) value = narrowed<T>(Maximum<T, int>::lowest());
-    for (unsigned& word : cells) word = words_of(cell);
+  __device__ static Best of(const Quad<T>& values, int cell) {
+    Best best{values, {}};
+    if constexpr (WithArgmax)
+      for (unsigned& word : best.cells) word = words_of(cell);
+    return best;
   }
-  __device__ void meet(const Quad<T>& others, int cell) {
+  // Of equal ones those that are here stay.
+  __device__ void meet(const Quad<T>& others, int cell) { meet(others, [&](int) { return words_of(cell); }); }
+  __device__ void meet(const Best& others) { meet(others.values, [&](int i) { return others.cells[i]; }); }
+
+  template <typename Cells>
+  __device__ void meet(const Quad<T>& others, const Cells& other_cells) {
+    if constexpr (WithArgmax) {
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      Compared<T> x, y;
-      memcpy(&x, values.numbers + i * kQuad<T> / kWords, 4);
-      memcpy(&y, others.numbers + i * kQuad<T> / kWords, 4);
-      if constexpr (sizeof(T) == 2) {
-        const unsigned better = __hgt2_mask(y, x);
-        cells[i] = (better & words_of(cell)) | (~better & cells[i]);
-      } else {
-        cells[i] = y > x ? words_of(cell) : cells[i];
+      for (int i = 0; i < kWords; ++i) {
+        Compared<T> x, y;
+        memcpy(&x, values.numbers + i * kQuad<T> / kWords, 4);
+        memcpy(&y, others.numbers + i * kQuad<T> / kWords, 4);
+        if constexpr (sizeof(T) == 2) {
+          const unsigned better = __hgt2_mask(y, x);
+          cells[i] = (better & other_cells(i)) | (~better & cells[i]);
+        } else {
+          cells[i] = y > x ? other_cells(i) : cells[i];
+        }
       }
     }
     values = maxima<T>(values, others);
   }
   __device__ int cell(int c) const {
-    return sizeof(T) == 2 ? static_cast<int16_t>(cells[c / 2] >> (c % 2 * 16)) : static_cast<int>(cells[c]);
+    return static_cast<int>(sizeof(T) == 2 ? cells[c / 2] >> (c % 2 * 16) & 0xffff : cells[c]);
   }
   __device__ static unsigned words_of(int cell) {
-    return sizeof(T) == 2 ? (static_cast<unsigned>(cell) & 0xffff) * 0x10001 : static_cast<unsigned>(cell);
+    return static_cast<unsigned>(cell) * (sizeof(T) == 2 ? 0x10001 : 1);
   }
 };
 
@@ -392,23 +401,26 @@ struct Widths {
   bool two, more;
 };
 
-template <typename T, int Quads>
-__device__ Quad<T> maxima_of_last(const Quad<T>* line, const Pairs<Quads>& pairs) {
-  return maxima<T>(whole(line + pairs.last[0]), whole(line + pairs.last[1]));
-}
-
-// Calls meet(maxima, first x) for the pairs of a line before the last, in order. It may call it for the last.
-template <typename T, int Quads, typename Meet>
-__device__ void for_each_before_last(const Quad<T>* line, const Pairs<Quads>& pairs, Widths widths,
-                                     const Meet& meet) {
-  const auto both = [&](int a, int b) { return maxima<T>(whole(line + a), whole(line + b)); };
-  if (widths.two) meet(both(pairs.first[0], pairs.first[1]), pairs.first_x);
-  if (widths.more) {
-    int x = pairs.first_x + 2;
-#pragma unroll 1
-    for (int at = 2 * Quads; at < pairs.length; at += 2 * Quads, x += 2)
-      meet(both(pairs.first[0] + at, pairs.first[1] + at), x);
+// The best of a line of a bin: `line` is where it begins in the slab, `cell` that cell.
+template <typename T, bool WithArgmax, int Quads>
+__device__ Best<T, WithArgmax> best_of_line(const Quad<T>* line, int cell, const Pairs<Quads>& pairs,
+                                            Widths widths) {
+  using Bests = Best<T, WithArgmax>;
+  const auto pair = [&](int a, int b) { return maxima<T>(whole(line + a), whole(line + b)); };
+  const Quad<T> last = pair(pairs.last[0], pairs.last[1]);
+  if (!widths.two) return Bests::of(last, cell + pairs.last_x);
+  Bests best = Bests::of(pair(pairs.first[0], pairs.first[1]), cell + pairs.first_x);
+  // Apart from the loop, for whose sake a register a channel would be made of the first pair's cell.
+  if (!widths.more) {
+    best.meet(last, cell + pairs.last_x);
+    return best;
   }
+  int x = pairs.first_x + 2;
+#pragma unroll 1
+  for (int at = 2 * Quads; at < pairs.length; at += 2 * Quads, x += 2)
+    best.meet(pair(pairs.first[0] + at, pairs.first[1] + at), cell + x);
+  best.meet(last, cell + pairs.last_x);
+  return best;
 }
 
 // The bins of a column, one after the other: calls write(row of bins, values, cells) for `begin` to `end`.
@@ -416,50 +428,43 @@ template <bool Ordered, bool WithArgmax, int Quads, typename T, typename Write>
 __device__ void pool_column(int width, const SlabRange* rows, SlabRange x, Widths widths, int column,
                             int begin, int end, const Quad<T>* slab, const Write& write) {
   const Pairs<Quads> pairs(x, column);
-  [[maybe_unused]] Quad<T> line_values;  // of the line read last, which may be the next bin's first
+  [[maybe_unused]] Best<T, WithArgmax> line;  // the line read last, which may be the next bin's first
   [[maybe_unused]] int line_read = -1;
 #pragma unroll 1
   for (int bin_row = begin; bin_row < end; ++bin_row) {
     const SlabRange y = rows[bin_row];
     const bool empty = x.size() <= 0 || y.size() <= 0;
-    int row = y.begin(), left = empty ? 0 : y.size();
-    Quad<T> values;
-    [[maybe_unused]] Vector<int16_t, kQuad<T>> cells;
-    if constexpr (Ordered && !WithArgmax) {
-      for (T& value : values.numbers) value = empty ? T{} : narrowed<T>(Maximum<T, int>::lowest());
-      if (row == line_read && left > 0) values = line_values, ++row, --left;
-      if (left > 0) line_read = row + left - 1;
-      const Quad<T>* line = slab + row * width * Quads;
-#pragma unroll 1
-      for (; left > 0; --left, line += width * Quads) {
-        line_values = maxima_of_last<T>(line, pairs);
-        for_each_before_last<T>(line, pairs, widths, [&](const Quad<T>& others, int) {
-          line_values = maxima<T>(line_values, others);
-        });
-        values = maxima<T>(values, line_values);
+    const int row = y.begin();
+    int left = empty ? 0 : y.size();
+    Quad<T> values{};
+    Vector<int16_t, kQuad<T>> cells;
+    if constexpr (Ordered) {
+      if (empty) {
+        for (int16_t& cell : cells.numbers) cell = -1;
+        write(bin_row, values, cells);
+        continue;
       }
-    } else if constexpr (Ordered) {
-      Best<T> best;
-      best.begin(empty ? -1 : row * width + pairs.first_x);
-      const Quad<T>* line = slab + row * width * Quads;
-      int line_cell = row * width;
+      int cell = row * width;
+      const Quad<T>* from = slab + cell * Quads;
+      if (row != line_read) line = best_of_line<T, WithArgmax>(from, cell, pairs, widths);
+      line_read = row + left - 1;
+      auto best = line;
 #pragma unroll 1
-      for (; left > 0; --left, line += width * Quads, line_cell += width) {
-        for_each_before_last<T>(line, pairs, widths, [&](const Quad<T>& others, int first_x) {
-          best.meet(others, line_cell + first_x);
-        });
-        best.meet(maxima_of_last<T>(line, pairs), line_cell + pairs.last_x);
+      for (from += width * Quads, cell += width; --left > 0; from += width * Quads, cell += width) {
+        line = best_of_line<T, WithArgmax>(from, cell, pairs, widths);
+        best.meet(line);
       }
       values = best.values;
+      if constexpr (WithArgmax) {
 #pragma unroll
-      for (int c = 0; c < kQuad<T>; ++c) {
-        // Which of the pair it is.
-        using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
-        const int cell = best.cell(c), from = empty ? 0 : cell;
-        const bool is_first = semantics::same_bits<Bits>(slab[from * Quads].numbers[c]) ==
-                              semantics::same_bits<Bits>(values.numbers[c]);
-        cells.numbers[c] = static_cast<int16_t>(empty || is_first ? cell : cell + 1);
-        if (empty) values.numbers[c] = T{};
+        for (int c = 0; c < kQuad<T>; ++c) {
+          // Which of the pair it is.
+          using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+          const int first = best.cell(c);
+          const bool is_first = semantics::same_bits<Bits>(slab[first * Quads].numbers[c]) ==
+                                semantics::same_bits<Bits>(values.numbers[c]);
+          cells.numbers[c] = static_cast<int16_t>(is_first ? first : first + 1);
+        }
       }
     } else {
       const int columns = x.size();
@@ -590,8 +595,8 @@ __device__ void pool_rois(const RoiPoolForward<T, Index>& call, int64_t image, i
 
 // A block is (slab, image, share): every `shares`-th RoI is pooled by this one. `planes`: see WarpMemory.
 template <typename T, typename Index, bool WithArgmax, bool ByPlanes, int Quads>
-__global__ __launch_bounds__(kMostWarps<T>* kWarp, 1) void pool_slabs_kernel(RoiPoolForward<T, Index> call,
-                                                                          int64_t shares, int64_t planes) {
+__global__ __launch_bounds__(kMostWarps<T, WithArgmax>* kWarp, 1) void pool_slabs_kernel(
+    RoiPoolForward<T, Index> call, int64_t shares, int64_t planes) {
   constexpr int slab_channels = Quads * kQuad<T>;
   Quad<T>* const slab = reinterpret_cast<Quad<T>*>(dynamic_shared);
   uint4* const counter = reinterpret_cast<uint4*>(slab + call.features.cells() * Quads);
@@ -631,12 +636,13 @@ struct SlabBlock {
   template <int Quads, typename T, typename Index>
   static SlabBlock of(const RoiPoolForward<T, Index>& call, int64_t limit) {
     const bool with_argmax = call.argmax.data != nullptr;
+    const int64_t most = with_argmax ? kMostWarps<T, true> : kMostWarps<T, false>;
     const int64_t slab = call.features.cells() * Quads * 16 + static_cast<int64_t>(sizeof(uint4));
     const auto block = [&](int64_t planes) {
       WarpMemory<T> none;
       const int64_t bytes = WarpMemory<T>::divide(nullptr, call.output.h + call.output.w, planes,
                                                   with_argmax, none);
-      const int64_t warps = slab > limit ? 0 : std::min<int64_t>(kMostWarps<T>, (limit - slab) / bytes);
+      const int64_t warps = slab > limit ? 0 : std::min<int64_t>(most, (limit - slab) / bytes);
       return SlabBlock{warps, planes, slab + warps * bytes};
     };
     const bool by_planes = call.output.layout == Layout::nchw &&

@@ -125,10 +125,10 @@ BUGS = [
         "roi_pool_forward_of_16_bits",
     ),
     Bug(
-        "an empty bin of 16 bits has a cell", "roi_pool.cu",
-        "(static_cast<unsigned>(cell) & 0xffff) * 0x10001",
-        "static_cast<unsigned>(cell) * 0x10001",
-        "roi_pool_forward_of_16_bits",
+        "an empty bin has a cell", "roi_pool.cu",
+        "for (int16_t& cell : cells.numbers) cell = -1;",
+        "for (int16_t& cell : cells.numbers) cell = 0;",
+        "roi_pool_forward",
     ),
     Bug(
         "a NaN of 32 bits is taken for ordered", "roi_pool.cu",
@@ -138,12 +138,12 @@ BUGS = [
     ),
     Bug(
         "of a pair the second is taken for the maximum", "roi_pool.cu",
-        "empty || is_first ? cell : cell + 1", "empty ? cell : cell + 1",
+        "is_first ? first : first + 1", "first + 1",
         "roi_pool_forward",
     ),
     Bug(
         "of a pair the first is taken for the maximum", "roi_pool.cu",
-        "empty || is_first ? cell : cell + 1", "cell",
+        "is_first ? first : first + 1", "first",
         "roi_pool_forward",
     ),
     Bug(
@@ -163,7 +163,13 @@ BUGS = [
     ),
     Bug(
         "a line of another bin is taken for the one read last", "roi_pool.cu",
-        "if (row == line_read && left > 0)", "if (line_read >= 0 && left > 0)",
+        "if (row != line_read) line =", "if (line_read < 0) line =",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "of equal maxima of two lines the last wins", "roi_pool.cu",
+        "cells[i] = y > x ? other_cells(i) : cells[i];",
+        "cells[i] = y >= x ? other_cells(i) : cells[i];",
         "roi_pool_forward",
     ),
     Bug(
