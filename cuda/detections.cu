@@ -57,23 +57,30 @@ struct Candidates {
   __device__ void write_nothing(int64_t place) const { semantics::put_no_detection<T>(call, place); }
 };
 
+template <typename T>
+int64_t suppress_candidates(const DetectBoxes<T>& call, int64_t* count, const Stream& stream) {
+  const Candidates<T> candidates(call);
+  const int64_t classes = candidates.columns - 1, pairs = candidates.rows * classes;
+  require_countable(pairs);
+  const DeviceGuard guard(stream);
+  const SuppressionRule<T> rule{call.nms_threshold, static_cast<T>(call.inclusive ? 1 : 0),
+                                std::min(pairs, candidates.places)};
+  return suppress_and_write(candidates, rule, pairs, classes, count, stream);
+}
+
 }  // namespace
 
 template <typename T>
 void detect_boxes(const DetectBoxes<T>& call, int64_t* count, const Stream& stream) {
   check(call);
-  const Candidates<T> candidates(call);
-  const int64_t classes = candidates.columns - 1, pairs = candidates.rows * classes;
-  require_countable(pairs, count);
-  const DeviceGuard guard(stream);
-  const SuppressionRule<T> rule{call.nms_threshold, static_cast<T>(call.inclusive ? 1 : 0),
-                                std::min(pairs, candidates.places)};
-  suppress_and_write(candidates, rule, pairs, classes, count, stream);
+  require_count(count);
+  suppress_candidates(call, count, stream);
 }
 
 template <typename T>
 int64_t detect_boxes(const DetectBoxes<T>& call, const Stream& stream) {
-  return fetch_counted([&](int64_t* count) { detect_boxes(call, count, stream); }, stream);
+  check(call);
+  return suppress_candidates(call, nullptr, stream);
 }
 
 template void detect_boxes(const DetectBoxes<float>&, int64_t*, const Stream&);

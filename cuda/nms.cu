@@ -82,6 +82,31 @@ struct BoxesOfClasses {
   __device__ void write_nothing(int64_t place) const { keep[place] = -1; }
 };
 
+template <typename T>
+int64_t keep_boxes(const Nms<T>& call, int64_t* kept, const Stream& stream) {
+  const int64_t boxes = call.boxes.shape[0], places = call.keep.shape[0];
+  require_countable(boxes);
+  const DeviceGuard guard(stream);
+  const SuppressionRule<T> rule{call.iou_threshold, static_cast<T>(call.inclusive ? 1 : 0),
+                                std::min(boxes, places)};
+  BoxesOfClasses<T> source{call.boxes.data, call.scores.data, call.class_ids, boxes,
+                           {},              places,           call.keep.data};
+  if (call.class_ids == nullptr)
+    return suppress_and_write(source, rule, boxes, 1, kept, stream);
+  Classes& found = source.found;
+  found.slot_bits = 1;
+  while (int64_t{1} << found.slot_bits < 2 * boxes) ++found.slot_bits;
+  const int64_t slots = int64_t{1} << found.slot_bits;
+  const DividedBuffer memory(stream, [&](Parts& parts) {
+    found.count = parts.take<int64_t>(1 + slots);
+    found.ids = parts.take<int64_t>(boxes);
+  });
+  found.table = found.count + 1;
+  fill_bytes(found.count, 0, 1 + slots, stream);
+  launch_threads("classes", classes_kernel, boxes, stream, call.class_ids, boxes, found);
+  return suppress_and_write(source, rule, boxes, boxes, kept, stream);
+}
+
 }  // namespace
 
 template <typename T>
@@ -95,28 +120,14 @@ void box_iou(const BoxIou<T>& call, const Stream& stream) {
 template <typename T>
 void nms(const Nms<T>& call, int64_t* kept, const Stream& stream) {
   check(call);
-  const int64_t boxes = call.boxes.shape[0], places = call.keep.shape[0];
-  require_countable(boxes, kept);
-  const DeviceGuard guard(stream);
-  const SuppressionRule<T> rule{call.iou_threshold, static_cast<T>(call.inclusive ? 1 : 0),
-                                std::min(boxes, places)};
-  BoxesOfClasses<T> source{call.boxes.data, call.scores.data, call.class_ids, boxes,
-                           {},              places,           call.keep.data};
-  if (call.class_ids == nullptr)
-    return suppress_and_write(source, rule, boxes, 1, kept, stream);
-  int slot_bits = 1;
-  while (int64_t{1} << slot_bits < 2 * boxes) ++slot_bits;
-  const int64_t slots = int64_t{1} << slot_bits;
-  const TemporaryBuffer<int64_t> ids(boxes, stream), table(1 + slots, stream);
-  source.found = {table.data(), ids.data(), table.data() + 1, slot_bits};
-  fill_bytes(table.data(), 0, 1 + slots, stream);
-  launch_threads("classes", classes_kernel, boxes, stream, call.class_ids, boxes, source.found);
-  suppress_and_write(source, rule, boxes, boxes, kept, stream);
+  require_count(kept);
+  keep_boxes(call, kept, stream);
 }
 
 template <typename T>
 int64_t nms(const Nms<T>& call, const Stream& stream) {
-  return fetch_counted([&](int64_t* kept) { nms(call, kept, stream); }, stream);
+  check(call);
+  return keep_boxes(call, nullptr, stream);
 }
 
 template void box_iou(const BoxIou<float>&, const Stream&);

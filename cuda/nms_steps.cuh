@@ -532,10 +532,12 @@ __global__ void write_kernel(Source source, KeptBoxes<T> kept, int64_t enough, i
   }
 }
 
-// Numbers of boxes in kernels are ints. How many are kept goes to `count`.
-inline void require_countable(int64_t boxes, const int64_t* count) {
+// Numbers of boxes in kernels are ints.
+inline void require_countable(int64_t boxes) {
   constexpr int64_t most = std::numeric_limits<int>::max() - kClassThreads;
   require(boxes <= most, "a GPU suppresses no more than ", most, " boxes, got ", boxes);
+}
+inline void require_count(const int64_t* count) {
   require(count != nullptr, "count must point to memory of one number, got null");
 }
 
@@ -561,10 +563,11 @@ struct ListSizes {
 };
 
 // Suppresses within each class and writes the kept of all of them by falling score, then rising index, the
-// first rule.enough, and how many those are to `count` in device memory. `candidates` is the most boxes that
-// all classes have together, `most_classes` the most classes. The stream's device must be current.
+// first rule.enough. How many those are it writes to `count` in device memory, or, where that is null, waits for
+// and returns. `candidates` is the most boxes that all classes have together, `most_classes` the most classes.
+// The stream's device must be current.
 template <typename T, typename Source>
-void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, int64_t candidates,
+int64_t suppress_and_write(const Source& source, const SuppressionRule<T>& rule, int64_t candidates,
                         int64_t most_classes, int64_t* count, const Stream& stream) {
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
   const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
@@ -572,11 +575,12 @@ void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, in
   const int64_t gather_bytes = std::min(limit, state_bytes + source.rows * box_bytes);
   const ListSizes sizes(source.rows, candidates, most_classes, processors);
 
+  const bool waits = count == nullptr;
   int64_t* counters = nullptr;
   Lists<T> lists;
   KeptBoxes<T> kept;
   const DividedBuffer memory(stream, [&](Parts& parts) {
-    counters = parts.take<int64_t>(5);
+    counters = parts.take<int64_t>(6);
     lists = {parts.take<Ranked<T>>(candidates),
              parts.take<Ranked<T>>(candidates),
              parts.take<StoredBox<T>>(candidates),
@@ -592,6 +596,7 @@ void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, in
     kept = {parts.take<Ranked<T>>(candidates), parts.take<typename KeptBoxes<T>::Run>(most_classes),
             counters + 3};
   });
+  if (waits) count = counters + 5;
   fill_bytes(counters, 0, 5, stream);
 
   // Enough for the classes of usual data, and few enough for those without a class not to matter. Of the rest
@@ -614,15 +619,7 @@ void suppress_and_write(const Source& source, const SuppressionRule<T>& rule, in
   launch_blocks("places of the kept", write_kernel<T, Source>,
                 std::clamp<int64_t>(ceil_div(candidates, warps), 1, write_blocks), stream, source, kept,
                 rule.enough, count);
-}
-
-// What `queue(count)` has counted, waited for.
-template <typename Queue>
-int64_t fetch_counted(const Queue& queue, const Stream& stream) {
-  const DeviceGuard guard(stream);
-  const TemporaryBuffer<int64_t> count(1, stream);
-  queue(count.data());
-  return fetch(count.data(), stream);
+  return waits ? fetch(count, stream) : 0;
 }
 
 }  // namespace fastrcnn_engine::cuda

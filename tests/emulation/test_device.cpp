@@ -132,9 +132,9 @@ void device_errors() {
   call.box_scores = list_of(out_scores);
   call.labels = list_of(labels);
   call.proposal_rows = list_of(rows);
-  // The two of the device and one of them again, its shared memory and its multiprocessors, 2 buffers, a
-  // memset, 5 launches, the copy and the wait.
-  expect(failing_calls([&] { cuda::detect_boxes(call, stream()); }) == 15,
+  // The two of the device, its shared memory and its multiprocessors, a buffer, a memset, 5 launches, the
+  // copy and the wait.
+  expect(failing_calls([&] { cuda::detect_boxes(call, stream()); }) == 13,
          "detect_boxes reports every failure");
   const std::vector<int64_t> ids(20, 3);
   std::vector<int64_t> keep(20);
@@ -143,8 +143,8 @@ void device_errors() {
   suppression.scores = {scores.data(), {20}};
   suppression.class_ids = ids.data();
   suppression.keep = list_of(keep);
-  // As detect_boxes, and for the classes 2 buffers, a memset and a launch.
-  expect(failing_calls([&] { cuda::nms(suppression, stream()); }) == 19, "nms reports every failure");
+  // As detect_boxes, and for the classes a buffer, a memset and a launch.
+  expect(failing_calls([&] { cuda::nms(suppression, stream()); }) == 16, "nms reports every failure");
   // And for a second window two launches more.
   const auto many_boxes = crowded_boxes<float>(1100, random, 80);
   const auto many_scores = tied_scores<float>(1100, random);
@@ -155,13 +155,13 @@ void device_errors() {
   long_list.scores = {many_scores.data(), {1100}};
   long_list.class_ids = same_ids.data();
   long_list.keep = list_of(many_kept);
-  expect(failing_calls([&] { cuda::nms(long_list, stream()); }) == 21,
+  expect(failing_calls([&] { cuda::nms(long_list, stream()); }) == 18,
          "nms of long lists reports every failure");
-  // All four buffers, and no call of the runtime for them.
+  // Both buffers, and no call of the runtime for them.
   Pool pool_of_caller;
   const Stream with_pool(emulation::stream(), emulation::kDevice, &pool_of_caller);
-  expect(failing_calls([&] { cuda::nms(suppression, with_pool); }) == 15, "nms uses the caller's memory");
-  for (int allowed = 0; allowed < 4; ++allowed) {
+  expect(failing_calls([&] { cuda::nms(suppression, with_pool); }) == 14, "nms uses the caller's memory");
+  for (int allowed = 0; allowed < 2; ++allowed) {
     pool_of_caller.left = allowed;
     bool refused = false;
     try {

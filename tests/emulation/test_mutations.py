@@ -361,8 +361,8 @@ BUGS = [
     ),
     Bug(
         "a slot of the table of classes is what it was", "nms.cu",
-        "fill_bytes(table.data(), 0, 1 + slots, stream);",
-        "fill_bytes(table.data(), 0, slots, stream);",
+        "fill_bytes(found.count, 0, 1 + slots, stream);",
+        "fill_bytes(found.count, 0, slots, stream);",
         "nms",
     ),
     Bug(
