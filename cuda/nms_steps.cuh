@@ -563,9 +563,9 @@ struct ListSizes {
 };
 
 // Suppresses within each class and writes the kept of all of them by falling score, then rising index, the
-// first rule.enough. How many those are it writes to `count` in device memory, or, where that is null, waits for
-// and returns. `candidates` is the most boxes that all classes have together, `most_classes` the most classes.
-// The stream's device must be current.
+// first rule.enough. How many those are it writes to `count` in device memory, or, where that is null, waits
+// for and returns. `candidates` is the most boxes that all classes have together, `most_classes` the most
+// classes. The stream's device must be current.
 template <typename T, typename Source>
 int64_t suppress_and_write(const Source& source, const SuppressionRule<T>& rule, int64_t candidates,
                         int64_t most_classes, int64_t* count, const Stream& stream) {
