@@ -167,6 +167,16 @@ BUGS = [
         "roi_pool_forward",
     ),
     Bug(
+        "of a long line the pairs have other cells", "roi_pool.cu",
+        "cell + x);", "cell + x - 1);",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "cells of 16 bits are those before the 2048th", "roi_pool.cu",
+        ">> (c % 2 * 16) & 0xffff", ">> (c % 2 * 16) & 0x7ff",
+        "roi_pool_forward_of_16_bits",
+    ),
+    Bug(
         "of equal maxima of two lines the last wins", "roi_pool.cu",
         "cells[i] = y > x ? other_cells(i) : cells[i];",
         "cells[i] = y >= x ? other_cells(i) : cells[i];",
@@ -243,6 +253,12 @@ BUGS = [
     Bug(
         "the second of a cell is added in place of the third", "roi_pool_gradient.cu",
         "fetch(i, fetched[i][k - 1])", "fetch(i, gradient[i])",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "cells of 16 bits have a sign", "roi_pool_gradient.cu",
+        "static_cast<int>(row.argmax[number])",
+        "static_cast<int>(static_cast<std::make_signed_t<Index>>(row.argmax[number]))",
         "roi_pool_backward",
     ),
     Bug(
