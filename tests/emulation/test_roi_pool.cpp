@@ -21,7 +21,8 @@ std::vector<float> hard_rois(int64_t images, int64_t h, int64_t w, float scale, 
       {far_x, 0, far_x + 5, 4},     {0, far_y, 4, far_y + 5},       {-9, -9, far_x + 9, far_y + 9},
       {0, 0, 56, 5},                {kNan, 0, 3, 3},                {0, 0, kNan, kNan},
       {-kInf, -kInf, kInf, kInf},   {kInf, 0, 3, 3},                {-3e38f, -3e38f, 3e38f, 3e38f},
-      {0, 0, 2e9f, 2e9f},           {-1.9e9f, 0, 1.9e9f, far_y},    {1e-40f, 0, 1, 1}};
+      {0, 0, 2e9f, 2e9f},           {-1.9e9f, 0, 1.9e9f, far_y},    {1e-40f, 0, 1, 1},
+      {0, 0, 42, 2}};  // by 40 bins: the first 13 have two columns of cells, others three
   std::vector<float> rois;
   const auto add = [&](float image, const std::array<float, 4>& box) {
     rois.push_back(image);
@@ -44,10 +45,10 @@ struct PoolShape {
   float scale;
 };
 constexpr PoolShape kPoolShapes[] = {
+    {1, 5, 4, 600, 2, 40, 1.0f},  // more columns of bins than lanes, cells beyond 2047, bins that begin beyond 255
     {2, 3, 9, 60, 7, 7, 1.0f / 16}, {3, 5, 6, 5, 2, 3, 1.0f}, {1, 1, 1, 1, 1, 1, 0.5f},
     {2, 36, 4, 4, 3, 3, 0.0625f},   {1, 2, 0, 4, 2, 2, 1.0f}, {1, 9, 5, 7, 3, 11, 0.25f},
     {1, 8, 28, 29, 2, 2, 0.5f},  // 64 bytes of a cell are more than a kernel has without asking
-    {1, 5, 4, 600, 2, 40, 1.0f},  // more columns of bins than lanes, cells beyond 2047, bins that begin beyond 255
 };
 
 // Shared memory for just 16 bytes of every cell, a counter and, for each of 8 warps, 4 RoIs with 4 bytes of
@@ -289,12 +290,14 @@ void roi_pool_backward_of() {
         on_cpu.argmax.data = valid_argmax.data();
         cpu::roi_pool_backward(on_cpu);
         const std::vector<T> expected = grad_input;
-        on_every_device({std::min(small_bytes(shape), emulation::shared_limit)}, [&](const std::string& where) {
+        const auto check = [&](const std::string& where) {
           grad_input.assign(grad_input.size(), number<T>(77));
           cuda::roi_pool_backward(call, stream());
           emulation::finish();
           expect(same(wide(grad_input), wide(expected)), "roi_pool grad_input" + where);
-        });
+        };
+        in_every_schedule(check);
+        on_every_device({std::min(small_bytes(shape), emulation::shared_limit)}, check);
       }
   auto pool = make_pool<T, Index>(kPoolShapes[0], Layout::nchw, 6, random);
   std::vector<T> grad_input(pool.features.size(), number<T>(77));
