@@ -45,7 +45,8 @@ struct PoolShape {
   float scale;
 };
 constexpr PoolShape kPoolShapes[] = {
-    {1, 5, 4, 600, 2, 40, 1.0f},  // more columns of bins than lanes, cells beyond 2047, bins that begin beyond 255
+    // More columns of bins than lanes, cells beyond 2047, bins that begin beyond 255.
+    {1, 5, 4, 600, 2, 40, 1.0f},
     {2, 3, 9, 60, 7, 7, 1.0f / 16}, {3, 5, 6, 5, 2, 3, 1.0f}, {1, 1, 1, 1, 1, 1, 0.5f},
     {2, 36, 4, 4, 3, 3, 0.0625f},   {1, 2, 0, 4, 2, 2, 1.0f}, {1, 9, 5, 7, 3, 11, 0.25f},
     {1, 8, 28, 29, 2, 2, 0.5f},  // 64 bytes of a cell are more than a kernel has without asking
