@@ -568,7 +568,7 @@ struct ListSizes {
 // classes. The stream's device must be current.
 template <typename T, typename Source>
 int64_t suppress_and_write(const Source& source, const SuppressionRule<T>& rule, int64_t candidates,
-                        int64_t most_classes, int64_t* count, const Stream& stream) {
+                           int64_t most_classes, int64_t* count, const Stream& stream) {
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream);
   const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, stream);
   constexpr int64_t state_bytes = sizeof(GatherState), box_bytes = sizeof(Ranked<T>);
