@@ -16,8 +16,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fastrcnn_engine
+from fastrcnn_engine.training import config
 
-MAY_MEET_OTHERS = {torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__}
+MAY_MEET_OTHERS = {torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__,
+                   torch._has_compatible_shallow_copy_type}  # fmt: skip
+ABOUT_DEVICES = {torch.device, torch._C._nn._parse_to}
 TO_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
@@ -43,12 +46,17 @@ class CudaOnTheCpu(TorchFunctionMode):
             return torch.device("cuda", 0) if there else torch.device("cpu")
         if there and function in TO_NUMPY:
             raise TypeError("a tensor on the GPU is no NumPy array: .cpu() first")
+        if function == torch.Tensor.data.__set__:  # how a module is moved
+            function(*args)
+            args[0].__dict__.pop("is_there", None)
+            args[0].__dict__.update({"is_there": True} if is_there(args[1]) else {})
+            return None
         others = [x for x in given if isinstance(x, torch.Tensor) and x.dim() and not is_there(x)]
         if there and others and function not in MAY_MEET_OTHERS:
             raise RuntimeError(f"{function.__name__} of tensors on the GPU and on the CPU")
 
         named = next(filter(None, map(device_type, given)), None)
-        if named and function != torch.device:
+        if named and function not in ABOUT_DEVICES:
             there = named == "cuda"
             args, kwargs = tree_map(lambda x: "cpu" if device_type(x) else x, (args, kwargs or {}))
         result = function(*args, **(kwargs or {}))
@@ -64,10 +72,18 @@ class CudaOnTheCpu(TorchFunctionMode):
 
 
 def pytest_configure() -> None:
-    """What tests/conftest.py asks, and what a test may wait for."""
+    """What tests/conftest.py asks, what a test may wait for, and what a training asks.
+
+    In 16 bits nothing is computed here: torch has no CUDA.
+    """
     fastrcnn_engine.build_info = lambda: {"cuda": True}
+    config.build_info = lambda: {"cuda_device": "available"}
     torch.cuda.is_available = lambda: True
+    torch.cuda.device_count = lambda: 1
+    torch.cuda.is_bf16_supported = lambda: True
     torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
+    torch.cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -206,3 +206,10 @@ def test_the_stand_in_is_no_easier_than_a_gpu() -> None:
             there.numpy()
         with pytest.raises(RuntimeError, match="add of tensors on the GPU and on the CPU"):
             there.add(here)
+        layer = torch.nn.Linear(2, 1).to("cuda")
+        with pytest.raises(RuntimeError, match="linear of tensors on the GPU and on the CPU"):
+            layer(here)
+        layer(there).sum().backward()
+        gradient = layer.weight.grad
+        assert gradient is not None and gradient.device.type == "cuda"
+        assert layer.cpu().weight.device.type == gradient.device.type == "cpu"
