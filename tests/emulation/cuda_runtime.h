@@ -19,7 +19,6 @@
 // the arithmetic of the device's own exp and log. Passing here is not passing on a GPU.
 #pragma once
 
-#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -71,29 +70,19 @@ inline void __threadfence() {}  // blocks run one after another
 namespace emulation {
 constexpr int kLanes = 32;
 // Waits for all lanes of the warp; what each of them gave, until they meet again. `mask` must name them all.
-const std::array<uint64_t, kLanes>& exchange(unsigned mask, uint64_t value, const Here& here);
+const uint64_t* exchange(unsigned mask, uint64_t value, const Here& here);
 }  // namespace emulation
 
 void __syncwarp(unsigned mask = ~0u, Here here = Here::current());
-inline unsigned __ballot_sync(unsigned mask, int holds, Here here = Here::current()) {
-  unsigned bits = 0;
-  const auto& all = emulation::exchange(mask, holds != 0, here);
-  for (int lane = 0; lane < emulation::kLanes; ++lane) bits |= unsigned(all[lane]) << lane;
-  return bits;
-}
-inline unsigned __match_any_sync(unsigned mask, unsigned value, Here here = Here::current()) {
-  unsigned bits = 0;
-  const auto& all = emulation::exchange(mask, value, here);
-  for (int lane = 0; lane < emulation::kLanes; ++lane) bits |= unsigned(all[lane] == value) << lane;
-  return bits;
-}
+unsigned __ballot_sync(unsigned mask, int holds, Here here = Here::current());
+unsigned __match_any_sync(unsigned mask, unsigned value, Here here = Here::current());
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int lane, int width = 32, Here here = Here::current()) {
   static_assert(sizeof(T) <= 8);
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
   const int self = static_cast<int>(threadIdx.x) % emulation::kLanes;
-  const auto& all = emulation::exchange(mask, bits, here);
+  const uint64_t* all = emulation::exchange(mask, bits, here);
   std::memcpy(&value, &all[self / width * width + lane % width], sizeof(T));
   return value;
 }

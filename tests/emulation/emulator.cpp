@@ -3,6 +3,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -42,7 +43,7 @@ struct Fiber {
   void* place[5];  // where it left off, for __builtin_longjmp
   bool started = false;
   Watched watched;
-  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
+  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
   uint3 thread;
   std::source_location where;  // it waits
   uint64_t value;              // what its lane brought
@@ -64,10 +65,8 @@ class Block {
     // What a fiber does in this block seems to come after what it did in the last: other threads have it now.
     if (kWatchesRaces) std::shuffle(idle_.begin(), idle_.end(), random_);
     for (;;) {
-      while (!ready_.empty() || next_ < order_.size()) {
-        resume(must_begin() ? idle() : next_ready());
-        if (!broken_.empty()) throw Error(broken_);
-      }
+      if (Fiber* fiber = next_fiber()) resume(fiber);
+      if (!broken_.empty()) throw Error(broken_);
       check_lanes();
       if (parked_.empty()) return;
       check_barrier();
@@ -87,8 +86,7 @@ class Block {
   }
 
   // `orders`: all see what each of them did before.
-  const std::array<uint64_t, kLanes>& exchange(unsigned mask, uint64_t value, bool orders,
-                                               const Here& here) {
+  const uint64_t* exchange(unsigned mask, uint64_t value, bool orders, const Here& here) {
     const Unwatched unwatched;
     Fiber* self = running_;
     self->where = here;
@@ -101,7 +99,7 @@ class Block {
     if (warp.waiting.size() == kLanes) meet(warp);
     leave(place);
     threadIdx = self->thread;
-    return warp.values;
+    return warp.values.data();
   }
 
  private:
@@ -109,7 +107,11 @@ class Block {
     return next_ < order_.size() && (ready_.empty() || !by_warp_);
   }
 
-  Fiber* next_ready() {
+  // Null where none can go on, or none should.
+  Fiber* next_fiber() {
+    if (!broken_.empty()) return nullptr;
+    if (must_begin()) return idle();
+    if (ready_.empty()) return nullptr;
     Fiber* fiber = ready_.front();
     ready_.pop_front();
     return fiber;
@@ -182,18 +184,18 @@ class Block {
     }
   }
 
-  // Stacks are changed by __builtin_setjmp and __builtin_longjmp, a few instructions where
-  // swapcontext makes system calls. Each change is announced to the sanitizer, or it would take the
-  // other stack for an overflow; what it would otherwise do at every jump is switched off: noipa,
-  // or the compiler finds out that a call of go_to_main never returns, and does it there.
+  // Each fiber leads to the next, and the one behind which none can go on leads back. Stacks are changed by
+  // __builtin_setjmp and __builtin_longjmp, a few instructions where swapcontext makes system calls. Each
+  // change is announced to the sanitizer, or it would take the other stack for an overflow. noipa, or the
+  // compiler finds out that a call of go_to_main never returns.
   void resume(Fiber* fiber) {
     running_ = fiber;
-    fiber->watched.go_there(fiber->stack.get(), kStackBytes);
+    Watched::leave_main(fiber->watched, fiber->stack.get(), kStackBytes);
     if (__builtin_setjmp(main_) == 0) go_to(fiber);
     Watched::is_in_main();
   }
 
-  [[gnu::noipa, gnu::no_sanitize_address]] void go_to(Fiber* fiber) {
+  [[gnu::noipa]] void go_to(Fiber* fiber) {
     if (std::exchange(fiber->started, true)) __builtin_longjmp(fiber->place, 1);
     ucontext_t context;
     getcontext(&context);
@@ -207,13 +209,19 @@ class Block {
   [[gnu::noinline]] void leave(void* meeting) {
     Fiber* self = running_;
     if (meeting != nullptr) release(meeting);
-    self->watched.go_to_main();
-    if (__builtin_setjmp(self->place) == 0) go_to_main();
-    self->watched.is_there();
+    if (Fiber* next = next_fiber(); next != self) {
+      if (next != nullptr)
+        self->watched.leave(next->watched, next->stack.get(), kStackBytes);
+      else
+        self->watched.leave_for_main();
+      running_ = next;
+      if (__builtin_setjmp(self->place) == 0) next != nullptr ? go_to(next) : go_to_main();
+      self->watched.is_there();
+    }
     if (meeting != nullptr) acquire(meeting);
   }
 
-  [[gnu::noipa, gnu::no_sanitize_address]] void go_to_main() { __builtin_longjmp(main_, 1); }
+  [[gnu::noipa]] void go_to_main() { __builtin_longjmp(main_, 1); }
 
   // All threads wait at the same barrier.
   void check_barrier() {
@@ -369,8 +377,19 @@ int __syncthreads_and(int holds, Here here) {
   return all;
 }
 
-const std::array<uint64_t, kLanes>& emulation::exchange(unsigned mask, uint64_t value, const Here& here) {
+const uint64_t* emulation::exchange(unsigned mask, uint64_t value, const Here& here) {
   return the_block->exchange(mask, value, false, here);
+}
+
+unsigned __ballot_sync(unsigned mask, int holds, Here here) {
+  return __match_any_sync(mask, holds != 0, here) ^ (holds != 0 ? 0 : ~0u);
+}
+
+unsigned __match_any_sync(unsigned mask, unsigned value, Here here) {
+  const uint64_t* all = exchange(mask, value, here);
+  unsigned bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits |= unsigned(all[lane] == value) << lane;
+  return bits;
 }
 
 void __syncwarp(unsigned mask, Here here) { the_block->exchange(mask, 0, true, here); }

@@ -11,9 +11,11 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "fastrcnn_engine/semantics/half.h"
 #include "fastrcnn_engine/stream.h"
 #include "fastrcnn_engine/tensor.h"
 
@@ -46,12 +48,21 @@ inline const Stream& stream() {
   return the_stream;
 }
 
+template <typename T>
+bool is_nan(T value) {
+  if constexpr (std::is_integral_v<T>)
+    return false;
+  else
+    return std::isnan(semantics::widen(value));
+}
+
 // NaN equals NaN; everything else is compared as bits, so 0 differs from -0.
 template <typename T>
 bool same(const std::vector<T>& a, const std::vector<T>& b) {
   if (a.size() != b.size()) return false;
+  if (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0) return true;
   for (size_t i = 0; i < a.size(); ++i)
-    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0 && !(a[i] != a[i] && b[i] != b[i])) return false;
+    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0 && !(is_nan(a[i]) && is_nan(b[i]))) return false;
   return true;
 }
 

@@ -28,10 +28,14 @@ struct Watched {
   void* context = __tsan_create_fiber(0);
   inline static void* main = __tsan_get_current_fiber();
 
-  void go_there(char*, size_t) { __tsan_switch_to_fiber(context, __tsan_switch_to_fiber_no_sync); }
+  static void leave_main(Watched& to, char*, size_t) { to.is_next(); }
+  void leave(Watched& to, char*, size_t) { to.is_next(); }
+  void leave_for_main() { __tsan_switch_to_fiber(main, __tsan_switch_to_fiber_no_sync); }
   void is_there() {}
-  void go_to_main() { __tsan_switch_to_fiber(main, __tsan_switch_to_fiber_no_sync); }
   static void is_in_main() {}
+
+ private:
+  void is_next() { __tsan_switch_to_fiber(context, __tsan_switch_to_fiber_no_sync); }
 };
 
 // What comes before a release happens before what comes after an acquire of the same place.
@@ -67,9 +71,18 @@ struct Watched {
   inline static const void* main_stack = nullptr;
   inline static size_t main_bytes = 0;
 
-  void go_there(char* stack, size_t bytes) { __sanitizer_start_switch_fiber(&main, stack, bytes); }
-  void is_there() { __sanitizer_finish_switch_fiber(context, &main_stack, &main_bytes); }
-  void go_to_main() { __sanitizer_start_switch_fiber(&context, main_stack, main_bytes); }
+  static void leave_main(Watched&, char* stack, size_t bytes) {
+    __sanitizer_start_switch_fiber(&main, stack, bytes);
+  }
+  void leave(Watched&, char* stack, size_t bytes) {
+    __sanitizer_start_switch_fiber(&context, stack, bytes);
+  }
+  void leave_for_main() { __sanitizer_start_switch_fiber(&context, main_stack, main_bytes); }
+  void is_there() {  // the first of all comes from main
+    const bool first = main_stack == nullptr;
+    __sanitizer_finish_switch_fiber(context, first ? &main_stack : nullptr,
+                                    first ? &main_bytes : nullptr);
+  }
   static void is_in_main() { __sanitizer_finish_switch_fiber(main, nullptr, nullptr); }
 };
 
@@ -79,11 +92,12 @@ struct Unwatched {
   ~Unwatched() {}
 };
 
-// What lies beyond `bytes` is poisoned.
+// What lies beyond `bytes` is poisoned. (By functions: the header's macros do nothing in a file that is not
+// itself watched.)
 inline void begin_shared(void* memory, size_t bytes, size_t all) {
-  ASAN_UNPOISON_MEMORY_REGION(memory, all);
+  __asan_unpoison_memory_region(memory, all);
   std::memset(memory, 0xFF, bytes);
-  ASAN_POISON_MEMORY_REGION(static_cast<char*>(memory) + bytes, all - bytes);
+  __asan_poison_memory_region(static_cast<char*>(memory) + bytes, all - bytes);
 }
 
 }  // namespace emulation
