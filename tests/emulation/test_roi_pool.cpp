@@ -52,6 +52,10 @@ constexpr PoolShape kPoolShapes[] = {
     {1, 8, 28, 29, 2, 2, 0.5f},  // 64 bytes of a cell are more than a kernel has without asking
 };
 
+// Numbers of a RoI that 16 bits do not count. So many that a few RoIs have to do.
+constexpr PoolShape kManyNumbers = {1, 300, 4, 5, 15, 15, 1.0f};
+constexpr int64_t kFewRois = 2;
+
 // Shared memory for just 16 bytes of every cell, a counter and, for each of 8 warps, 4 RoIs with 4 bytes of
 // every row and column of bins.
 int small_bytes(const PoolShape& shape) {
@@ -194,6 +198,14 @@ Pool<T, Index> make_pool(const PoolShape& shape, Layout layout, int64_t others, 
 }
 
 template <typename T, typename Index>
+void expect_pooled(Pool<T, Index>& pool, const Pool<T, Index>& expected, const std::string& where) {
+  cuda::roi_pool_forward(pool.call(), stream());
+  emulation::finish();
+  expect(same(pool.output, expected.output), "roi_pool output" + where);
+  expect(same(pool.argmax, expected.argmax), "roi_pool argmax" + where);
+}
+
+template <typename T, typename Index>
 void roi_pool_forward_of() {
   Random random;
   for (const PoolShape& shape : kPoolShapes)
@@ -216,14 +228,17 @@ void roi_pool_forward_of() {
           auto expected = pool;
           pool_on_cpu(expected);
           const auto little = {small_bytes_by_planes<T>(shape), small_bytes(shape)};
-          on_every_device(little, [&](const std::string& where) {
-            cuda::roi_pool_forward(pool.call(), stream());
-            emulation::finish();
-            expect(same(pool.output, expected.output), "roi_pool output" + where);
-            expect(same(pool.argmax, expected.argmax), "roi_pool argmax" + where);
-          });
+          on_every_device(
+              little, [&](const std::string& where) { expect_pooled(pool, expected, where); });
         }
       }
+  for (const Layout layout : {Layout::nchw, Layout::nhwc}) {
+    auto pool = make_pool<T, Index>(kManyNumbers, layout, 0, random);
+    pool.rois.resize(kFewRois * 5);
+    auto expected = pool;
+    pool_on_cpu(expected);
+    on_every_device({}, [&](const std::string& where) { expect_pooled(pool, expected, where); });
+  }
   auto empty = make_pool<T, Index>(kPoolShapes[0], Layout::nchw, 0, random);
   empty.rois.clear();
   cuda::roi_pool_forward(empty.call(), stream());
@@ -239,7 +254,10 @@ template <typename T, typename Index>
 void roi_pool_backward_of() {
   Random random;
   std::vector<PoolShape> shapes(std::begin(kPoolShapes), std::end(kPoolShapes));
-  if (sizeof(T) == 4) shapes.push_back({1, 5, 3, 3, 17, 17, 0.5f});  // more bins than a warp takes together
+  if (sizeof(T) == 4) {
+    shapes.push_back({1, 5, 3, 3, 17, 17, 0.5f});  // more bins than a warp takes together
+    shapes.push_back(kManyNumbers);
+  }
   if (sizeof(Index) == 2) shapes.push_back({1, 1, 255, 257, 2, 2, 1.0f});  // as many cells as uint16 numbers
   for (const PoolShape& shape : shapes)
     for (const Layout layout : {Layout::nchw, Layout::nhwc})
@@ -248,6 +266,7 @@ void roi_pool_backward_of() {
         const bool many = shape.images == 3 && layout == Layout::nhwc && sizeof(T) == 4;
         auto pool = make_pool<T, Index>(shape, layout, many ? 520 : 6, random);
         for (int64_t r = 0; many && r < 512; ++r) pool.rois[5 * r] = 0;
+        if (shape.channels == kManyNumbers.channels) pool.rois.resize(kFewRois * 5);
         if (no_rois) pool.rois.clear();
         pool_on_cpu(pool);
         for (Index& cell : pool.argmax) {  // somebody else's argmax: anything may stand there
