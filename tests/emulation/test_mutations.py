@@ -371,6 +371,17 @@ BUGS = [
         "roi_pool_backward",
     ),
     Bug(
+        "a number's place in its RoI is of 16 bits", "roi_pool_gradient.cu",
+        "row.gradient[number];", "row.gradient[number & 0xffff];",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a bin's place in its RoI is of 16 bits", "roi_pool.cu",
+        "put(values, call.output.data + to + bin * bin_stride, place);",
+        "put(values, call.output.data + to + (bin * bin_stride & 0xffff), place);",
+        "roi_pool_forward",
+    ),
+    Bug(
         "of equal scores the higher index is kept", "nms_steps.cuh",
         "(a.key == b.key && a.index < b.index)", "(a.key == b.key && a.index > b.index)",
         "nms", "nms.cu",

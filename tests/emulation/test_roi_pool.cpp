@@ -232,13 +232,14 @@ void roi_pool_forward_of() {
               little, [&](const std::string& where) { expect_pooled(pool, expected, where); });
         }
       }
-  for (const Layout layout : {Layout::nchw, Layout::nhwc}) {
-    auto pool = make_pool<T, Index>(kManyNumbers, layout, 0, random);
-    pool.rois.resize(kFewRois * 5);
-    auto expected = pool;
-    pool_on_cpu(expected);
-    on_every_device({}, [&](const std::string& where) { expect_pooled(pool, expected, where); });
-  }
+  if (sizeof(T) == 4 && !kWatchesRaces)
+    for (const int64_t count : {kFewRois, int64_t{32}}) {  // directly; from slabs
+      auto pool = make_pool<T, Index>(kManyNumbers, Layout::nhwc, 4, random);
+      pool.rois.resize(5 * count);
+      auto expected = pool;
+      pool_on_cpu(expected);
+      expect_pooled(pool, expected, ", many numbers");
+    }
   auto empty = make_pool<T, Index>(kPoolShapes[0], Layout::nchw, 0, random);
   empty.rois.clear();
   cuda::roi_pool_forward(empty.call(), stream());
@@ -256,7 +257,7 @@ void roi_pool_backward_of() {
   std::vector<PoolShape> shapes(std::begin(kPoolShapes), std::end(kPoolShapes));
   if (sizeof(T) == 4) {
     shapes.push_back({1, 5, 3, 3, 17, 17, 0.5f});  // more bins than a warp takes together
-    shapes.push_back(kManyNumbers);
+    if (!kWatchesRaces) shapes.push_back(kManyNumbers);
   }
   if (sizeof(Index) == 2) shapes.push_back({1, 1, 255, 257, 2, 2, 1.0f});  // as many cells as uint16 numbers
   for (const PoolShape& shape : shapes)
