@@ -40,7 +40,8 @@ class CudaOnTheCpu(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None) -> Any:
         if function in (torch.Tensor.cpu, torch.Tensor.cuda):
             function, args = torch.Tensor.to, (args[0], function.__name__)
-        given = tree_leaves((args, kwargs))
+        copies = function == torch.Tensor.__deepcopy__  # the other argument: all copies so far
+        given = [args[0]] if copies else tree_leaves((args, kwargs))
         there = any(map(is_there, given))
         if function == torch.Tensor.device.__get__:
             return torch.device("cuda", 0) if there else torch.device("cpu")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from build.cuda_on_the_cpu import CudaOnTheCpu
 from fastrcnn_engine.data.images import Preprocessing, prepare_image
 from fastrcnn_engine.evaluation.detect import detect_image, pyramid_maps
 from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, DetectionGraph, export_onnx
@@ -119,6 +120,22 @@ def test_the_file_says_how_images_are_prepared(tmp_path, caplog):
     assert Preprocessing.from_dict(said["preprocessing"]) == model.preprocessing
     assert (said["network"], said["score_threshold"]) == ("tiny", 0.2)
     assert (said["nms_threshold"], said["max_detections"]) == (0.4, 7)
+
+
+def test_a_detector_on_a_gpu_is_exported_and_stays_there(tmp_path, monkeypatch):
+    class Given(Exception):
+        pass
+
+    def export(graph, example, **_):
+        raise Given(*(x.device.type for x in (*graph.parameters(), *graph.buffers(), *example)))
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with CudaOnTheCpu():
+        model = tiny().to("cuda")
+        with pytest.raises(Given) as given:
+            export_onnx(model, tmp_path / "detector.onnx")
+        assert {x.device.type for x in model.parameters()} == {"cuda"}
+    assert {*given.value.args} == {"cpu"}
 
 
 def test_a_file_without_a_score_threshold_says_so_in_json(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import logging
@@ -87,7 +88,7 @@ def export_onnx(
     rounded twice, see ``ops.onnx_ops``; boxes may differ in the last places of exp().
 
     Args:
-        model: in evaluation mode, on the CPU, with one short side.
+        model: in evaluation mode, with one short side; it stays on its device.
         path: of the file.
         score_threshold, nms_threshold, max_detections: as for ``detect_image``.
 
@@ -115,6 +116,8 @@ def export_onnx(
     for package in ("onnx", "onnxscript"):  # torch tells of them late, and only the first time
         importlib.import_module(package)
     translations = ops.onnx_translations()
+    if model.delta_mean.device.type != "cpu":  # where the example is
+        model = copy.deepcopy(model).cpu()
     graph = DetectionGraph(model, score_threshold, nms_threshold, max_detections).eval()
     # Two proposals that every class likes, so that nothing is empty while torch looks.
     example = (
