@@ -72,6 +72,17 @@ class CudaOnTheCpu(TorchFunctionMode):
         return result
 
 
+new_parameter = torch.nn.Parameter.__new__
+
+
+def parameter(cls: type, data: Any = None, requires_grad: bool = True) -> Any:
+    """Made of a tensor without asking whoever is asked instead of torch."""
+    made = new_parameter(cls, data, requires_grad)
+    if is_there(data):
+        made.is_there = True
+    return made
+
+
 def pytest_configure() -> None:
     """What tests/conftest.py asks, what a test may wait for, and what a training asks.
 
@@ -85,6 +96,7 @@ def pytest_configure() -> None:
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
     torch.cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    torch.nn.Parameter.__new__ = parameter
 
 
 @pytest.hookimpl(wrapper=True)

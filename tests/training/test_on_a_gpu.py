@@ -11,10 +11,12 @@ import torch
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.evaluation.detect import detect_image, score_proposals
+from fastrcnn_engine.models import build_network
+from fastrcnn_engine.models.compress import compress
 from fastrcnn_engine.training import train
 from fastrcnn_engine.training.checkpoint import load_network
 
-from .small import assert_same_checkpoint, lines_of, own_network
+from .small import CLASSES, assert_same_checkpoint, lines_of, own_network
 
 # Float32 numbers that were summed in other orders: some thousand terms, a rounding each.
 ROUNDED = 1000 * float(np.finfo(np.float32).eps)
@@ -82,3 +84,17 @@ def test_a_run_with_tests_learns_and_its_network_detects_the_same_on_a_cpu(
     found = detect_image(there, image, proposals)
     assert len(found.scores) > 0
     assert {*found.labels.tolist()} == {*detect_image(here, image, proposals).labels.tolist()}
+
+
+@pytest.mark.cuda
+def test_a_compressed_head_gives_what_it_gives_on_a_cpu(cuda_device):
+    def hidden(device: torch.device) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = build_network("tiny", CLASSES).eval()
+        pooled = torch.rand(5, model.head.fc6.in_features)
+        compress(model.to(device), {"fc6": 64, "fc7": 32})
+        with torch.no_grad():
+            return model.head(pooled.to(device)).cpu()
+
+    there, here = hidden(cuda_device), hidden(torch.device("cpu"))
+    torch.testing.assert_close(there, here, rtol=ROUNDED, atol=ROUNDED * float(here.abs().max()))
