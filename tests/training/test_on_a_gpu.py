@@ -35,9 +35,10 @@ def whole_float32():
 @pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(voc, tmp_path, amp, cuda_device):
     # Dropout is drawn on the GPU, by a generator whose state is in the checkpoint.
-    voc = replace(voc, device=cuda_device.type, amp=amp, iterations=8, checkpoint_every=4)
+    voc = replace(voc, device=cuda_device.type, amp=amp, iterations=8, checkpoint_every=4,
+                  learning_rate_steps=(6,))  # fmt: skip
     whole = train(replace(voc, output=tmp_path / "whole"), model=own_network(), progress=False)
-    parts = replace(voc, output=tmp_path / "parts", learning_rate_steps=(6,))
+    parts = replace(voc, output=tmp_path / "parts")
     train(replace(parts, iterations=4), model=own_network(), progress=False)
     torch.rand(17, device=cuda_device)  # another user of the generator must not matter
     resumed = train(replace(parts, resume=True), model=own_network(), progress=False)
