@@ -25,7 +25,7 @@ TO_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
 def is_there(x: Any) -> bool:
-    return hasattr(x, "is_there")
+    return getattr(x, "is_there", False)
 
 
 def device_type(x: Any) -> str | None:
@@ -49,8 +49,7 @@ class CudaOnTheCpu(TorchFunctionMode):
             raise TypeError("a tensor on the GPU is no NumPy array: .cpu() first")
         if function == torch.Tensor.data.__set__:  # how a module is moved
             function(*args)
-            args[0].__dict__.pop("is_there", None)
-            args[0].__dict__.update({"is_there": True} if is_there(args[1]) else {})
+            args[0].is_there = is_there(args[1])
             return None
         others = [x for x in given if isinstance(x, torch.Tensor) and x.dim() and not is_there(x)]
         if there and others and function not in MAY_MEET_OTHERS:
@@ -78,8 +77,7 @@ new_parameter = torch.nn.Parameter.__new__
 def parameter(cls: type, data: Any = None, requires_grad: bool = True) -> Any:
     """Made of a tensor without asking whoever is asked instead of torch."""
     made = new_parameter(cls, data, requires_grad)
-    if is_there(data):
-        made.is_there = True
+    made.is_there = is_there(data)
     return made
 
 
