@@ -241,29 +241,22 @@ struct QuadPlace {
   }
 };
 
-constexpr int kTogether = 4;  // loads under way together
-
-// Calls load(cell) for kTogether cells of this thread and puts them in the slab, until all are there.
+// Calls load(cell) for the cells of this thread, `Together` at a time, and puts them in the slab. Each time
+// waits for the memory once; so what is left over is one more time, in which who has no cell loads the last.
 // Returns whether they are ordered, if that is asked.
-template <bool Asked, typename T, int Quads, typename Load>
+template <bool Asked, int Together, typename T, int Quads, typename Load>
 __device__ bool fill_cells(int cells, Quad<T>* slab, const Load& load) {
-  const int step = static_cast<int>(blockDim.x) / Quads;
-  int cell = static_cast<int>(threadIdx.x) / Quads;
+  const int step = static_cast<int>(blockDim.x) / Quads, last = cells - 1;
   bool ordered = true;
-  for (; cell + (kTogether - 1) * step < cells; cell += kTogether * step) {
-    Quad<T> values[kTogether];
+  for (int cell = static_cast<int>(threadIdx.x) / Quads; cell < cells; cell += Together * step) {
+    Quad<T> values[Together];
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) values[i] = load(cell + i * step);
+    for (int i = 0; i < Together; ++i) values[i] = load(cell + i * step < last ? cell + i * step : last);
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      slab[(cell + i * step) * Quads] = values[i];
+    for (int i = 0; i < Together; ++i) {
+      if (cell + i * step < cells) slab[(cell + i * step) * Quads] = values[i];
       if constexpr (Asked) ordered &= is_ordered<T>(values[i]);
     }
-  }
-  for (; cell < cells; cell += step) {
-    const Quad<T> values = load(cell);
-    slab[cell * Quads] = values;
-    if constexpr (Asked) ordered &= is_ordered<T>(values);
   }
   return ordered;
 }
@@ -278,17 +271,20 @@ __device__ bool fill_slab(const MapView<const T>& map, int64_t image, int64_t ch
   const T* const first = map.data + map.offset(image, channel, 0);
   const int64_t cell_stride = map.cell_stride();
   if (place.is_whole && place.count > 0)
-    return fill_cells<Asked, T, Quads>(cells, slab, [&](int cell) {
+    return fill_cells<Asked, 8, T, Quads>(cells, slab, [&](int cell) {
       return *reinterpret_cast<const Quad<T>*>(first + cell * cell_stride);
     });
   // Without a condition where none is needed, which is nearly everywhere.
   const auto by_channels = [&](auto all) {
-    return fill_cells<Asked, T, Quads>(cells, slab, [&](int cell) {
+    constexpr bool is_all = decltype(all)::value;
+    // As many as have registers: a number of 16 bits takes one too, until it is joined to others.
+    constexpr int together = !is_all ? 2 : sizeof(T) == 2 ? 3 : 8;
+    return fill_cells<Asked, together, T, Quads>(cells, slab, [&](int cell) {
       Quad<T> values{};
       const T* from = first + cell * cell_stride;
 #pragma unroll
       for (int c = 0; c < kQuad<T>; ++c, from += place.stride)
-        if (decltype(all)::value || c < place.count) values.numbers[c] = *from;
+        if (is_all || c < place.count) values.numbers[c] = *from;
       return values;
     });
   };

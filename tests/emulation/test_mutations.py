@@ -96,10 +96,19 @@ BUGS = [
         "roi_pool_forward",
     ),
     Bug(
-        "the last cells of a slab are taken for ordered", "roi_pool.cu",
-        "    slab[cell * Quads] = values;\n"
-        "    if constexpr (Asked) ordered &= is_ordered<T>(values);\n",
-        "    slab[cell * Quads] = values;\n",
+        "of cells loaded together all but the first are taken for ordered", "roi_pool.cu",
+        "if constexpr (Asked) ordered &= is_ordered<T>(values[i]);",
+        "if constexpr (Asked) ordered &= i > 0 || is_ordered<T>(values[i]);",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "cells behind the map are loaded", "roi_pool.cu",
+        "load(cell + i * step < last ? cell + i * step : last)", "load(cell + i * step)",
+        "roi_pool_forward",
+    ),
+    Bug(
+        "the cells behind a slab are written", "roi_pool.cu",
+        "if (cell + i * step < cells) slab[", "slab[",
         "roi_pool_forward",
     ),
     Bug(
