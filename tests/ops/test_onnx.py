@@ -93,14 +93,21 @@ def test_roi_pool_of_features_after_relu_is_exact(pooling):
         np.testing.assert_array_equal(pooling(x, rois)[0], expected.numpy())
 
 
-def test_roi_pool_of_negative_features_is_rounded_twice(pooling):
-    x = torch.randn(2, 4, 9, 11, generator=GENERATOR) - 3
-    expected = fe.roi_pool(x, ROIS, (3, 2), 0.125)
-    assert (expected < 0).any() and (expected == 0).any()  # and empty bins
-    # Raised by twice the lowest, and back: half a unit in the last place each time.
-    largest = float(x.max() - 2 * x.min())
+@pytest.mark.parametrize("outlier", [0, -1e5, -3e38, -torch.inf, 3e38, torch.inf])
+def test_roi_pool_of_negative_features_is_rounded_twice(pooling, outlier):
+    x = torch.randn(2, 4, 9, 11, generator=GENERATOR) - 1
+    x[1, 2, 0, 0] = outlier  # in no RoI
+    x[0, 1, 3] = -torch.inf
+    x[0, 3] = -torch.inf  # a whole plane
+    expected = fe.roi_pool(x, ROIS, (3, 2), 0.125).numpy()
+    for kind in (expected < 0, expected == 0, expected > 0, expected == -np.inf):
+        assert kind.any()
+    pooled = pooling(x, ROIS)[0]
+    below = expected < 0
+    np.testing.assert_array_equal(pooled[~below], expected[~below])
+    # The reciprocal and its own: half a unit in the last place each time.
     np.testing.assert_allclose(
-        pooling(x, ROIS)[0], expected.numpy(), rtol=0, atol=largest * np.finfo(np.float32).eps
+        pooled[below], expected[below], rtol=2 * np.finfo(np.float32).eps, atol=0
     )
 
 
@@ -226,6 +233,8 @@ APART = 10 * torch.arange(60.0)[:, None] + torch.tensor([0.0, 0, 5, 5])
         (lambda b, s: tuple(fe.nms_padded(b, s, 0.3, 5)), (BOXES, SCORES)),
         (lambda b, s: tuple(fe.nms_padded(b, s, 0.3, 100)), (BOXES, SCORES)),
         (lambda b: fe.clip_boxes_to_image(b, (50, 60), inclusive=True), (BOXES.double() - 9,)),
+        (lambda b: fe.clip_boxes_to_image(b, (30.1, 40.3)), (BOXES.double(),)),
+        (lambda b: fe.clip_boxes_to_image(b, (30.1, 40.3), inclusive=True), (BOXES,)),
         (lambda b: fe.box_iou(b, b.flip(0)), (BOXES,)),
         (lambda b: fe.box_iou(b, b.flip(0), inclusive=True), (BOXES.double(),)),
     ],
@@ -240,12 +249,14 @@ def test_exact(exported, function, tensors):
             np.testing.assert_array_equal(left, right.numpy())
 
 
-def test_decode_boxes(exported):
-    run = exported(fe.decode_boxes, (DELTAS, BOXES), ({0: ROWS}, {0: ROWS}))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_decode_boxes(exported, dtype):
+    tensors = DELTAS.to(dtype), BOXES.to(dtype)
+    run = exported(fe.decode_boxes, tensors, ({0: ROWS}, {0: ROWS}))
     # exp of two libraries may differ in the last place; corners are at most a few hundred, but one.
-    eps = np.finfo(np.float32).eps
+    eps = torch.finfo(dtype).eps
     for count in (len(BOXES), 0):
-        deltas, boxes = DELTAS[:count], BOXES[:count]
+        deltas, boxes = (x[:count] for x in tensors)
         expected = fe.decode_boxes(deltas, boxes).numpy()
         assert expected.shape == (count, 12)
         np.testing.assert_allclose(run(deltas, boxes)[0], expected, rtol=4 * eps, atol=2e3 * eps)

@@ -10,6 +10,7 @@ MaxRoiPool, suppression NonMaxSuppression. Needs onnxscript, as torch.onnx does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -21,6 +22,12 @@ from fastrcnn_engine.ops import torch_ops  # noqa: F401  # registers what is tra
 FLOAT = 1
 NO_ARGMAX = "ONNX has no argmax of RoI pooling"
 SMALLEST_NORMAL = 2.0**-126
+# What features become where some are negative, so that all are positive and in the same order:
+# negative ones NEGATIVE / x, from FURTHEST, which is -inf, to NEAREST; zero NO_FEATURE; positive
+# ones POSITIVE * x, which changes no digit, from LEAST on.
+NEGATIVE, FURTHEST, NEAREST = -(2.0**-64), 2.0**-124, 2.0**-4
+NO_FEATURE = 2.0**-3
+LEAST, POSITIVE = 2.0**2, 2.0**62
 LOWEST = -3.4028234663852886e38
 NEXT_TO_LOWEST = -3.4028232635611926e38
 END = 2**31
@@ -54,7 +61,8 @@ def _node(graph: Any, name: str, inputs: tuple, attributes: dict[str, Any]) -> A
         if kind == "value_string":  # unknown to it; an operator that no runtime knows says the same
             missing = graph.op("fastrcnn_engine::" + value.replace(" ", "_"))
             return missing.setType(torch._C.TensorType.create_from_tensor(torch.zeros(0)))
-        dtype = torch.int64 if kind.startswith("value_int") else torch.float32
+        dtype = {"value_double": torch.float64, "value_float": torch.float32,
+                 "value_floats": torch.float32}.get(kind, torch.int64)  # fmt: skip
         return graph.op("Constant", value_t=torch.tensor(value, dtype=dtype))
     letters = {int: "i", float: "f", str: "s"}
     typed = {
@@ -101,13 +109,14 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     Translated: `roi_pool` and `spp_pool`, `nms`, `batched_nms`, `nms_padded`, `box_iou`,
     `decode_boxes` and `clip_boxes_to_image`. What onnxruntime does is what we do, bit for bit but
-    for the last places of exp() in `decode_boxes`, and for RoI pooling where features are
-    negative: it rounds twice.
+    for the last places of exp() in `decode_boxes`, and for maxima below zero in RoI pooling, which
+    are rounded twice. Where a feature is below zero, those beyond -2^60 and 2^66 count as infinite,
+    and none is nearer to zero than 2^-60.
 
     Not kept in ONNX: an argmax; a NaN in boxes; and what NonMaxSuppression makes of a box whose
-    corners are swapped (it swaps them back). Suppression rounds float64 boxes and scores to
-    float32, and with `inclusive` it rounds x2 + 1 and y2 + 1: where those are not exact, an overlap
-    next to the threshold may fall on its other side.
+    corners are swapped (it swaps them back). RoI pooling rounds float64 features to float32, and
+    suppression boxes and scores; with `inclusive` it rounds x2 + 1 and y2 + 1: where those are not
+    exact, an overlap next to the threshold may fall on its other side.
     """
     ours = torch.ops.fastrcnn_engine
     return {
@@ -125,7 +134,15 @@ def _number(value: float) -> Any:
 
 
 def _like(value: float, tensor: Any) -> Any:
-    return op.CastLike(_number(value), tensor)
+    return op.CastLike(_double(value), tensor)
+
+
+def _double(value: float) -> Any:
+    if _graph.get() is not None:
+        return op.Constant(value_double=value)
+    from onnx import TensorProto, helper
+
+    return op.Constant(value=helper.make_tensor("", TensorProto.DOUBLE, [], [value]))
 
 
 def _integers(*numbers: int) -> Any:
@@ -134,20 +151,35 @@ def _integers(*numbers: int) -> Any:
 
 def roi_pool(input, boxes, output_size, spatial_scale: float):
     """MaxRoiPool. In some versions of onnxruntime it begins at the smallest normal number: it gives
-    that for zeros, and for whatever is negative. So where some features are negative, all are
-    raised above zero; what is zero then is an empty bin."""
+    that for zeros, and for whatever is negative. So where some features are negative, all are made
+    positive before it. An outlier, an infinite one too, reaches no bin but its own."""
     zero, features = _number(0.0), op.Cast(input, to=FLOAT)
-    lowest = op.Min(op.ReduceMin(features, keepdims=0), zero)
-    raised = op.Add(lowest, lowest)  # by as much below zero as the lowest is
-    pooled = op.MaxRoiPool(
-        op.Sub(features, raised), op.Cast(boxes, to=FLOAT), pooled_shape=list(output_size),
-        spatial_scale=spatial_scale,
+    some = op.Less(op.ReduceMin(features, keepdims=0), zero)
+    negative = op.Clip(
+        op.Div(_number(NEGATIVE), features), _number(FURTHEST), _number(NEAREST)
     )  # fmt: skip
+    positive = op.Max(op.Mul(features, _number(POSITIVE)), _number(LEAST))
+    pooled = op.MaxRoiPool(
+        op.Where(some, _by_sign(features, 0.0, negative, NO_FEATURE, positive), features),
+        op.Cast(boxes, to=FLOAT), pooled_shape=list(output_size), spatial_scale=spatial_scale,
+    )  # fmt: skip
+    is_infinite = op.Equal(pooled, _number(FURTHEST))
+    negative = op.Where(is_infinite, _number(-math.inf), op.Div(_number(NEGATIVE), pooled))
+    positive = op.Mul(pooled, _number(1 / POSITIVE))
+    result = op.Where(some, _by_sign(pooled, NO_FEATURE, negative, 0.0, positive), pooled)
     is_zero = op.LessOrEqual(pooled, _number(SMALLEST_NORMAL))
-    result = op.Where(is_zero, zero, op.Add(pooled, raised))
+    result = op.Where(is_zero, zero, result)
     # No operator of ONNX gives the argmax. Where nobody asks for it, this is not written; nobody
     # who does can take it for numbers.
     return op.CastLike(result, input), op.Constant(value_string=NO_ARGMAX)
+
+
+def _by_sign(values, middle: float, below, there: float, above):
+    """What stands for values below the middle, for the middle, and for those above it."""
+    is_above = op.Greater(values, _number(middle))
+    return op.Where(
+        op.Less(values, _number(middle)), below, op.Where(is_above, above, _number(there))
+    )
 
 
 def _kept(boxes, scores, idxs, iou_threshold: float, inclusive: bool):
@@ -232,6 +264,8 @@ def decode_boxes(deltas, boxes, max_log_ratio: float):
 
 
 def clip_boxes(boxes, height: float, width: float, inclusive: bool):
-    one = 1.0 if inclusive else 0.0
-    limits = op.Constant(value_floats=[width - one, height - one] * 2)
-    return op.Min(op.Max(boxes, _like(0.0, boxes)), op.CastLike(limits, boxes))
+    limits = [_like(side, boxes) for side in (width, height)]
+    if inclusive:
+        limits = [op.Sub(limit, _like(1.0, boxes)) for limit in limits]
+    flat = [op.Unsqueeze(limit, _integers(0)) for limit in limits]
+    return op.Min(op.Max(boxes, _like(0.0, boxes)), op.Concat(*flat, *flat, axis=0))
