@@ -217,6 +217,16 @@ def test_clip_passes_the_gradient_of_sides_that_stay() -> None:
     assert boxes.grad.tolist() == [[0, 1, 0, 1]]
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (4,)])
+def test_clipped_boxes_can_be_changed_in_place(shape) -> None:
+    boxes = torch.full(shape, 2.0, requires_grad=True)
+    clipped = fe.clip_boxes_to_image(boxes, (20, 30))
+    clipped[..., 2:] += 1
+    clipped.mul_(2)
+    clipped.sum().backward()
+    assert torch.equal(boxes.grad, torch.full(shape, 2.0))
+
+
 @pytest.mark.parametrize(("call", "names"), [
     (lambda b: fe.box_iou(b.detach(), b), "box_iou has no gradient in boxes2"),
     (lambda b: fe.encode_boxes(b.detach(), b), "encode_boxes has no gradient in proposals"),

@@ -213,6 +213,28 @@ def test_shapes_of_traced_calls_that_do_not_fit(x, rois, size, says):
         fe.roi_pool(x.to("meta"), rois.to("meta"), size)
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda five, four: fe.roi_pool(five[None, None], four, 2), r"boxes must be \(R, 5\), got"),
+        (lambda five, four: fe.encode_boxes(five, four), "reference_boxes must be"),
+        (lambda five, four: fe.encode_boxes(four, five), "proposals must be"),
+        (lambda five, four: fe.decode_boxes(four, five), r"boxes must be \(R, 4\), got \(3, 5\)"),
+        (lambda five, four: fe.decode_boxes(four[0], four), "deltas must have 2 dimensions"),
+        (lambda five, four: fe.clip_boxes_to_image(five, (9, 9)), "boxes must be .* rows of"),
+        (lambda five, four: fe.box_iou(five, four), "boxes1 must be"),
+        (lambda five, four: fe.box_iou(four, four[0]), "boxes2 must have 2 dimensions"),
+        (lambda five, four: fe.nms(five, five[:, 0], 0.5), "boxes must be"),
+        (lambda five, four: fe.nms_padded(four, four, 0.5, 2), "scores must have 1 dimensions"),
+        (lambda five, four: fe.detections(five, four, None, (9, 9)), "boxes must be"),
+        (lambda five, four: fe.detections_padded(four, four[0], None, (9, 9)), "scores must have"),
+    ],
+)
+def test_shapes_of_other_traced_calls_that_do_not_fit(call, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        call(torch.empty(3, 5, device="meta"), torch.empty(3, 4, device="meta"))
+
+
 def test_outputs_of_traced_calls():
     def pool(x, out, argmax):
         fe.roi_pool_with_argmax(x, ROIS, (3, 2), 0.125, out=out, argmax_out=argmax)
@@ -557,6 +579,17 @@ def test_vmap_keeps_a_wrong_image_wrong(image):
     says = rf"boxes\[0\]: batch index must be in \[0, 2\), got {image}"  # as without vmap
     with pytest.raises(ValueError, match=says):
         torch.vmap(lambda r: fe.roi_pool(FEATURES, r, 2))(rois)
+    with pytest.raises(ValueError, match=says):
+        torch.vmap(lambda r: fe.roi_pool_backward(POOLED, ARGMAX, r, FEATURES.shape))(rois)
+
+
+def test_vmap_cuts_off_fractions_of_an_image_as_one_call_does():
+    """The next image, to float32, where it is far enough from zero."""
+    rois = ROIS.repeat(4, 1, 1)
+    for image in (-0.5, 0.99999994, 1.75):
+        rois[..., 0] = image
+        pooled = torch.vmap(lambda x, r: fe.roi_pool(x, r, 2))(FEATURES.repeat(4, 1, 1, 1, 1), rois)
+        assert torch.equal(pooled, fe.roi_pool(FEATURES, rois[0], 2).expand_as(pooled))
 
 
 @every_operator
@@ -633,6 +666,8 @@ def test_what_a_gpu_does_not_refuse_has_no_second_derivative():
     gradient = torch.ones(2, 1, 5, 6)
     gradient[0, 0, 0, 0] = torch.inf  # which is no one's
     assert gradients_of_maxima(gradient, argmax, rois).flatten().tolist() == [0, 0, 1]
+    no_images = torch.empty(0, 1, 5, 6)
+    assert gradients_of_maxima(no_images, argmax, rois).flatten().tolist() == [0, 0, 0]
 
 
 def test_gradient_penalty():

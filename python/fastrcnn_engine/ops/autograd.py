@@ -12,6 +12,9 @@ from fastrcnn_engine.ops.box_codec import clip
 from fastrcnn_engine.ops.roi_pool import pool, roi_pool, roi_pool_backward, scatter
 from fastrcnn_engine.ops.smooth_l1 import gradient_of, loss_of, take_operands
 
+# torch.fx leaves the call in RoIPool alone, as it does torchvision's.
+torch.fx.wrap("roi_pool")
+
 
 def is_enabled() -> bool:
     """Whether torch records gradients at this point."""
@@ -79,7 +82,7 @@ def gradients_of_maxima(
         differentiated again.
     """
     n, c, h, w = grad_gradient.shape
-    if h * w == 0:  # no cell, so nothing but empty bins
+    if n * h * w == 0:  # no cell, so nothing but empty bins
         return grad_gradient.sum().expand(argmax.shape)
     cell = argmax.long()
     image = boxes[:, 0].long()

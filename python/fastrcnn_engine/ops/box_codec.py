@@ -146,11 +146,20 @@ def clip(boxes: Any, size: tuple[float, float], inclusive: bool) -> Any:
     """`clip_boxes_to_image`, outside autograd."""
     arrays = arrays_of(boxes, "boxes")
     boxes = arrays.take(boxes, "boxes")
+    shape = require_rows_of_four(boxes)
+    rows = (math.prod(shape[:-1]), 4)
+    out = arrays.empty_like(boxes)  # not a view of one: torch lets nobody change such a result
+    height, width = size
+    _core.clip_boxes(
+        boxes.reshape(rows), float(height), float(width), inclusive, out.reshape(rows),
+        arrays.stream,
+    )  # fmt: skip
+    return arrays.give(out)
+
+
+def require_rows_of_four(boxes: Any) -> tuple[int, ...]:
+    """The shape of boxes (..., 4); ValueError for any other."""
     shape = shape_of(boxes, None, "boxes")
     if not shape or shape[-1] != 4:
         raise ValueError(f"boxes must be (..., 4) rows of [x1, y1, x2, y2], got shape {shape}")
-    rows = boxes.reshape((math.prod(shape[:-1]), 4))
-    out = arrays.empty_like(rows)
-    height, width = size
-    _core.clip_boxes(rows, float(height), float(width), inclusive, out, arrays.stream)
-    return arrays.give(out.reshape(shape))
+    return shape

@@ -20,7 +20,7 @@ import torch
 
 from fastrcnn_engine.ops._arrays import TorchArrays, arrays_of, shape_of, widened
 from fastrcnn_engine.ops.autograd import gradients_of_maxima
-from fastrcnn_engine.ops.box_codec import clip, decode, encode
+from fastrcnn_engine.ops.box_codec import clip, decode, encode, require_rows_of_four
 from fastrcnn_engine.ops.detections import found
 from fastrcnn_engine.ops.detections import padded as padded_detections
 from fastrcnn_engine.ops.nms import iou, kept
@@ -168,8 +168,15 @@ def _empty_map(shape: Sequence[int], dtype: Any, like: torch.Tensor) -> torch.Te
     return _ARRAYS.empty_map(shape, dtype, like)
 
 
+def _require_columns(tensor: torch.Tensor, name: str, columns: int = 4) -> None:
+    """What no operator does without, told where only shapes are known."""
+    shape = shape_of(tensor, 2, name)
+    if shape[1] != columns:
+        raise ValueError(f"{name} must be (R, {columns}), got {shape}")
+
+
 def _fake_roi_pool(input, boxes, output_size, spatial_scale):
-    shape_of(boxes, 2, "boxes")
+    _require_columns(boxes, "boxes", 5)
     _, channels, _, _ = shape_of(input, 4, "input")
     shape = (boxes.shape[0], channels, *output_size)
     return _empty_map(shape, input.dtype, input), _empty_map(shape, torch.int32, input)
@@ -259,9 +266,10 @@ def _rois_of_all(boxes: torch.Tensor, dim: int | None, size: int, images: int) -
     rows = _first(boxes, dim, size).float()  # 16 bits would not tell the images apart
     index, corners = rows[..., :1], rows[..., 1:]
     offset = images * torch.arange(size, device=rows.device, dtype=rows.dtype)
-    # An index that is wrong must not become a neighbour's.
-    own = (index >= 0) & (index < images)
-    index = torch.where(own, index + offset.view(-1, 1, 1), -1.0)
+    # An index that is wrong must not become a neighbour's, nor one just below a whole one, of which
+    # the engine cuts the fraction off.
+    own = (index > -1) & (index < images)
+    index = torch.where(own, index.int() + offset.view(-1, 1, 1), -1.0)
     return torch.cat([index, corners], dim=-1).flatten(0, 1)
 
 
@@ -298,7 +306,13 @@ def _vmap_roi_pool_backward(
         return _from_channels(gradient, size, c), 1
     operands = (_first(grad_output, of_gradient, size), _first(argmax, of_argmax, size))
     rois = _rois_of_all(boxes, of_boxes, size, n)
-    gradient = op(*(x.flatten(0, 1) for x in operands), rois, (size * n, c, h, w), channels_last)
+    shape = (size * n, c, h, w)
+    try:
+        gradient = op(*(x.flatten(0, 1) for x in operands), rois, shape, channels_last)
+    except ValueError:  # as above
+        for *own, its_rois in zip(*operands, _first(boxes, of_boxes, size), strict=True):
+            op(*own, its_rois, input_shape, channels_last)
+        raise
     return gradient.unflatten(0, (size, n)), 0
 
 
@@ -369,20 +383,35 @@ _not_differentiable("smooth_l1_backward", "second derivative")
 # ---- boxes --------------------------------------------------------------------------------------
 
 
-_operator(
-    "encode_boxes(Tensor reference_boxes, Tensor proposals) -> Tensor",
-    lambda reference_boxes, proposals: proposals.new_empty((proposals.shape[0], 4)),
-)(encode)
+def _fake_encode_boxes(reference_boxes, proposals):
+    _require_columns(reference_boxes, "reference_boxes")
+    _require_columns(proposals, "proposals")
+    return proposals.new_empty(proposals.shape)
+
 
 _operator(
-    "decode_boxes(Tensor deltas, Tensor boxes, float max_log_ratio) -> Tensor",
-    lambda deltas, boxes, max_log_ratio: deltas.new_empty(deltas.shape),
+    "encode_boxes(Tensor reference_boxes, Tensor proposals) -> Tensor", _fake_encode_boxes
+)(encode)
+
+
+def _fake_decode_boxes(deltas, boxes, max_log_ratio):
+    _require_columns(boxes, "boxes")
+    return deltas.new_empty(shape_of(deltas, 2, "deltas"))
+
+
+_operator(
+    "decode_boxes(Tensor deltas, Tensor boxes, float max_log_ratio) -> Tensor", _fake_decode_boxes
 )(decode)
+
+
+def _fake_clip_boxes(boxes, height, width, inclusive):
+    require_rows_of_four(boxes)
+    return boxes.new_empty(boxes.shape)
 
 
 @_operator(
     "clip_boxes(Tensor boxes, Scalar height, Scalar width, bool inclusive) -> Tensor",
-    lambda boxes, height, width, inclusive: boxes.new_empty(boxes.shape),
+    _fake_clip_boxes,
 )
 def _clip_boxes(boxes, height, width, inclusive):
     return clip(boxes, (height, width), inclusive)
@@ -400,10 +429,13 @@ def _clip_gradient(ctx, gradient):
 _differentiable("clip_boxes", _keep_what_stayed, _clip_gradient)
 
 
-_operator(
-    "box_iou(Tensor boxes1, Tensor boxes2, bool inclusive) -> Tensor",
-    lambda boxes1, boxes2, inclusive: boxes1.new_empty((boxes1.shape[0], boxes2.shape[0])),
-)(iou)
+def _fake_box_iou(boxes1, boxes2, inclusive):
+    _require_columns(boxes1, "boxes1")
+    _require_columns(boxes2, "boxes2")
+    return boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]))
+
+
+_operator("box_iou(Tensor boxes1, Tensor boxes2, bool inclusive) -> Tensor", _fake_box_iou)(iou)
 
 for _name in ("encode_boxes", "decode_boxes", "box_iou"):
     _not_differentiable(_name)
@@ -417,13 +449,21 @@ def _unknown_size() -> Any:
     return torch.library.get_ctx().new_dynamic_size()
 
 
+def _fake_nms(boxes, scores, idxs, iou_threshold, inclusive):
+    _require_columns(boxes, "boxes")
+    shape_of(scores, 1, "scores")
+    return boxes.new_empty((_unknown_size(),), dtype=torch.int64)
+
+
 _operator(
     "nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, bool inclusive) -> Tensor",
-    lambda boxes, *others: boxes.new_empty((_unknown_size(),), dtype=torch.int64),
+    _fake_nms,
 )(kept)
 
 
 def _fake_nms_padded(boxes, scores, idxs, iou_threshold, max_output_size, inclusive):
+    _require_columns(boxes, "boxes")
+    shape_of(scores, 1, "scores")
     places = boxes.new_empty((max_output_size,), dtype=torch.int64)
     return places, boxes.new_empty((), dtype=torch.int64)
 
@@ -453,15 +493,23 @@ _DETECTION_ARGUMENTS = (
 )
 
 
+def _fake_detections(boxes, scores, *others):
+    _require_columns(boxes, "boxes")
+    shape_of(scores, 2, "scores")
+    return _empty_detections(boxes, _unknown_size())
+
+
 def _fake_detections_padded(boxes, scores, deltas, height, width, score_threshold, nms_threshold,
                             max_detections, inclusive, max_log_ratio):  # fmt: skip
+    _require_columns(boxes, "boxes")
+    shape_of(scores, 2, "scores")
     count = boxes.new_empty((), dtype=torch.int64)
     return (*_empty_detections(boxes, max_detections), count)
 
 
 @_operator(
     f"detections{_DETECTION_ARGUMENTS} -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda boxes, *others: _empty_detections(boxes, _unknown_size()),
+    _fake_detections,
 )
 def _detections(*arguments):
     return tuple(found(*arguments))
