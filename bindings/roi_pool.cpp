@@ -18,10 +18,13 @@ template <typename Run>
 void for_features(const Array& features, const Array* argmax, Run run) {
   const DLDataType dtype = features.dtype();
   const auto with = [&]<typename T>() {
-    if (argmax != nullptr && argmax->dtype().code == dlpack::kUInt)
+    const DLDataType index = argmax != nullptr ? argmax->dtype() : DLDataType{dlpack::kInt, 32, 1};
+    if (index.code == dlpack::kInt && index.bits == 32 && index.lanes == 1)
+      run.template operator()<T, int32_t>();
+    else if (index.code == dlpack::kUInt && index.bits == 16 && index.lanes == 1)
       run.template operator()<T, uint16_t>();
     else
-      run.template operator()<T, int32_t>();
+      fail(argmax->name(), " must be int32 or uint16, got ", dtype_name(index));
   };
   if (dtype.bits == 16 && dtype.lanes == 1 && dtype.code == dlpack::kFloat)
     with.template operator()<float16>();

@@ -30,7 +30,7 @@ void check(const DecodeBoxes<T>& call) {
 template <typename T>
 void check(const ClipBoxes<T>& call) {
   require_boxes(call.boxes, "boxes");
-  require_image(call.height, call.width, call.inclusive);
+  require_image(call.height, call.width, call.inclusive, "size");
   require_shape(call.clipped, "output", call.boxes.shape[0], 4);
 }
 

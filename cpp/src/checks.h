@@ -65,11 +65,11 @@ void require_shape(const View<T, 2>& view, const char* name, int64_t rows, int64
   require_memory(view, name);
 }
 
-inline void require_image(double height, double width, bool inclusive) {
+inline void require_image(double height, double width, bool inclusive, const char* name) {
   require(height > 0 && width > 0 && std::isfinite(height) && std::isfinite(width),
-          "the image size must be (height, width), both positive, got (", height, ", ", width, ")");
+          name, " must be (height, width), both positive, got (", height, ", ", width, ")");
   require(!inclusive || (height >= 1 && width >= 1),
-          "the image size must be at least (1, 1) where boxes are inclusive, got (", height, ", ", width, ")");
+          name, " must be at least (1, 1) where boxes are inclusive, got (", height, ", ", width, ")");
 }
 
 inline void require_iou_threshold(float threshold, const char* name) {

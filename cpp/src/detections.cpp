@@ -28,7 +28,7 @@ void check(const DetectBoxes<T>& call) {
             columns, ")");
     require(call.max_log_ratio > 0, "max_log_ratio must be positive, got ", call.max_log_ratio);
   }
-  require_image(call.image_height, call.image_width, call.inclusive);
+  require_image(call.image_height, call.image_width, call.inclusive, "image_size");
   require(call.score_threshold == call.score_threshold, "score_threshold must be a number, got nan");
   require_iou_threshold(call.nms_threshold, "nms_threshold");
   const int64_t capacity = call.boxes.shape[0];

@@ -10,6 +10,8 @@ import textwrap
 import threading
 import time
 import types
+import typing
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -382,13 +384,25 @@ class CupyLike(bytearray):
 
     class Device:
         id = 0
-        entered = 0
+        entered = 0  # times, in all
+        inside = 0  # times, at the moment
 
         def __enter__(self) -> None:
             CupyLike.Device.entered += 1
+            CupyLike.Device.inside += 1
 
         def __exit__(self, *_: object) -> None:
-            pass
+            CupyLike.Device.inside -= 1
+
+        @staticmethod
+        def compute(function: Callable[..., np.ndarray]) -> Callable[..., CupyLike]:
+            """What is queued on CuPy's current GPU, wherever the arrays lie."""
+
+            def call(*arguments: object, **named: object) -> CupyLike:
+                assert CupyLike.Device.inside, f"{function} on another GPU than the arrays'"
+                return CupyLike(function(*arguments, **named))
+
+            return call
 
     device = Device()
     streams: list[object] = []  # that work on the arrays was queued on
@@ -404,7 +418,11 @@ class CupyLike(bytearray):
             contiguous = self.array.flags.c_contiguous
             return types.SimpleNamespace(c_contiguous=contiguous)
         found = getattr(self.array, name)
-        return (lambda *a, **k: _as_cupy(found(*a, **k))) if callable(found) else found
+        if not callable(found):
+            return found
+        if name in ("astype", "fill"):
+            return self.Device.compute(found)
+        return lambda *arguments: CupyLike(found(*arguments))
 
     def __getitem__(self, key: object) -> CupyLike:
         return CupyLike(self.array[key])
@@ -417,19 +435,16 @@ class CupyLike(bytearray):
         return self.array.__dlpack__(max_version=max_version)
 
 
-def _as_cupy(result: object) -> object:
-    return CupyLike(result) if isinstance(result, np.ndarray) else result
-
-
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """CuPy's names that the operators use, as 14.2 has them: no array namespace, no `device=`."""
     module = types.ModuleType("cupy")
     stream = types.SimpleNamespace(ptr=4242)
     module.ndarray = CupyLike
-    module.empty = lambda shape, dtype: CupyLike(np.empty(shape, dtype))
-    module.asarray = lambda a, order: CupyLike(np.asarray(a.array, order=order))
-    module.concatenate = lambda all, axis=0: CupyLike(np.concatenate([a.array for a in all], axis))
+    compute = CupyLike.Device.compute
+    module.empty = compute(np.empty)
+    module.asarray = compute(lambda a, order: np.asarray(a.array, order=order))
+    module.concatenate = compute(lambda all, axis=0: np.concatenate([a.array for a in all], axis))
     module.cuda = types.SimpleNamespace(get_current_stream=lambda device: stream)
     module.stream = stream
     monkeypatch.setitem(sys.modules, "cupy", module)
@@ -455,6 +470,10 @@ def test_cupy_takes_lists_of_boxes_and_channels_last(cupy):
     pooled = fe.roi_pool(features, [CupyLike(ROIS[:1, 1:]), CupyLike(ROIS[1:, 1:])], 2)
     assert_same_bits(pooled.array, VALUES)
     assert pooled.transpose(0, 2, 3, 1).flags.c_contiguous
+    wide = fe.roi_pool(features, CupyLike(ROIS.astype(np.float64)), 2)
+    assert_same_bits(wide.array, VALUES)
+    pyramid = fe.spp_pool(features, CupyLike(ROIS), (1, 2))
+    assert_same_bits(pyramid.array, fe.spp_pool(FEATURES, ROIS, (1, 2)))
     with pytest.raises(TypeError, match="boxes must be a cupy.ndarray like the other arguments"):
         fe.roi_pool(features, ROIS, 2)
 
@@ -523,13 +542,33 @@ def test_what_is_no_number_of_numpy_is_named(dtype):
         fe.nms(boxes, np.zeros(1, np.float32), 0.5)
 
 
+def test_a_mask_is_not_passed_over():
+    masked = np.ma.masked_array(BOXES, mask=True)
+    with pytest.raises(TypeError, match="^boxes must be an array without a mask, got numpy.ma"):
+        fe.nms(masked, SCORES, 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32_are_infinite_without_a_warning():
+    rois = np.float64([[0, -1e300, 0, 1e300, 9]])
+    infinite = np.float32([[0, -np.inf, 0, np.inf, 9]])
+    assert_same_bits(fe.roi_pool(FEATURES, rois, 2), fe.roi_pool(FEATURES, infinite, 2))
+
+
+@every_operator
+def test_type_hints_can_be_asked_for(operator):
+    """As libraries do that make command lines or checks of them."""
+    assert "return" in typing.get_type_hints(getattr(fe, operator.removesuffix("_weights")))
+
+
 class Traced(torch.Tensor):
     """Tensors of a class of their own take the way of traced calls."""
 
 
 NUMBERS = [
     None, "0.5", b"1", 1j, 10**400, [0.5], object, np.zeros(2), torch.zeros(2), torch.tensor(1j),
-    torch.zeros((), device="meta"),
+    torch.zeros((), device="meta"), np.complex64(0.5 + 3j), np.array("0.5"), np.bytes_(b"1"),
+    torch.tensor(1.0, requires_grad=True),
 ]  # fmt: skip
 COUNTS = [None, "2", 2.0, True, np.True_, -1, 1j, torch.ones(2)]
 PAIRS = [None, 5, "ab", (5,), (5, None), ("5", "6"), (5, 1j), (5, 10**400), (5, 6, 7)]
@@ -571,7 +610,9 @@ def test_a_setting_that_is_none_is_named(operator, way):
 
 
 def test_numbers_and_truth_of_other_libraries_are_taken():
-    for one in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)):
+    for one in (
+        np.float32(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2), ml_dtypes.bfloat16(0.5),
+    ):  # fmt: skip
         kept = fe.nms_padded(BOXES, SCORES, one, np.int8(3), inclusive=np.True_)
         expected = fe.nms_padded(BOXES, SCORES, 0.5, torch.tensor(3), inclusive=True)
         assert_same_bits(kept.indices, expected.indices)

@@ -280,7 +280,7 @@ def test_deltas_without_elements_are_not_none(rows, shape, face):
         (lambda: fe.detections(B, S.astype(np.float64), D, SIZE),
          "scores must be float32, got float64"),
         (lambda: fe.detections(B.astype(int), S, D, SIZE), "boxes must be .*, got int64"),
-        (lambda: fe.detections(B, S, D, (0, 5)), "image size.*positive.*0"),
+        (lambda: fe.detections(B, S, D, (0, 5)), "image_size.*positive.*0"),
         (lambda: fe.detections(B, S, D, (0.5, 5), inclusive=True), r"size.*at least.*\(0.5, 5\)"),
         (lambda: fe.detections(B, S, D, (3, 5, 5)), r"image_size must be \(height, width\), got"),
         (lambda: fe.detections(B, S, D, SIZE, nms_threshold=2),

@@ -49,6 +49,8 @@ def test_size_may_be_a_numpy_integer():
     size = np.int64(3)
     assert fe.roi_pool(FEATURES, ROIS, size).shape == (4, 3, 3, 3)
     assert fe.roi_pool(FEATURES, ROIS, (size, size)).shape == (4, 3, 3, 3)
+    for pair in (np.array([3, 2]), torch.tensor([3, 2])):
+        assert fe.roi_pool(FEATURES, ROIS, pair).shape == (4, 3, 3, 2)
 
 
 def test_module():
@@ -58,6 +60,8 @@ def test_module():
     assert_same_bits(take(module(features, rois)), EXPECTED)
     assert list(module.parameters()) == []
     assert list(module.state_dict()) == []
+    symbolic = torch.fx.symbolic_trace(module)  # the call is one node, as of torchvision's
+    assert_same_bits(take(symbolic(features, rois)), EXPECTED)
 
 
 @every_face
@@ -294,7 +298,7 @@ def test_out_that_does_not_fit(out, says):
     ("argmax_out", "says"),
     [
         (np.empty((4, 3, 3, 3), np.int32), r"argmax_out must have shape \(4, 3, 3, 4\)"),
-        (np.empty((4, 3, 3, 4), np.int64), "argmax_out must be int32, got int64"),
+        (np.empty((4, 3, 3, 4), np.int64), "argmax_out must be int32 or uint16, got int64"),
         (channels_last(np.empty((4, 3, 3, 4), np.int32)), "argmax_out must have the memory layout"),
     ],
 )
@@ -337,6 +341,21 @@ def test_out_that_a_graph_has_kept_is_known_to_have_changed():
     with torch.inference_mode():
         out = torch.empty(EXPECTED.shape)
     assert fe.roi_pool(features, rois, SIZE, out=out) is out
+
+
+@every_face
+def test_out_that_is_a_tensor_is_kept_book_of_whatever_the_input_is(face):
+    out = torch.zeros(EXPECTED.shape)
+    weights = torch.ones_like(out, requires_grad=True)
+    loss = (weights * out).sum()
+    fe.roi_pool(give(FEATURES, face), give(ROIS, face), SIZE, 0.5, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    one = (slice(1), slice(1))
+    turned = torch.zeros(1, 1, 1, 1, dtype=torch.complex64).conj().imag
+    fe.roi_pool(give(FEATURES[one], face), give(ROIS[:1], face), 1, 0.5, out=turned)
+    expected = fe.roi_pool(FEATURES[one], ROIS[:1], 1, 0.5)
+    assert turned.item() == expected.item() != 0
 
 
 @every_face
@@ -478,8 +497,11 @@ def test_errors_name_the_argument(call, says):
      (torch.complex64, "complex64")],
 )  # fmt: skip
 def test_torch_dtypes_that_are_not_offered(dtype, name):
+    features, rois = torch.from_numpy(FEATURES), torch.from_numpy(ROIS)
     with pytest.raises(ValueError, match=f"input must be float16, .* got {name}$"):
-        fe.roi_pool(torch.from_numpy(FEATURES).to(dtype), torch.from_numpy(ROIS), SIZE)
+        fe.roi_pool(features.to(dtype), rois, SIZE)
+    with pytest.raises(ValueError, match=f"^boxes must be float32, got {name}$"):
+        fe.roi_pool(features, rois.to(dtype), SIZE)
 
 
 def test_tensors_without_plain_memory_are_named():
@@ -544,8 +566,9 @@ G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
          r"input_shape must be \(N, C, H, W\)"),
         (lambda: fe.roi_pool_backward(G, A, ROIS, None),
          r"input_shape must be \(N, C, H, W\), got None"),
-        (lambda: fe.roi_pool_backward(G, A.astype(np.int64), ROIS, SHAPE),
-         "argmax must be int32, got int64"),
+        *[(lambda dtype=dtype: fe.roi_pool_backward(G, A.astype(dtype), ROIS, SHAPE),
+           f"argmax must be int32 or uint16, got {dtype.__name__}")
+          for dtype in (np.int64, np.uint8, np.int16, np.uint32, np.float32)],
         (lambda: fe.roi_pool_backward(G.astype(np.int16), A, ROIS, SHAPE),
          "grad_output must be .*int16"),
         (lambda: fe.roi_pool_backward(G[0], A, ROIS, SHAPE), "grad_output must have 4 dimensions"),

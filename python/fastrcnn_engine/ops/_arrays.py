@@ -31,8 +31,11 @@ class SupportsDLPack(Protocol):
 # part of its type, and the arguments of one call differ in it.
 Array = TypeVar("Array", "NDArray[Any]", "Tensor", "SupportsDLPack")
 AnyArray: TypeAlias = "NDArray[Any] | Tensor | SupportsDLPack"
+if not TYPE_CHECKING:  # whoever asks for the hints of a function gets some, with torch or without
+    Array, AnyArray = TypeVar("Array"), Any
 
 _CPU_DEVICE_TYPES = (1, 3)  # DLPack: host memory, pinned host memory
+_TEXTS = (str, bytes, bytearray)
 # What is taken where an argument is cast to the first.
 _TAKEN = {None: "float32 or float64", "float32": "float32", "int64": "integers"}
 
@@ -55,7 +58,9 @@ class NumpyArrays:
                 raise ValueError(f"{name} must be {_TAKEN[cast]}, got bfloat16")
             result = result.astype(cast)
         elif cast is not None and result.dtype.kind in ("f" if cast == "float32" else "iub"):
-            result = result.astype(cast, copy=False)
+            if result.dtype != cast:
+                with np.errstate(over="ignore"):  # beyond float32 is infinite, as to torch
+                    result = result.astype(cast)
         elif cast == "int64":
             raise ValueError(f"{name} must be {_TAKEN[cast]}, got {result.dtype}")
         return self._row_major(result)
@@ -117,9 +122,6 @@ class NumpyArrays:
             rows.append(self._xp.concatenate([index, item], axis=1))
         return self._xp.concatenate(rows)
 
-    def written(self, out: Any) -> None:
-        """Tells whoever keeps a book of it that the engine wrote into the caller's array."""
-
     def join_rows(self, results: Sequence[Any]) -> Any:
         """Results (R, ...) beside each other, each row flat: (R, the sum of their sizes)."""
         arrays = [self._own(result, "results") for result in results]
@@ -134,6 +136,9 @@ class NumpyArrays:
 
     def _own(self, array: Any, name: str) -> Any:
         """The array as NumPy's, in the machine's byte order. bfloat16 is a type of `ml_dtypes`."""
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{name} must be an array without a mask, got numpy.ma.MaskedArray: "
+                            "its filled() is one")
         if isinstance(array, (np.ndarray, np.generic)):
             array = np.asarray(array)
         elif hasattr(array, "__dlpack__") and not is_tensor(array):
@@ -188,10 +193,32 @@ class CupyArrays(NumpyArrays):
     def stream(self) -> int:
         return self._xp.cuda.get_current_stream(self._device.id).ptr
 
+    # CuPy computes on its current GPU, wherever its arrays lie.
+
+    def take(self, array: Any, name: str, cast: str | None = None) -> Any:
+        with self._device:
+            return super().take(array, name, cast)
+
+    def take_map(self, array: Any, name: str) -> Any:
+        with self._device:
+            return super().take_map(array, name)
+
+    def take_like(self, array: Any, like: Any, name: str) -> Any:
+        with self._device:
+            return super().take_like(array, like, name)
+
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         del like
         with self._device:
             return self._xp.empty(tuple(shape), dtype)
+
+    def indexed_boxes(self, boxes: Sequence[Any], like: Any) -> Any:
+        with self._device:
+            return super().indexed_boxes(boxes, like)
+
+    def join_rows(self, results: Sequence[Any]) -> Any:
+        with self._device:
+            return super().join_rows(results)
 
     def _own(self, array: Any, name: str) -> Any:
         if not isinstance(array, self._xp.ndarray):
@@ -220,6 +247,7 @@ class TorchArrays:
         self._torch = torch = sys.modules["torch"]
         self.tensor_type = torch.Tensor
         self._narrow = (torch.float16, torch.bfloat16)
+        self._floats = (*self._narrow, torch.float32, torch.float64)
         self._dtypes = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32,
                         "uint16": getattr(torch, "uint16", None)}  # fmt: skip
 
@@ -235,7 +263,9 @@ class TorchArrays:
             if cast == "int64" and (tensor.is_floating_point() or tensor.is_complex()):
                 given = str(tensor.dtype).removeprefix("torch.")
                 raise ValueError(f"{name} must be {_TAKEN[cast]}, got {given}")
-            if tensor.dtype is not dtype and tensor.is_floating_point() == dtype.is_floating_point:
+            if tensor.dtype is not dtype and (
+                tensor.dtype in self._floats if cast == "float32" else not tensor.is_quantized
+            ):
                 tensor = tensor.to(dtype)
         elif tensor.dtype in self._narrow:
             tensor = widened(tensor)
@@ -307,14 +337,6 @@ class TorchArrays:
     def first(self, array: Any, count: int) -> Any:
         # In place: half of what a slice costs. The memory is kept either way.
         return array.resize_((count, *array.shape[1:])) if count < len(array) else array
-
-    def written(self, out: Any) -> None:
-        if not isinstance(out, self.tensor_type):
-            return
-        if out.is_neg():  # memory that is read with the other sign
-            out.neg_()
-        if not out.is_inference():  # those have no version
-            self._torch.autograd.graph.increment_version(out)
 
     def join_rows(self, results: Sequence[Any]) -> Any:
         return self._torch.cat([result.flatten(1) for result in results], dim=1)
@@ -441,14 +463,19 @@ def count_of(number: Any, name: str, least: int = 0) -> int:
 
 
 def number_of(number: Any, name: str) -> float:
-    """As a float; ValueError, naming the argument, for what is no number. As in `whole`, one that
-    stands for many stays as it is.
+    """As a float; ValueError, naming the argument, for what is no number, or is a tensor whose
+    gradient would end here. As in `whole`, one that stands for many stays as it is.
     """
     kind = type(number)
     if kind is float or kind.__name__ in ("SymInt", "SymFloat"):
         return number
+    if is_tensor(number) and number.requires_grad and sys.modules["torch"].is_grad_enabled():
+        raise ValueError(f"{name} must be a number, got a tensor that requires a gradient, which "
+                         "would end here: detach() it")
     try:
-        if not isinstance(number, (str, bytes, bytearray)):  # which float() would read
+        # float() would read texts, and of NumPy's complex numbers a part.
+        is_numpy = isinstance(number, (np.ndarray, np.generic))
+        if not (number.dtype.kind in "cSU" if is_numpy else isinstance(number, _TEXTS)):
             return float(number)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         pass  # the last two are those of 10**400 and of torch's complex numbers
@@ -503,6 +530,16 @@ def require_no_gradient(operator: str, names: Sequence[str], *arrays: Any) -> No
                 f"{operator} has no gradient in {name}, which requires one: "
                 "detach() it, or call under torch.no_grad()"
             )
+
+
+def written(out: Any) -> None:
+    """Tells torch, which keeps a book of it, that the engine wrote into the caller's tensor."""
+    if not is_tensor(out):
+        return
+    if out.is_neg():  # memory that is read with the other sign
+        out.neg_()
+    if not out.is_inference():  # those have no version
+        sys.modules["torch"].autograd.graph.increment_version(out)
 
 
 def is_bfloat16(array: Any) -> bool:

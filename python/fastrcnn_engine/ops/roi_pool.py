@@ -18,6 +18,7 @@ from fastrcnn_engine.ops._arrays import (
     require_no_gradient,
     shape_of,
     whole,
+    written,
 )
 
 
@@ -40,7 +41,8 @@ def roi_pool(
         input: features (N, C, H, W), NCHW or channels-last; the result has the same memory layout.
             float16, bfloat16, float32 or float64.
         boxes: (R, 5) rows of [batch index, x1, y1, x2, y2] in image pixels, or a list of N arrays
-            (L_i, 4). Coordinates are used as float32 whatever the type of the features.
+            (L_i, 4). Coordinates are used as float32 whatever the type of the features. A fraction
+            of the batch index is cut off.
         output_size: (PH, PW), or one number for both.
         spatial_scale: map cells per image pixel, 1/16 for the paper's networks.
         out: optional (R, C, PH, PW) array to write into and return, in memory of its own; not with
@@ -195,9 +197,9 @@ def pool(
     if out is None:
         output = arrays.give(output, input)
     else:
-        arrays.written(output)
+        written(output)
     if argmax_out is not None:
-        arrays.written(argmax)
+        written(argmax)
     elif argmax is not None:
         argmax = arrays.give(argmax)
     return output, argmax
@@ -250,10 +252,13 @@ def _require_images(given: int, input: Any) -> None:
 def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
     given: Any = output_size
     try:
-        if isinstance(given, int) or hasattr(given, "__index__"):
-            height = width = given
-        else:
+        if isinstance(given, (tuple, list)):
             height, width = given
+        else:
+            try:
+                height = width = whole(given)
+            except TypeError:  # an array of two has `__index__`, too
+                height, width = given
         if not (type(height) is int and type(width) is int):
             height, width = whole(height), whole(width)
         if height > 0 and width > 0:

@@ -88,11 +88,12 @@ def smooth_l1_backward(
     normalizer: float | None = None,
 ) -> Array:
     """Gradient of `smooth_l1` in its deltas, times `grad_loss` (one number, the dtype of deltas).
+    Outside autograd: tensors that require a gradient are taken, and the result requires none.
 
     Returns:
         (R, D * (K + 1)), zero outside each row's own columns.
 
-    Arguments, errors and source: as `smooth_l1`.
+    Other arguments, errors and source: as `smooth_l1`.
     """
     beta = number_of(beta, "beta")
     if is_traced(deltas):
