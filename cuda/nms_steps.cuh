@@ -1,8 +1,8 @@
-// Suppression as nms and detections share it, in five steps, each a launch. A block has the boxes of one
-// class and gathers them. All blocks find the place of every box among those of its class, by counting how
-// many come before it. All blocks compare every two boxes of a class, a bit a pair. A block has the bits of a
-// class and finds which boxes are kept. At last a warp has a kept box, and counts the kept ones of all
-// classes before it.
+// Suppression as nms and detections share it, in five steps, each a launch; of long lists the third and the
+// fourth are several, one a window. A block has the boxes of one class and gathers them. All blocks find the
+// place of every box among those of its class, by counting how many come before it. All blocks compare every
+// two boxes of a class, a bit a pair. A block has the bits of a class and finds which boxes are kept. At last
+// a warp has a kept box, and counts the kept ones of all classes before it.
 //
 // What comes first is decided by (score, index) alone. Atomics choose where lists lie and in which order one
 // is gathered, so no result depends on who was faster.
@@ -413,6 +413,7 @@ __device__ int keep_of_window(const Lists<T>& lists, const ClassList& list, cons
   const int warp = warp_of(), lane = lane_of(), groups = lists.groups_in_window(list.count, first);
   constexpr int together = 2 * kClassWarps;  // loads under way
   int kept = list.kept;
+  if (kept >= rule.enough) return kept;  // no places at all: nothing has been compared
   TurnBits next = bits_of_turn(lists, list, first, 0);
   for (int turn = 0; turn < groups && kept < rule.enough; turn += kClassWarps) {
     const TurnBits bits = next;

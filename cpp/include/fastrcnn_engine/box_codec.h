@@ -50,7 +50,7 @@ void clip_boxes(const ClipBoxes<T>& call);
 }  // namespace cpu
 
 namespace cuda {
-// A box without area encodes to infinities or NaN.
+// A box without area may encode to infinities or NaN.
 template <typename T>
 void encode_boxes(const EncodeBoxes<T>& call, const Stream& stream);
 template <typename T>

@@ -183,7 +183,7 @@ class HostDlpackArrays(NumpyArrays):
 
 
 class CupyArrays(NumpyArrays):
-    """CuPy's arrays on a GPU. Work is queued on CuPy's current stream, and memory is CuPy's."""
+    """CuPy's arrays on a GPU. Work is queued on CuPy's current stream, and results are CuPy's."""
 
     def __init__(self, example: Any) -> None:
         self._xp = sys.modules["cupy"]

@@ -37,8 +37,8 @@ def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:
 
     Raises:
         ValueError: shapes or dtypes that do not fit, or (host memory) a box that is not finite or
-            has no area, naming the row. On a GPU such a row becomes infinite or NaN instead. Also
-            an argument that requires a gradient.
+            has no area, naming the row. On a GPU such a row may become infinite or NaN instead.
+            Also an argument that requires a gradient.
 
     Source: paper section 2.3 ("the parameterization given in R-CNN"); widths of the original code.
     """
