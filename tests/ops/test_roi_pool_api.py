@@ -539,6 +539,15 @@ def test_tensors_without_plain_memory_are_named():
         r"boxes\[0\] must have 2 dimensions, but": lambda: fe.roi_pool(
             features, [torch.nested.nested_tensor([boxes])], SIZE
         ),
+        "the first array must be a dense tensor, got torch._mkldnn": lambda: fe.nms(
+            boxes.to_mkldnn(), scores, 0.5
+        ),
+        r"the first array must be a dense tensor, got torch\._mkldnn": (
+            lambda: fe.clip_boxes_to_image(boxes.to_mkldnn(), (9, 9))
+        ),
+        "the first array must be a dense tensor, got a nested": lambda: fe.smooth_l1(
+            torch.nested.nested_tensor([boxes]), boxes
+        ),
         "boxes cannot be read by DLPack": lambda: fe.roi_pool(features, rois.to("meta"), SIZE),
         "out cannot be read by DLPack": lambda: fe.roi_pool(
             features, rois, SIZE, out=torch.empty(EXPECTED.shape, device="meta")

@@ -311,12 +311,20 @@ class TorchArrays:
             return True
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
-        if dtype is like.dtype:
-            return like.new_empty(shape)
-        return like.new_empty(shape, dtype=self._dtypes.get(dtype, dtype))
+        try:
+            if dtype is like.dtype:
+                return like.new_empty(shape)
+            return like.new_empty(shape, dtype=self._dtypes.get(dtype, dtype))
+        except RuntimeError:
+            self.require_dense(like, "the first array")
+            raise
 
     def empty_like(self, taken: Any) -> Any:
-        return self._torch.empty_like(taken)  # half of what a shape and a dtype cost
+        try:
+            return self._torch.empty_like(taken)  # half of what a shape and a dtype cost
+        except RuntimeError:
+            self.require_dense(taken, "the first array")
+            raise
 
     def empty_map(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         if not self.is_channels_last(like):
@@ -350,6 +358,8 @@ class TorchArrays:
             raise self._other_kind(tensor, name)
         if tensor.layout is not self._torch.strided:
             raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
+        if tensor.is_nested:
+            raise ValueError(f"{name} must be a dense tensor, got a nested one")
 
     def _tensor(self, array: Any, name: str) -> Any:
         if not isinstance(array, self.tensor_type):
