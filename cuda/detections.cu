@@ -39,10 +39,9 @@ struct Candidates {
   __device__ int64_t classes() const { return columns - 1; }
   __device__ int64_t class_id(int64_t number) const { return number + 1; }  // its column
   __device__ int64_t index(int64_t row, int64_t column) const { return row * columns + column; }
-  __device__ bool wants(int64_t index, int64_t) const {
-    // Few boxes are made where the score decides.
-    return score(index) > score_threshold && semantics::is_whole(box(index));
-  }
+  __device__ int64_t class_of(int64_t, int64_t id) const { return id; }
+  __device__ bool wants(T score) const { return score > score_threshold; }
+  __device__ bool can_be_kept(const Box<T>& box) const { return semantics::is_whole(box); }
   __device__ T score(int64_t index) const { return call.scores.data[index]; }
   __device__ Box<T> box(int64_t index) const {
     const int64_t row = index / columns;

@@ -419,8 +419,29 @@ BUGS = [
     ),
     Bug(
         "the counts of a group are those of the next", "nms_steps.cuh",
-        "lists.dead[place] = 0;\n    }\n    __syncthreads();\n", "lists.dead[place] = 0;\n    }\n",
+        "can_be_kept(box);\n    }\n    __syncthreads();\n", "can_be_kept(box);\n    }\n",
         "nms_of_long_lists", "nms.cu",
+    ),
+    Bug(
+        "a box with a NaN is detected", "detections.cu",
+        "return semantics::is_whole(box);", "return true;",
+        "detections",
+    ),
+    Bug(
+        "a score that is not above the threshold is looked at", "detections.cu",
+        "return score > score_threshold;", "return score >= score_threshold;",
+        "detections",
+    ),
+    Bug(
+        "rows behind the last are gathered", "nms_steps.cuh",
+        "ids[i] = is_row ? source.class_of(index_of(i), id) : ~id;",
+        "ids[i] = source.class_of(index_of(i), id);",
+        "nms", "nms.cu",
+    ),
+    Bug(
+        "boxes of all classes are gathered for each", "nms_steps.cuh",
+        "scores[i] = ids[i] == id ?", "scores[i] = ids[i] != ~id ?",
+        "nms", "nms.cu",
     ),
     Bug(
         "others are overwritten before all lanes have counted", "nms_steps.cuh",
