@@ -42,13 +42,20 @@ constexpr int64_t kListBytes = sizeof(RowList<T, Index>);
 template <typename T, typename Index>
 __device__ void list_rows(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t channel,
                           int64_t first, RowList<T, Index>& list) {
+  constexpr int times = kRowsListed / kWarp;
   const int lane = lane_of();
+  // All loads before the first of them is asked for its image.
+  float images[times];
+#pragma unroll
+  for (int i = 0; i < times; ++i) {
+    const int64_t row = first + i * kWarp + lane;
+    images[i] = row < call.rois.shape[0] ? call.rois.data[5 * row] : -1.0f;
+  }
   int count = 0;
-#pragma unroll 8
-  for (int i = lane; i - lane < kRowsListed; i += kWarp) {
-    const int64_t row = first + i;
-    const bool mine = row < call.rois.shape[0] &&
-                      semantics::roi_image(call.rois.data[5 * row], call.grad_input.n) == image;
+#pragma unroll
+  for (int i = 0; i < times; ++i) {
+    const int64_t row = first + i * kWarp + lane;
+    const bool mine = semantics::roi_image(images[i], call.grad_input.n) == image;
     const unsigned found = __ballot_sync(kAllLanes, mine);
     const int64_t begin = call.grad_output.offset(row, channel, 0);
     if (mine)

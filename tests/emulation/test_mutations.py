@@ -227,6 +227,12 @@ BUGS = [
         "roi_pool_forward",
     ),
     Bug(
+        "rows behind the last RoI are listed", "roi_pool_gradient.cu",
+        "images[i] = row < call.rois.shape[0] ? call.rois.data[5 * row] : -1.0f;",
+        "images[i] = row < call.rois.shape[0] ? call.rois.data[5 * row] : 0.0f;",
+        "roi_pool_backward",
+    ),
+    Bug(
         "all lanes of one cell add", "roi_pool_gradient.cu",
         "if ((sharing & lanes_before(lane)) != 0 || cell[i] >= cells)", "if (cell[i] >= cells)",
         "roi_pool_backward",
