@@ -7,11 +7,16 @@
 namespace fastrcnn_engine::cuda {
 namespace {
 
-// First of the D columns of deltas that row `r` uses, -1 where the row counts nothing.
 template <typename T>
-__device__ int64_t first_column(const SmoothL1<T>& call, int64_t r) {
+__device__ int64_t label_at(const SmoothL1<T>& call, int64_t r) {
+  return call.labels == nullptr ? 0 : call.labels[r];
+}
+
+// First of the D columns of deltas that a row with this label uses, -1 where it counts nothing.
+template <typename T>
+__device__ int64_t first_column(const SmoothL1<T>& call, int64_t label) {
   if (call.labels == nullptr) return 0;
-  const int64_t width = call.targets.shape[1], label = call.labels[r];
+  const int64_t width = call.targets.shape[1];
   return label > 0 && label < call.deltas.shape[1] / width ? label * width : -1;
 }
 
@@ -27,6 +32,8 @@ __device__ T difference_at(const SmoothL1<T>& call, int64_t r, int64_t column, i
          call.targets.data[r * call.targets.shape[1] + d];
 }
 
+constexpr int kTogether = 4;  // components of a row: those of a box
+
 // 256 lanes take the rows in turn and are then folded in halves: the order cpu:: follows too.
 static_assert(kThreads == 256, "the number of lanes is part of the result");
 
@@ -37,13 +44,24 @@ __global__ void forward_kernel(SmoothL1<T> call, T* loss) {
   const int64_t rows = call.targets.shape[0], width = call.targets.shape[1];
   const T beta = static_cast<T>(call.beta);
   double sum = 0;
+  int64_t next = lane < rows ? label_at(call, lane) : 0;
   for (int64_t r = lane; r < rows; r += kThreads) {
-    const int64_t column = first_column(call, r);
+    const int64_t column = first_column(call, next);
+    next = r + kThreads < rows ? label_at(call, r + kThreads) : 0;  // on its way meanwhile
     if (column < 0) continue;
     double row = 0;
-    for (int64_t d = 0; d < width; ++d) {
-      const T difference = difference_at(call, r, column, d);
-      row += static_cast<double>(weight_at(call, r, d) * semantics::smooth_l1(difference, beta));
+    for (int64_t first = 0; first < width; first += kTogether) {
+      T differences[kTogether], weights[kTogether];  // all on their way before the first is needed
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const bool is_there = first + i < width;
+        differences[i] = is_there ? difference_at(call, r, column, first + i) : T(0);
+        weights[i] = is_there ? weight_at(call, r, first + i) : T(0);
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (first + i < width)
+          row += static_cast<double>(weights[i] * semantics::smooth_l1(differences[i], beta));
     }
     sum += row;
   }
@@ -61,7 +79,7 @@ __global__ void backward_kernel(SmoothL1<T> call, const T* grad_loss, T* grad_de
   const T beta = static_cast<T>(call.beta);
   const T scale = *grad_loss / static_cast<T>(call.normalizer);
   for (int64_t i = first_element(); i < count; i += element_stride()) {
-    const int64_t r = i / columns, column = first_column(call, r), d = i % columns - column;
+    const int64_t r = i / columns, column = first_column(call, label_at(call, r)), d = i % columns - column;
     T gradient = 0;
     if (column >= 0 && d >= 0 && d < call.targets.shape[1]) {
       const T slope = semantics::smooth_l1_slope(difference_at(call, r, column, d), beta);
