@@ -45,6 +45,13 @@ INSTRUCTIONS = {
 }
 # The first architecture that has it, where not all have.
 FIRST = {"HMNMX2": "sm_80"}
+# So many loads, or more, are under way before the first of them is waited for, at one place of the
+# kernel: each wait is hundreds of cycles. A condition between two of them, and the compiler keeps
+# them apart.
+LOADS_TOGETHER = {
+    "pool_slabs_kernel": 8, "scatter_kernel": 8, "gather_kernel": 8, "keep_kernel": 16,
+    "forward_kernel": 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,26 +107,26 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
 
 
 @pytest.fixture(scope="module")
-def opcodes(sources: list[Source]) -> dict[tuple[str, str], set[str]]:
-    """(architecture, kernel): the instructions it uses, such as LDS.128."""
+def instructions(sources: list[Source]) -> dict[tuple[str, str], list[str]]:
+    """(architecture, kernel): what it is made of, such as "LDS.128 R4, [R2+0x10]", in order."""
     path = search_path()
     disassembler = shutil.which("cuobjdump", path=path)
     if disassembler is None or shutil.which("nvdisasm", path=path) is None:
         pytest.skip("needs cuobjdump and nvdisasm: nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm")
-    instruction = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)")
-    found: dict[tuple[str, str], set[str]] = {}
+    instruction = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][^;]*);")
+    found: dict[tuple[str, str], list[str]] = {}
 
     def disassemble(source: Source) -> None:
         done = run(disassembler, "-sass", source.code, PATH=path)
         assert done.returncode == 0, done.stderr
-        used = set()
+        code: list[str] = []
         for line in done.stdout.splitlines():
             if "code for sm_" in line:
                 assert line.split()[-1] == source.architecture
             elif "Function :" in line:
-                used = found.setdefault((source.architecture, line.split()[-1]), set())
+                code = found.setdefault((source.architecture, line.split()[-1]), [])
             elif match := instruction.match(line):
-                used.add(match[1])
+                code.append(match[1])
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(disassemble, sources))
@@ -158,22 +165,71 @@ def uses(opcodes: set[str], wanted: str) -> bool:
     return any(o.split(".")[0] == name and {*modifiers} <= {*o.split(".")} for o in opcodes)
 
 
+def kernels_named(
+    pattern: str, instructions: dict[tuple[str, str], list[str]]
+) -> dict[str, tuple[str, list[str]]]:
+    """By a name to tell: the architecture of each kernel, and its instructions."""
+    names = readable({function for _, function in instructions})
+    kernels = {
+        f"{architecture}, {names[function]}": (architecture, code)
+        for (architecture, function), code in instructions.items()
+        if re.search(pattern, names[function])
+    }
+    assert {a for a, _ in kernels.values()} == set(ARCHITECTURES), "no kernel has such a name"
+    return kernels
+
+
 @pytest.mark.parametrize("pattern", INSTRUCTIONS)
 def test_kernels_are_made_of_the_instructions_meant(
-    opcodes: dict[tuple[str, str], set[str]], pattern: str
+    instructions: dict[tuple[str, str], list[str]], pattern: str
 ) -> None:
     needed, refused = INSTRUCTIONS[pattern]
-    names = readable({function for _, function in opcodes})
-    kernels = {(a, f): used for (a, f), used in opcodes.items() if re.search(pattern, names[f])}
-    assert {a for a, _ in kernels} == set(ARCHITECTURES), "no kernel has such a name"
     faults = []
-    for (architecture, function), used in kernels.items():
+    for name, (architecture, code) in kernels_named(pattern, instructions).items():
+        used = {line.split()[0] for line in code}
         known = [o for o in needed if int(architecture[3:]) >= int(FIRST.get(o, "sm_0")[3:])]
         wrong = [f"lacks {o}" for o in known if not uses(used, o)]
         wrong += [f"has {o}" for o in refused if uses(used, o)]
         if wrong:
-            faults.append(f"{architecture}, {names[function]}: {', '.join(wrong)}")
+            faults.append(f"{name}: {', '.join(wrong)}")
     assert not faults, "\n".join(faults)
+
+
+def loads_together(code: list[str]) -> int:
+    """The most loads from device memory in a row of which none is needed before the last.
+
+    A branch ends a row, and so does what names a register that is on its way.
+    """
+    most, row, on_their_way = 0, 0, set()
+    for line in code:
+        opcode, _, operands = line.partition(" ")
+        registers = {int(number) for number in re.findall(r"\bR(\d+)", operands)}
+        if opcode.startswith(("BRA", "BAR", "BSYNC", "CALL", "RET")) or registers & on_their_way:
+            row, on_their_way = 0, set()
+        if opcode.startswith("LDG"):
+            first = int(operands.split(",")[0].strip()[1:])
+            size = {"64": 2, "128": 4}.get(opcode.rpartition(".")[2], 1)
+            row, on_their_way = row + 1, on_their_way | {*range(first, first + size)}
+            most = max(most, row)
+    return most
+
+
+@pytest.mark.parametrize("pattern", LOADS_TOGETHER)
+def test_loads_are_under_way_together(
+    instructions: dict[tuple[str, str], list[str]], pattern: str
+) -> None:
+    kernels = kernels_named(pattern, instructions)
+    found = {name: loads_together(code) for name, (_, code) in kernels.items()}
+    fewer = [f"{name}: {n}" for name, n in found.items() if n < LOADS_TOGETHER[pattern]]
+    assert not fewer, "\n".join(fewer)
+
+
+def test_loads_that_wait_for_each_other_are_told_apart() -> None:
+    one, other = "LDG.E R2, desc[UR4][R8.64]", "LDG.E R4, desc[UR4][R8.64+0x4]"
+    assert loads_together([one, "IADD3 R6, R8, 0x1, RZ", other]) == 2
+    assert loads_together([one, "IADD3 R6, R2, 0x1, RZ", other]) == 1
+    assert loads_together([one, "BRA 0x20", other]) == 1
+    assert loads_together(["LDG.E.64 R8, desc[UR4][R2.64]", "LDG.E R4, desc[UR4][R9.64]"]) == 1
 
 
 def test_uses_tells_instructions_apart() -> None:
