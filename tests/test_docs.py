@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import inspect
 import io
 import re
 import shlex
@@ -28,6 +29,7 @@ from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import write_proposals
 from fastrcnn_engine.models.pretrained import TORCHVISION_LAYERS
+from fastrcnn_engine.ops.box_codec import MAX_LOG_RATIO
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.name: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -36,6 +38,21 @@ every_page = pytest.mark.parametrize("page", PAGES)
 
 def text_of(page: str) -> str:
     return PAGES[page].read_text(encoding="utf-8")
+
+
+def test_signatures_of_the_operators_page() -> None:
+    (listed,) = blocks("operators.md", "text")
+    written = re.sub(r"\n +", " ", listed.strip()).replace("MAX_LOG_RATIO", repr(MAX_LOG_RATIO))
+    expected = []
+    for name in (line.partition("(")[0] for line in written.splitlines()):
+        signature = inspect.signature(getattr(fastrcnn_engine, name))
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        expected.append(f"{name}{inspect.Signature(bare)}")
+    assert written.splitlines() == expected
+    others = {"ops", "Detections", "PaddedDetections", "PaddedIndices", "build_info"}
+    others |= {"get_num_threads", "set_num_threads"}
+    names = {line.partition("(")[0] for line in expected}
+    assert names == {*fastrcnn_engine.__all__, "RoIPool"} - others
 
 
 @every_page

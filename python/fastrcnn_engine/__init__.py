@@ -28,3 +28,6 @@ else:
         if name in ("RoIPool", "onnx_translations"):  # they need torch: looked up when asked for
             return getattr(ops, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:  # what tab completion shows
+        return sorted({*globals(), "RoIPool", "onnx_translations"})

@@ -38,8 +38,9 @@ class SearchOptions:
     """Of edge boxes: the file of a structured edge detector in OpenCV's format (model.yml.gz). None
     takes plain gradients, whose order of the boxes is worth little (docs/training.md)."""
     max_boxes: int | None = None
-    """The most of an image: the best of edge boxes, of the others as many drawn, by the id of the
-    image and the seed alone. Those of a smaller number are among those of a larger. None: all."""
+    """Keep at most so many boxes of an image: of edge boxes the best, of the others a random draw
+    that depends on the image's id and the seed alone, a smaller one being part of a larger. None:
+    all."""
     seed: int = 3
     """Seed of the draw where an image has more boxes than that."""
     workers: int | None = None

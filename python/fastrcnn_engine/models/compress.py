@@ -171,7 +171,7 @@ def _check_rank(layer: nn.Linear, name: str, rank: int) -> None:
     if not 1 <= rank <= min(outputs, inputs):
         raise ValueError(
             f"rank of {name} is {rank}; {outputs} x {inputs} has ranks 1 to "
-            f"{min(outputs, inputs)}: give a rank or an energy"
+            f"{min(outputs, inputs)}: give another (--{name}), or a share (--energy 0.8)"
         )
     if rank * (outputs + inputs) >= outputs * inputs:
         most = (outputs * inputs - 1) // (outputs + inputs)

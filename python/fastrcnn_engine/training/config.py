@@ -133,9 +133,9 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Iterations between checkpoints; the last iteration always writes one."""
     keep: int = 0
-    """So many of the newest checkpoints are kept as checkpoint-ITERATION.pt too."""
+    """How many of the newest checkpoints to keep as checkpoint-ITERATION.pt too."""
     val_split: str | None = None
-    """Split to test on during the training, never the one results are told of: the network with
+    """Split to test on during the training, not the one whose results you report: the network with
     the highest mAP is kept as best.pt."""
     val_every: int = 1000
     """Iterations between two tests on val_split."""
