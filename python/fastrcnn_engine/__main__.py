@@ -32,6 +32,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as cli.main ends, which was not there yet
     try:
         cli.main()
     except BrokenPipeError as error:

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             extra = "onnx" if (error.name or "").startswith("onnx") else "train"
             message += f"; pip install '.[{extra}]' in the checkout brings what the command needs"
         who = f" (process {rank})" if (rank := os.environ.get("RANK")) else ""  # of torchrun's
-        message = spelt_out(" ".join(message.split()))
+        message = spelt_out(" ".join(line.strip() for line in message.splitlines()))
         print(f"fastrcnn-engine {name}{who}: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:

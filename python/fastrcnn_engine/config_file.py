@@ -78,7 +78,10 @@ def read_settings(source: str, fields_of: type) -> tuple[dict[str, Any], bool]:
     lifted = content.pop("training", {})
     if not isinstance(lifted, dict) or lifted.keys() & content.keys():
         raise ValueError(f"config: {source}: training must be a section with keys of its own")
-    return _fields(content | lifted, fields_of, f"config: {source}"), of_a_run
+    settings = content | lifted
+    if settings.get("config") is not None and not of_a_run:
+        raise ValueError(f"config: {source} names another, which only --config can; leave it out")
+    return _fields(settings, fields_of, f"config: {source}"), of_a_run
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -341,3 +341,11 @@ def test_bccd_loads_whole():
         x1, y1, x2, y2 = record.boxes.T
         assert (x1 >= 0).all() and (y1 >= 0).all() and (x2 > x1).all() and (y2 > y1).all()
         assert (x2 <= record.width - 1).all() and (y2 <= record.height - 1).all()
+
+
+def test_an_annotation_does_not_take_the_image_of_another(root):
+    write_annotation(root, "c", filename="a.jpg")  # stale, and there is no image `c`
+    (root / "Annotations" / "._a.xml").write_bytes(b"macOS leaves such a file")
+    write_split(root, "train", ["b", "c"])
+    with pytest.raises(ValueError, match="c.xml: there is no image 'c', and a.jpg, .* of 'a'"):
+        load_voc(root, "train")

@@ -179,3 +179,9 @@ def test_wrong_arguments_are_named():
         draw_marks(np.zeros((5, 5, 3), np.float32), [])
     with pytest.raises(ValueError, match="0 pictures"):
         picture_grid([])
+
+
+def test_a_narrow_strip_is_drawn_smaller():
+    mark = Mark((0, 10, 1, 900), (9, 9, 9), "a name")
+    assert draw_marks(grey(3000, 2), [mark], width=640).shape == (2560, 2, 3)
+    assert draw_marks(grey(66_000, 20), [mark]).shape == (65_500, 20, 3)

@@ -7,11 +7,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fastrcnn_engine.models import build_network
-from fastrcnn_engine.training import loop, train
+from fastrcnn_engine.training import load_network, loop, save_checkpoint, train
 from fastrcnn_engine.training.config import TrainConfig, checked_device, the_same_on_every_run
 
 BASE = TrainConfig(data=Path("d"), proposals=Path("p"))
@@ -185,3 +186,26 @@ def test_plain_values_only():
     assert all(
         isinstance(v, (str, int, float, bool, list, type(None))) for v in plain.values()
     )
+
+
+def test_numbers_of_numpy_become_pythons(tmp_path):
+    """A checkpoint with others could not be read again."""
+    config = replace(
+        BASE, network="tiny", learning_rate=np.float32(0.5), iterations=np.int64(7),
+        learning_rate_steps=[np.int32(3), 5], short_side=np.array([100, 120]), max_side=200,
+    ).resolved()  # fmt: skip
+    assert (config.learning_rate, config.iterations) == (0.5, 7)
+    assert (config.learning_rate_steps, config.short_side) == ((3, 5), (100, 120))
+    model = build_network("tiny", list(np.unique(["b", "a"])))
+    save_checkpoint(tmp_path / "one.pt", model, config=config.to_dict())
+    assert load_network(tmp_path / "one.pt").classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("flip", "no"), ("iterations", "3"), ("iterations", 3.0), ("momentum", "x"), ("seed", True),
+     ("short_side", "120"), ("learning_rate_steps", 5), ("seed", 2**64)],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_named(field, value):
+    with pytest.raises(ValueError, match=f"^{field} is .*; it must be"):
+        replace(BASE, **{field: value}).resolved()

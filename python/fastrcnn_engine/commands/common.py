@@ -92,10 +92,21 @@ def check_alone() -> None:
         )
 
 
+def check_out_folder(out: Path | None) -> None:
+    """Raises ValueError where no folder of this name can be: before the work, not after it."""
+    for path in (out, *out.absolute().parents) if out is not None else ():
+        if path.exists():
+            if not path.is_dir():
+                raise ValueError(f"--out: {path} is a file, not a folder")
+            return
+
+
 def search_of(options: SearchOptions) -> Search:
     """The options as the search they ask for. ValueError for values out of range."""
     fields = dataclasses.asdict(options)
-    del fields["workers"]
+    workers = fields.pop("workers")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
     return Search(**fields)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine.commands import plain_console
-from fastrcnn_engine.commands.common import CACHE, print_notes, search_of
+from fastrcnn_engine.commands.common import CACHE, check_out_folder, print_notes, search_of
 from fastrcnn_engine.data.check import check_dataset
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
@@ -35,6 +35,7 @@ from fastrcnn_engine.shards import WHOLE
 def check_data(options: CheckData) -> None:
     """See options.CheckData."""
     console = plain_console()
+    check_out_folder(options.out)
     check = check_dataset(
         options.data, options.split, options.classes, proposals=options.proposals
     )

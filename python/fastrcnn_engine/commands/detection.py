@@ -17,6 +17,7 @@ from rich.table import Table
 from fastrcnn_engine.bulk import JsonLines, ParquetParts, Propose, check_made_by, detect_many
 from fastrcnn_engine.commands import plain_console
 from fastrcnn_engine.commands.common import (
+    check_out_folder,
     needs_proposals,
     print_notes,
     resize,
@@ -51,6 +52,13 @@ def detect(options: Detect) -> None:
         raise ValueError(f"--format is {options.format}, but only --many writes it")
     if options.mode is not None and options.proposals is not None:
         raise ValueError("give either --proposals or --mode, which is of a search for them")
+    check_out_folder(options.out)
+    for name in ("checkpoint.pt", "metrics.json"):
+        if (options.out / name).exists():
+            raise ValueError(
+                f"--out: {options.out} holds a run or a test ({name}), whose detections.json would "
+                "be replaced; give another folder"
+            )
     everything = list(dict.fromkeys(expand_folders(options.images, lists=options.many)))
     images = shard_of(everything, options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
@@ -79,7 +87,9 @@ def detect(options: Detect) -> None:
     results = detect_files(
         model, images, options.out, propose=propose, detection=detection, errors=unreadable
     )
-    table = Table("image", "detections", "drawn")
+    table = Table()
+    for title in ("image", "detections", "drawn"):
+        table.add_column(title, overflow="fold")  # a path cut short is none
     for path, drawn, found in results:
         names = [model.classes[label - 1] for label in found.labels.tolist()]
         counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
@@ -260,7 +270,8 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
     for path in paths:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            inside = [one for one in inside if not _is_drawn(one)]
+            # macOS leaves ._NAME.jpg, which are no images.
+            inside = [one for one in inside if one.name[0] != "." and not _is_drawn(one)]
             if not inside:
                 raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             files += inside

@@ -11,7 +11,12 @@ import torch
 from rich.table import Table
 
 from fastrcnn_engine.commands import plain_console
-from fastrcnn_engine.commands.common import check_proposals, print_notes, resize
+from fastrcnn_engine.commands.common import (
+    check_out_folder,
+    check_proposals,
+    print_notes,
+    resize,
+)
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
@@ -94,6 +99,9 @@ def export(options: Export) -> None:
     console = plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
     out = options.out or checkpoint.parent / "detector.onnx"
+    if out.exists() and out.suffix.lower() != ".onnx":
+        raise ValueError(f"--out: {out} exists already and is no .onnx file; give another name")
+    check_out_folder(out.parent)
     model = load_network(checkpoint)
     resize(model, options)
     export_onnx(
@@ -112,6 +120,7 @@ def export(options: Export) -> None:
 def _new_checkpoint(folder: Path) -> Path:
     """The checkpoint to write into a folder, which must not hold one."""
     path = folder / "checkpoint.pt"
+    check_out_folder(folder)
     if path.exists():
         raise ValueError(f"--out: {path} exists already; give another folder")
     return path

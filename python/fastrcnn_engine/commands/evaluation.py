@@ -10,6 +10,7 @@ from fastrcnn_engine.commands.common import (
     CACHE,
     check_alone,
     check_metric,
+    check_out_folder,
     check_proposals,
     load_test_set,
     needing_all_images,
@@ -51,7 +52,13 @@ def evaluate(options: Eval, command: str) -> None:
     data = options.data or learned
     if data is None:
         raise ValueError(f"{checkpoint} does not say what it was trained on; give --data")
+    data = data.resolve()  # of "." nothing could be named
     home = checkpoint.parent
+    check_out_folder(options.out)
+    if options.out is not None and (options.out / "checkpoint.pt").exists():
+        raise ValueError(
+            f"--out: {options.out} holds a run, whose own test would be replaced; give another"
+        )
     log = read_log(home / "log.jsonl")
     with join(options.device) as processes:
         model = load_network(checkpoint, device=str(processes.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,6 +270,10 @@ def _check_demo_folder(out: Path, data: Path) -> None:
     stopped = before is None and data.is_dir() and not (out / "checkpoint.pt").exists()
     own = stopped or (before is not None and before.resolve() == data.resolve())
     there = [name for name in (*DEMO_FILES, "config.json") if (out / name).exists()]
+    drawn = re.compile(r"(train|test)(_\d{4,}\.(jpg|xml)|\.txt)")
+    others = [path for path in data.rglob("*") if path.is_file() and not drawn.fullmatch(path.name)]
+    if others:
+        raise ValueError(f"--out: {others[0]} is of no demo; give another --out")
     if there and not own:
         raise ValueError(
             f"--out: {out} holds {', '.join(there)}, which no demo left there; give another --out"

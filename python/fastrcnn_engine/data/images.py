@@ -131,7 +131,8 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     known.
     """
     with opened_image(path) as image:
-        if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+        # Pillow's own conversion would clip at 255. PGM files of 16 bits it gives as 32.
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
         if image.mode in ("I", "F"):

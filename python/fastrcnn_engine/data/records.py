@@ -107,7 +107,7 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
             "classes must be a list of different names, at least one and none empty; got "
             f"{list(classes)}"
         )
-    return classes
+    return tuple(map(str, classes))  # a checkpoint holds none of NumPy's texts
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def load_voc(
     trees: dict[str, ElementTree.Element] = {}
     if classes is None and annotated:
         names = set()
-        for path in sorted(annotation_dir.glob("*.xml")):
+        for path in sorted(annotation_dir.glob("[!.]*.xml")):  # macOS leaves ._NAME.xml
             with collecting(errors):
                 trees[path.stem] = _parse(path)
                 for number, obj in enumerate(trees[path.stem].findall("object"), start=1):
@@ -97,6 +97,11 @@ def load_voc(
             image_path = _find_image(
                 image_dir, image_names, image_id, tree, stated_sizes, problems
             )
+            if image_path.stem != image_id and (annotation_dir / f"{image_path.stem}.xml").exists():
+                raise ValueError(
+                    f"{path}: there is no image {image_id!r}, and {image_path.name}, which it "
+                    f"names, is that of {image_path.stem!r}"
+                )
             records.append(
                 _read_record(
                     image_id, image_path, tree, path, label_of, problems, errors, stated_sizes

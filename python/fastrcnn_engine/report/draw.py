@@ -26,6 +26,7 @@ WRONG: Colour = (220, 38, 38)
 MISSED: Colour = (194, 65, 12)
 OTHER: Colour = (100, 116, 139)
 ROI: Colour = (14, 165, 233)
+LONGEST = 65500  # pixels, of a side of a JPEG file
 
 # Dark enough to carry white text, far enough apart to be told from each other.
 _PALETTE: tuple[Colour, ...] = (
@@ -109,20 +110,24 @@ def draw_marks(
 ) -> np.ndarray:
     """Draws boxes and labels on a copy of an image, (H, W, 3) uint8 RGB; returns the same kind.
 
-    width: width of the result in pixels, None to keep the size. Lines and text fit the size of the
-    result. Labels stand above their box; where that place is taken or outside, beside it.
+    width: width of the result in pixels, None to keep the size. A result is no higher than four
+    widths, and no side is longer than a JPEG file may have: a narrow strip is drawn smaller. Lines
+    and text fit the size of the result. Labels stand above their box; where that place is
+    taken or outside, beside it.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     canvas = Image.fromarray(image)
-    scale = 1.0
-    if width is not None and width != canvas.width:
-        scale = width / canvas.width
-        size = (width, max(round(canvas.height * scale), 1))
-        canvas = canvas.resize(size, Image.Resampling.BICUBIC)
+    scale = min(1.0, LONGEST / max(canvas.size))
+    if width is not None:
+        scale = min(width / canvas.width, 4 * width / canvas.height)
+    if scale != 1:
+        sides = [max(round(side * scale), 1) for side in canvas.size]
+        canvas = canvas.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    line = max(2, round(max(canvas.size) / 220))
-    font = _font(max(11, round(max(canvas.size) / 44)))
+    side = min(max(canvas.size), 4 * min(canvas.size))
+    line = max(2, round(side / 220))
+    font = _font(max(11, round(side / 44)))
     # Boxes first, labels on top of all of them.
     for mark in marks:
         corners = _scaled(mark.box, scale)

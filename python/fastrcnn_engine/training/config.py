@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
+import numpy as np
 import torch
 
 from fastrcnn_engine.data.images import Preprocessing
@@ -160,9 +161,11 @@ class TrainConfig:
     Needs the package of that name."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "proposals", "output", "weights", "init"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
+        paths = ("data", "proposals", "output", "weights", "init")
+        for name in (field.name for field in dataclasses.fields(self)):
+            value = _plain(getattr(self, name))
+            is_path = name in paths and isinstance(value, str)
+            object.__setattr__(self, name, Path(value) if is_path else value)
 
     def resolved(self) -> ResolvedConfig:
         """The same settings with every recipe value filled in, checked.
@@ -174,6 +177,7 @@ class TrainConfig:
             raise ValueError(f"network is {self.network!r}; known are {', '.join(RECIPES)}")
         recipe = {k: v for k, v in RECIPES[self.network].items() if getattr(self, k) is None}
         config = cast("ResolvedConfig", dataclasses.replace(self, **recipe))
+        config._check_kinds()
         if config.learning_rate_steps is None:
             steps = _three_quarters(config.iterations)
             config = dataclasses.replace(config, learning_rate_steps=steps)
@@ -187,13 +191,25 @@ class TrainConfig:
             filled.append("learning_rate_steps")
         return dataclasses.replace(self, **dict.fromkeys(filled))
 
+    def _need(self, good: bool, field: str, rule: str) -> None:
+        if not good:
+            raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
+
+    def _check_kinds(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), str(field.type).removesuffix(" | None")
+            if value is not None and kind in _KINDS:
+                kinds, rule = _KINDS[kind]
+                is_kind = isinstance(value, kinds) and (isinstance(value, bool) == (kind == "bool"))
+                self._need(is_kind, field.name, rule)
+        sides, steps = self.short_side, self.learning_rate_steps
+        sides = sides if isinstance(sides, tuple) else (sides,)
+        self._need(all(type(side) is int for side in sides), "short_side", "whole numbers")
+        whole = isinstance(steps, tuple) and all(type(step) is int for step in steps)
+        self._need(steps is None or whole, "learning_rate_steps", "a tuple of whole numbers")
+
     def _check(self) -> None:
-        config = cast("ResolvedConfig", self)
-
-        def need(good: bool, field: str, rule: str) -> None:
-            if not good:
-                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
-
+        config, need = cast("ResolvedConfig", self), self._need
         for field in ("iterations", "images_per_batch", "rois_per_batch", "log_every",
                       "checkpoint_every", "val_every", "accumulate", "loader_threads"):  # fmt: skip
             need(getattr(self, field) >= 1, field, "at least 1")
@@ -203,6 +219,7 @@ class TrainConfig:
         Preprocessing(short_side=config.short_side, max_side=config.max_side)
         for field in ("seed", "warmup", "weight_decay", "keep", "cache_megabytes"):
             need(getattr(self, field) >= 0, field, "at least 0")
+        need(self.seed < 2**64, "seed", "below 2^64")
         if self.network == "tiny":
             if self.weights is not None:
                 raise ValueError(
@@ -267,6 +284,21 @@ class TrainConfig:
             elif isinstance(value, tuple):
                 plain[key] = list(value)
         return plain
+
+
+# Of a field's type, what its value must be.
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "True or False"),
+}
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and texts as Python's, lists as tuples: a checkpoint holds no others."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _three_quarters(iterations: int) -> tuple[int, ...]:
