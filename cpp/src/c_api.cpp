@@ -4,7 +4,6 @@
 #include <string>
 
 #include "fastrcnn_engine/box_codec.h"
-#include "fastrcnn_engine/build_info.h"
 #include "fastrcnn_engine/detections.h"
 #include "fastrcnn_engine/error.h"
 #include "fastrcnn_engine/nms.h"
@@ -20,6 +19,14 @@ std::string& last_error() {
   return message;
 }
 
+void tell(const std::exception& error) noexcept {
+  try {
+    last_error() = error.what();
+  } catch (const std::exception&) {
+    last_error() = "out of memory";  // short enough to need none
+  }
+}
+
 template <typename Call>
 int guarded(Call call) {
   try {
@@ -27,10 +34,10 @@ int guarded(Call call) {
     call();
     return FRCNN_OK;
   } catch (const fr::InvalidArgument& error) {
-    last_error() = error.what();
+    tell(error);
     return FRCNN_INVALID_ARGUMENT;
   } catch (const std::exception& error) {
-    last_error() = error.what();
+    tell(error);
     return FRCNN_FAILED;
   }
 }
@@ -55,8 +62,7 @@ double ratio_or_default(double ratio) { return ratio == 0 ? fr::kMaxLogRatio : r
 const char* frcnn_last_error(void) { return last_error().c_str(); }
 
 const char* frcnn_version(void) {
-  static const std::string version = fr::build_info().version;
-  return version.c_str();
+  return FRCNN_VERSION;  // not build_info's, which throws where the environment names no instruction set
 }
 
 int frcnn_get_num_threads(void) { return fr::num_threads(); }

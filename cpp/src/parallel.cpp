@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <cstdlib>
+#include <exception>
 #include <fstream>
 #include <sstream>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -72,11 +73,19 @@ bool run_on_openmp([[maybe_unused]] int threads, [[maybe_unused]] const Take& ta
   struct Team {
     int threads;
     const Take& take;
+    std::fenv_t rounding{};  // the caller's, and whether denormals count as zeros
     std::atomic<int> begun = 0;
   } team{threads, take};
+  std::fegetenv(&team.rounding);
   const auto run = [](void* data) {
-    auto& team = *static_cast<Team*>(data);
-    if (const int thread = team.begun++; thread < team.threads) team.take(thread);
+    auto& its_team = *static_cast<Team*>(data);
+    const int thread = its_team.begun++;
+    if (thread >= its_team.threads) return;
+    std::fenv_t own;
+    std::fegetenv(&own);
+    std::fesetenv(&its_team.rounding);
+    its_team.take(thread);
+    std::fesetenv(&own);
   };
   parallel(run, &team, 0, 0);  // all of them: a team of another size would have to be made anew
   return true;
@@ -118,8 +127,8 @@ void parallel_for(int64_t items, int threads, const std::function<void(int, int6
   others.reserve(threads - 1);
   try {
     for (int t = 1; t < threads; ++t) others.emplace_back(take, t);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those there are do the work.
+  } catch (const std::exception&) {
+    // No more threads, or no memory for one: those there are do the work.
   }
   take(0);
   for (std::thread& other : others) other.join();

@@ -3,6 +3,6 @@
 
 namespace fastrcnn_engine::cuda {
 
-std::string why_unavailable() { return build_info().cuda_reason; }
+std::string why_unavailable() { return FRCNN_CUDA_REASON; }
 
 }  // namespace fastrcnn_engine::cuda

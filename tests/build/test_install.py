@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def test_a_program_may_ask_for_cuda_where_there_is_none(prefix: Path, tmp_path: 
         next(prefix.glob("lib*/libfastrcnn_engine.a")),
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
-    assert run(tmp_path / "asks").stdout == "switched off (FRCNN_CUDA=OFF)"
+    reason = "switched off (FRCNN_CUDA=OFF)"
+    assert run(tmp_path / "asks").stdout == reason
+    assert run(tmp_path / "asks", FRCNN_INSTRUCTION_SET="sse").stdout == reason
 
 
 def test_memory_that_was_forgotten_is_named(prefix: Path, tmp_path: Path) -> None:
@@ -401,6 +404,14 @@ def test_threads_are_set_in_c(in_c: InC) -> None:
         assert in_c.library.frcnn_get_num_threads() == 3
     finally:
         in_c.library.frcnn_set_num_threads(before)
+
+
+def test_the_version_is_told_whatever_the_environment_says(prefix: Path) -> None:
+    library = next(prefix.glob("lib*/**/libfastrcnn_engine_c.so"))
+    asks = "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).frcnn_version; "
+    asks += "f.restype = ctypes.c_char_p; print(f().decode())"
+    told = run(sys.executable, "-c", asks, library, FRCNN_INSTRUCTION_SET="sse")
+    assert told.stdout.strip() == fe.__version__, told.stderr
 
 
 def test_what_c_asks_wrongly_is_told_to_its_thread(in_c: InC) -> None:

@@ -61,6 +61,26 @@ def test_threads_change_nothing(layout, dtype):
     assert_all_equal(found)
 
 
+def test_denormals_are_what_they_are_to_the_caller():
+    """Threads that were there before it decided have a mode of their own."""
+    features, rois = (torch.from_numpy(array) for array in problem("nchw", np.float32))
+    features *= 1e-39
+    torch.set_num_threads(2)
+    torch.ones(1000, 1000).sin().sum()  # the other thread is there
+    kept = results(features, rois)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot count denormals as zeros")
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(results(features, rois))
+    finally:
+        torch.set_flush_denormal(False)
+    assert_all_equal(found)
+    assert (found[0][2] != kept[2]).any()  # other cells are the maxima
+
+
 @every_layout
 def test_torchs_threads_change_nothing(layout):
     """Calls on tensors run on the threads of torch's own operators."""

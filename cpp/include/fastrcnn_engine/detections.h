@@ -11,7 +11,7 @@
 namespace fastrcnn_engine {
 
 // Column 0 is background and never detected. A candidate is a (proposal, class) pair with
-// score > score_threshold (NaN fails) and a decoded box without NaN.
+// score > T(score_threshold) (NaN fails) and a decoded box without NaN.
 template <typename T>
 struct DetectBoxes {
   View<const T, 2> proposals;  // (R, 4) in image pixels

@@ -29,7 +29,7 @@ template <typename T>
 void check(const SmoothL1<T>& call, const T* grad_loss, const View<T, 2>& grad_deltas);
 
 // `loss` and `grad_loss` are one number each, in the backend's memory; grad_deltas (R, D * classes)
-// is overwritten.
+// is overwritten, and is other memory than the deltas.
 namespace cpu {
 // Also InvalidArgument, naming the row, for a label outside [0, classes).
 template <typename T>
