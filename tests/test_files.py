@@ -145,6 +145,32 @@ def test_a_folder_without_locks_is_nobody_s_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "fcntl", None)  # Windows
     with files.alone_in(tmp_path / "other"), files.alone_in(tmp_path / "other"):
         assert (tmp_path / "other").is_dir()
+    with files.one_at_a_time(tmp_path / "a", None), files.one_at_a_time(tmp_path / "a", None):
+        pass  # nobody waits
+
+
+def test_whoever_waited_locks_out_the_next_too(tmp_path):
+    """The first takes the locked file away, while the second waits for it and the third comes."""
+    inside, most, done = [], [], []
+
+    def work(number):
+        for _ in range(50):
+            with files.one_at_a_time(tmp_path / "a", lambda: None):
+                inside.append(number)
+                most.append(len(inside))
+                time.sleep(1e-4)
+                inside.remove(number)
+        done.append(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len(done) == 4 and max(most) == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_makes_nobody_wait(tmp_path):
+    (tmp_path / "file").touch()
+    with files.one_at_a_time(tmp_path / "file" / "a", lambda: None):
+        pass
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "\u00fc" * 127, "a[b]*.npz"])

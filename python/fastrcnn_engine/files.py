@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -157,6 +157,37 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(held)
+
+
+@contextmanager
+def one_at_a_time(path: Path, tell: Callable[[], None]) -> Iterator[None]:
+    """Keeps others on this machine, who ask here too, from changing a file for the block. Where
+    one is at it already, calls `tell` and waits for its end. Makes the folder.
+
+    A file beside it is locked, and gone afterwards: `path` itself is replaced by a new one each
+    time it is written. Where none can be made nobody can write `path` either, and nobody waits.
+    """
+    path = Path(os.path.realpath(path))
+    lock = path.with_name(f"{_begin(path)}lock")
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "ab")
+        except OSError:
+            yield
+            return
+        with file:
+            if not is_alone(file.fileno()):
+                tell()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink == 0:
+                continue  # whoever had it took it away, and the next would make another
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows keeps what is open
+                    lock.unlink()
+            return
 
 
 def check_idle(folder: Path) -> None:

@@ -439,6 +439,38 @@ def test_an_image_that_changed_is_searched_again(tmp_path):
         np.testing.assert_array_equal(store[image_id], selective_search(load_image(path)))
 
 
+def test_two_searches_into_one_file_lose_nothing(tmp_path, capsys):
+    items = save_scenes(tmp_path, 6)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Search):
+        def boxes(self, image, image_id):
+            begun.set()
+            assert go_on.wait(60)
+            return super().boxes(image, image_id)
+
+    out = tmp_path / "out" / "p.npz"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(compute_proposals, items[:4], out, Slow("grid"), progress=False)
+        assert begun.wait(60)
+        second = pool.submit(compute_proposals, items[2:], out, Search("grid"), workers=1)
+        deadline = time.monotonic() + 60
+        while "waiting for another search" not in capsys.readouterr().out:
+            assert time.monotonic() < deadline and not second.done()
+            time.sleep(0.01)
+        assert not out.exists()
+        go_on.set()
+        first.result(60)
+        assert list(second.result(60)) == ["image 0", "image 1"] + [i for i, _ in items[2:]]
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_search_that_was_killed_keeps_nobody_waiting(tmp_path):
+    (tmp_path / ".p.npz.lock").touch()
+    compute_proposals(save_scenes(tmp_path, 1), tmp_path / "p.npz", Search("grid"), progress=False)
+    assert not (tmp_path / ".p.npz.lock").exists()
+
+
 def test_files_of_parts_are_taken_over(tmp_path, monkeypatch):
     items = save_scenes(tmp_path, count=5)
     how = {"search": Search(short_side=60), "progress": False}
