@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -300,15 +301,20 @@ def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detect
     """comp4_det_SPLIT_CLASS.txt for each class, as VOC's own programs read them.
 
     A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits. A
-    slash in a name is written as _, with more of these where that is the name of another class.
+    slash in a name is written as _, and what is too long for a file's name is cut off, with more _
+    where that is the name of another class.
     """
+    begin = f"comp4_det_{dataset.split.replace('/', '_')}_"
+    room = 255 - len(f"{begin}.txt".encode())
     taken = set(dataset.classes)
     for label, name in enumerate(dataset.classes, start=1):
-        shown = name.replace("/", "_")
-        while shown != name and shown in taken:
-            shown += "_"
+        shown = name
+        if "/" in name or len(name.encode()) > room:
+            plain = name.replace("/", "_").encode()
+            ways = (plain[: room - n].decode(errors="ignore") + "_" * n for n in itertools.count())
+            shown = next(way for way in ways if way not in taken)
         taken.add(shown)
-        path = folder / f"comp4_det_{dataset.split.replace('/', '_')}_{shown}.txt"
+        path = folder / f"{begin}{shown}.txt"
         lines = []
         for image_id, one in found.items():
             own = one.labels == label

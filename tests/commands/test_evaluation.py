@@ -129,6 +129,15 @@ def test_results_in_the_format_of_voc_have_a_file_for_each_class(tmp_path):
     assert first["comp4_det_own_test_a_b.txt"] == 5, "the name is its own"
 
 
+def test_a_class_of_a_long_name_has_a_file_in_the_format_of_voc_too(tmp_path):
+    classes = ("ü" * 300, "ü" * 301, "u" + "ü" * 300, "/" * 300, "x" * 236, "x" * 235 + "y")
+    dataset = Dataset(classes, [], [], tmp_path, "test")
+    pipeline.write_voc_results(tmp_path, dataset, {})
+    names = {p.name.removeprefix("comp4_det_test_") for p in tmp_path.iterdir()}
+    cut = ["ü" * 118, "ü" * 117 + "_", "u" + "ü" * 117, "_" * 236]
+    assert names == {f"{name}.txt" for name in [*cut, *classes[4:]]}
+
+
 def test_eval_agrees_with_the_test_of_the_training(trained, drawn, capsys):
     same = drawn / ".." / drawn.name  # what it was trained on, by another way
     run("eval", "--run", trained, "--data", same, "--split", "test", "--metric", "11point")
