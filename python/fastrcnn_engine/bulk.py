@@ -36,7 +36,8 @@ PART_SECONDS = 600
 
 
 class JsonLines:
-    """A file with a line of JSON for each row, on the disk at once. `known` are its images.
+    """A file with a line of JSON for each row, on the disk at once. `known` are its images, and
+    whether their rows tell an error.
 
     A last line that was cut off is taken away. Raises ValueError for a file of other content, or
     that another run is writing, before anything is written to it, and OSError when it cannot be
@@ -67,7 +68,8 @@ class JsonLines:
 
 
 class ParquetParts:
-    """A folder of Parquet files with some thousand rows each. `known` are the images in them.
+    """A folder of Parquet files with some thousand rows each. `known` are the images in them, and
+    whether their rows tell an error.
 
     A row is that of an image: `image` (string), `error` (string, or null) and `detections`, a list
     of structs of `class` (string), `score` (float) and `box` (list of four floats), null beside an
@@ -94,19 +96,21 @@ class ParquetParts:
         own = sorted(path.glob(self._part("?????").name))
         # Of all parts, of a job that was cut otherwise too: the folder is one table.
         parts = path.glob("part-*.parquet")
-        self.known = {image for part in parts for image in self._images(part)}
+        self.known = {image: failed for part in parts for image, failed in self._images(part)}
         self.next = int(own[-1].name[5:10]) + 1 if own else 0
         self._start()
 
     def _part(self, number: str) -> Path:
         return shard_file(self.path / f"part-{number}.parquet", self.shard)
 
-    def _images(self, part: Path) -> set[str]:
+    def _images(self, part: Path) -> list[tuple[str, bool]]:
         try:
             file = self.arrow.parquet.ParquetFile(part)
             if file.schema_arrow != self.schema:
                 raise ValueError("columns of another kind")
-            return set(file.read(["image"])["image"].to_pylist())
+            rows = file.read(["image", "error"])
+            failed = rows["error"].is_valid()
+            return list(zip(rows["image"].to_pylist(), failed.to_pylist(), strict=True))
         except (ValueError, OSError) as error:  # pyarrow's own are either
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the system's, of a part that may be good
@@ -184,7 +188,7 @@ class BulkResult:
     path: Path
     done: int  # by this run
     before: int  # found there
-    failed: int  # of `done`, those whose row tells an error
+    failed: int  # of both, those whose row tells an error
     seconds: float
 
 
@@ -218,7 +222,7 @@ def detect_many(
         pixels = load_image(image)
         return pixels, propose(pixels, image)
 
-    failed = 0
+    failed = sum(rows.known.get(_text(image), False) for image in images)
     with progress_bar(progress) as bar, rows:
         task = bar.add_task("detection", total=len(images), completed=len(images) - len(left))
         by_turns = next(model.parameters()).device.type == "cpu"
@@ -270,12 +274,13 @@ def _text(value: object) -> str:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def _whole_lines(path: Path) -> set[str]:
-    """The images that have a line; what follows the last whole line is cut off.
+def _whole_lines(path: Path) -> dict[str, bool]:
+    """The images that have a line, and whether it tells an error; what follows the last whole line
+    is cut off.
 
     Raises ValueError for a file of other content, before anything is written to it.
     """
-    known: set[str] = set()
+    known: dict[str, bool] = {}
     if not path.is_file():
         return known
     size = 0
@@ -284,7 +289,8 @@ def _whole_lines(path: Path) -> set[str]:
             if not line.endswith(b"\n"):
                 break
             try:
-                known.add(json.loads(line)["image"])
+                row = json.loads(line)
+                known[row["image"]] = "error" in row
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(
                     f"{path}, line {number}: not a line of detections; give another folder"

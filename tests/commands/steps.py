@@ -16,6 +16,13 @@ def run(*arguments) -> None:
     cli.main([str(argument) for argument in arguments])
 
 
+def run_with_failures(*arguments) -> None:
+    """A command that does what it can, and tells by exit code 1 that something was left out."""
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 1
+
+
 def failure(capsys, *arguments) -> str:
     """The line a mistaken command prints; it must end with exit code 2 and no traceback."""
     with pytest.raises(SystemExit) as end:

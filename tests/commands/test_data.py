@@ -7,7 +7,6 @@ import re
 import shutil
 
 import numpy as np
-import pytest
 from scipy.io import savemat
 
 from data.coco_files import coco_copy
@@ -16,7 +15,7 @@ from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import ProposalStore, edge_boxes
 from fastrcnn_engine.shards import shard_file, shard_files
 
-from .steps import failure, run
+from .steps import failure, run, run_with_failures
 
 
 def test_proposals_go_to_a_file_and_are_summed_up(drawn, tmp_path, capsys):
@@ -39,9 +38,8 @@ def test_a_training_skips_images_that_have_no_proposals_as_they_cannot_be_read(
     (data / "JPEGImages/train_0002.jpg").unlink()
     out = tmp_path / "p.npz"
     command = ("--data", data, "--split", "train")
-    with pytest.raises(SystemExit) as end:
-        run("proposals", *command, "--out", out, "--method", "grid", "--max-boxes", 20)
-    assert end.value.code == 1
+    search = ("--method", "grid", "--max-boxes", 20)
+    run_with_failures("proposals", *command, "--out", out, *search)
     text = capsys.readouterr().out
     assert "2 images that cannot be read, which have no proposals" in text
     assert "train_0001.jpg: not readable" in text and "train_0002.jpg: no such image" in text

@@ -129,6 +129,8 @@ def _detect_many(
         f"failed; results: {many.path}",
         soft_wrap=True,
     )
+    if many.failed:  # their rows say why
+        sys.exit(1)
 
 
 def _search(options: Detect, checkpoint: Path, content: dict[str, Any]) -> Search:
