@@ -55,6 +55,12 @@ int guarded(const void* args, Call call) {
   });
 }
 
+// Of more boxes a row the number of columns, four each, might not be a number of 64 bits.
+void require_count(int64_t count, const char* name) {
+  constexpr int64_t most = int64_t{1} << 60;
+  if (count < 0 || count > most) fr::fail(name, " must be in [0, ", most, "], got ", count);
+}
+
 double ratio_or_default(double ratio) { return ratio == 0 ? fr::kMaxLogRatio : ratio; }
 
 }  // namespace
@@ -86,6 +92,7 @@ int frcnn_roi_pool(const frcnn_roi_pool_args* a) {
 
 int frcnn_decode_boxes(const frcnn_decode_boxes_args* a) {
   return guarded(a, [&] {
+    require_count(a->g, "g");
     fr::DecodeBoxes<float> call;
     call.proposals = {a->proposals, {a->r, 4}};
     call.deltas = {a->deltas, {a->r, 4 * a->g}};
@@ -114,7 +121,7 @@ int frcnn_detections(const frcnn_detections_args* a, int64_t* count) {
   return guarded(a, [&] {
     require_given(count, "count");
     require_given(a->boxes, "output boxes");
-    if (a->k < 0) fr::fail("k must be >= 0, got ", a->k);
+    require_count(a->k, "k");
     fr::DetectBoxes<float> call;
     call.proposals = {a->proposals, {a->r, 4}};
     call.scores = {a->scores, {a->r, a->k + 1}};

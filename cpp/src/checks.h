@@ -13,29 +13,34 @@
 
 namespace fastrcnn_engine {
 
-// For an array that lacks memory or has a size below 0: an empty one needs none.
-inline void fail_unless_empty(std::span<const int64_t> shape, const char* name) {
-  const bool negative = std::ranges::any_of(shape, [](int64_t size) { return size < 0; });
-  if (!negative && std::ranges::count(shape, 0) > 0) return;
+// An array without elements needs no memory. Sizes whose product 64 bits do not hold were forgotten.
+inline void require_memory(const void* data, std::span<const int64_t> shape, int64_t element_bytes,
+                           const char* name) {
+  bool negative = false, empty = false, overflows = false;
+  int64_t bytes = element_bytes;
+  for (const int64_t size : shape) {
+    negative |= size < 0;
+    empty |= size == 0;
+    overflows |= __builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes);
+  }
+  if (!negative && !overflows && (data != nullptr || empty)) return;
   std::string text;
   for (const int64_t size : shape) text += (text.empty() ? "(" : ", ") + std::to_string(size);
   text += shape.size() == 1 ? ",)" : ")";
   require(!negative, name, " must be given memory and its shape, no size below 0, got shape ", text);
+  require(!overflows, name, " must be given its shape, got ", text, ", of more bytes than there can be");
   fail(name, " must point to memory of its shape ", text, ", got null");
 }
 
-// Every array of every call comes by these two.
+// Every array of every call comes by these two, before its size is asked for.
 template <typename T, int Rank>
 void require_memory(const View<T, Rank>& view, const char* name) {
-  int64_t signs = 0;  // below 0 where a size is
-  for (const int64_t size : view.shape) signs |= size;
-  if (view.data == nullptr || signs < 0) fail_unless_empty(view.shape, name);
+  require_memory(view.data, view.shape, sizeof(T), name);
 }
 
 template <typename T>
 void require_memory(const MapView<T>& map, const char* name) {
-  if (map.data == nullptr || (map.n | map.c | map.h | map.w) < 0)
-    fail_unless_empty(std::array{map.n, map.c, map.h, map.w}, name);
+  require_memory(map.data, std::array{map.n, map.c, map.h, map.w}, sizeof(T), name);
 }
 
 // `number`: one, in the backend's memory.

@@ -43,6 +43,10 @@ void require_numbered_cells(int64_t h, int64_t w) {
           " cells is too large for it");
 }
 
+void require_threads(int threads) {
+  require(threads >= 0, "threads must be at least 0, got ", threads);
+}
+
 }  // namespace
 
 template <typename T, typename Index>
@@ -56,10 +60,11 @@ void check(const RoiPoolForward<T, Index>& call) {
           "output must be (R, C, PH, PW) with R = ", call.rois.shape[0],
           " and C = ", call.features.c, ", got (", call.output.n, ", ", call.output.c, ", ",
           call.output.h, ", ", call.output.w, ")");
-  require(call.output.layout == call.features.layout || call.output.size() == 0,
-          "output must have the memory layout of input (both NCHW or both channels-last)");
   require_memory(call.features, "input");
   require_memory(call.output, "output");
+  require(call.output.layout == call.features.layout || call.output.size() == 0,
+          "output must have the memory layout of input (both NCHW or both channels-last)");
+  require_threads(call.threads);
   if (call.argmax.data != nullptr) {
     require_same_map(call.output, "output", call.argmax, "argmax");
     require_numbered_cells<Index>(call.features.h, call.features.w);
@@ -74,11 +79,12 @@ void check(const RoiPoolBackward<T, Index>& call) {
           "grad_output must be (R, C, PH, PW) with R = ", call.rois.shape[0],
           " and C = ", call.grad_input.c, ", got (", call.grad_output.n, ", ", call.grad_output.c,
           ", ", call.grad_output.h, ", ", call.grad_output.w, ")");
-  require(call.grad_output.layout == call.grad_input.layout || call.grad_output.size() == 0,
-          "grad_output must have the memory layout of grad_input");
   require_memory(call.grad_output, "grad_output");
   require_memory(call.argmax, "argmax");
   require_memory(call.grad_input, "grad_input");
+  require(call.grad_output.layout == call.grad_input.layout || call.grad_output.size() == 0,
+          "grad_output must have the memory layout of grad_input");
+  require_threads(call.threads);
   require_numbered_cells<Index>(call.grad_input.h, call.grad_input.w);
 }
 

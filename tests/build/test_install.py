@@ -96,6 +96,13 @@ def test_memory_that_was_forgotten_is_named(prefix: Path, tmp_path: Path) -> Non
           pool.features = {numbers, 1, 1, 3, 4}, pool.rois = {numbers, {1, 5}};
           pool.output = {nullptr, 1, 1, 2, 2};
           refused([&] { cpu::roi_pool_forward(pool); });
+          constexpr int64_t garbage = int64_t{1} << 32;
+          pool.features.h = pool.features.w = garbage;
+          refused([&] { cpu::roi_pool_forward(pool); });
+          pool.features = {numbers, 1, 1, 3, 4}, pool.output.data = numbers, pool.threads = -1;
+          refused([&] { cpu::roi_pool_forward(pool); });
+          nms.scores.shape[0] = nms.boxes.shape[0] = int64_t{1} << 60;
+          refused([&] { cpu::nms(nms); });
           const SmoothL1<float> loss{{numbers, {3, 4}}, {numbers, {3, 4}}};
           refused([&] { cpu::smooth_l1_forward<float>(loss, nullptr); });
           refused([&] { cpu::smooth_l1_backward<float>(loss, nullptr, {numbers, {3, 4}}); });
@@ -110,6 +117,11 @@ def test_memory_that_was_forgotten_is_named(prefix: Path, tmp_path: Path) -> Non
         "boxes must point to memory of its shape (3, 4), got null",
         "keep must be given memory and its shape, no size below 0, got shape (-1,)",
         "output must point to memory of its shape (1, 1, 2, 2), got null",
+        "input must be given its shape, got (1, 1, 4294967296, 4294967296), of more bytes than "
+        "there can be",
+        "threads must be at least 0, got -1",
+        "boxes must be given its shape, got (1152921504606846976, 4), of more bytes than there can "
+        "be",
         "loss must point to memory of one number, got null",
         "grad_loss must point to memory of one number, got null",
     ]
@@ -419,6 +431,10 @@ def test_what_c_asks_wrongly_is_told_to_its_thread(in_c: InC) -> None:
     for scale in (0.0, -1.0, float("inf"), float("nan")):
         says = f"spatial_scale must be a positive number, got {scale:g}"
         assert refused(in_c, "roi_pool", spatial_scale=scale) == says
+    for name, field in (("decode_boxes", "g"), ("detections", "k")):
+        says_count = f"{field} must be in [0, {2**60}], got {2**62}"
+        assert refused(in_c, name, **{field: 2**62}) == says_count
+    assert refused(in_c, "roi_pool", spatial_scale=scale) == says
     with ThreadPoolExecutor(1) as pool:
         assert "iou_threshold" in pool.submit(refused, in_c, "nms", iou_threshold=2).result()
     assert in_c.last_error() == says
@@ -426,7 +442,7 @@ def test_what_c_asks_wrongly_is_told_to_its_thread(in_c: InC) -> None:
 
 def test_what_c_cannot_have_is_no_exception(in_c: InC) -> None:
     """No memory for so many: an exception that crossed into C would end the program."""
-    assert in_c.call("nms", ctypes.byref(COUNT), **{**_NMS, "b": 2**61}) == 2
+    assert in_c.call("nms", ctypes.byref(COUNT), **{**_NMS, "b": 2**50}) == 2
     assert in_c.last_error() != ""
     assert in_c.call("decode_boxes", **_DECODE) == 0
     assert in_c.last_error() == ""
