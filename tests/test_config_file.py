@@ -52,6 +52,7 @@ def test_values_have_the_types_of_the_settings(tmp_path):
         ("learning-rate: 1", "unknown key 'learning-rate'; did you mean 'learning_rate'?"),
         ("iteration: 1", "unknown key 'iteration'; did you mean 'iterations'?"),
         ("search: {mod: fast}", "search: unknown key 'mod'; did you mean 'mode'?"),
+        ("config: voc07-L", "names another, which only --config can; leave it out"),
         ("qqq: 1", "unknown key 'qqq'; known are accumulate, amp, background_low, "),
         ("3: 1", "unknown key 3; known are"),
         ("search: fast", "search must be a section, got 'fast'"),

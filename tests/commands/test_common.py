@@ -24,7 +24,7 @@ from fastrcnn_engine.evaluation.voc import evaluate_voc
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.training import load_checkpoint, load_network, save_checkpoint
 
-from .steps import failure, run
+from .steps import failure, nothing_is_begun, run
 
 
 @pytest.fixture
@@ -105,6 +105,51 @@ def test_proposals_that_cannot_be_made_again_are_told(retrained, drawn, tmp_path
     write_edge_model(model, threshold=0.9)
     line = failure(capsys, *asked, retrained(settings))
     assert "model.yml: another model than the one that made the proposals" in line
+
+
+def test_a_place_for_results_that_is_none_is_told_before_the_work(
+    trained, drawn, tmp_path, capsys, monkeypatch
+):
+    nothing_is_begun(monkeypatch)
+    file = tmp_path / "file"
+    file.touch()
+    image, run_of = drawn / "JPEGImages/test_0000.jpg", ("--checkpoint", trained)
+    for command, out in (
+        (("detect", image, *run_of), file),
+        (("detect", image, *run_of, "--many"), file / "deeper"),
+        (("eval", *run_of), file / "deeper"),
+        (("export", *run_of), file / "detector.onnx"),
+        (("compress", *run_of), file),
+        (("check-data", "--data", drawn), file / "deeper"),
+    ):
+        line = failure(capsys, *command, "--out", out)
+        assert f"--out: {file} is a file, not a folder" in line, command
+    assert file.read_bytes() == b"" and list(tmp_path.iterdir()) == [file]
+
+
+def test_results_of_others_are_not_replaced(trained, drawn, tmp_path, capsys, monkeypatch):
+    nothing_is_begun(monkeypatch)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("checkpoint.pt", "metrics.json", "notes.txt"):
+        (other / name).write_text("somebody's")
+    image, run_of = drawn / "JPEGImages/test_0000.jpg", ("--checkpoint", trained)
+    line = failure(capsys, "detect", image, *run_of, "--out", other)
+    assert f"--out: {other} holds a run or a test (checkpoint.pt), whose detections.json" in line
+    line = failure(capsys, "eval", *run_of, "--out", other)
+    assert f"--out: {other} holds a run, whose own test would be replaced" in line
+    line = failure(capsys, "export", *run_of, "--out", other / "notes.txt")
+    assert f"--out: {other / 'notes.txt'} exists already and is no .onnx file" in line
+    (other / "checkpoint.pt").unlink()
+    line = failure(capsys, "detect", image, *run_of, "--out", other)
+    assert f"--out: {other} holds a run or a test (metrics.json), whose detections.json" in line
+    assert {path.read_text() for path in other.iterdir()} == {"somebody's"}
+
+
+def test_a_search_by_nobody_is_refused(drawn, tmp_path, capsys):
+    line = failure(capsys, "proposals", "--data", drawn, "--split", "test",
+                   "--out", tmp_path / "p", "--workers", 0)  # fmt: skip
+    assert "workers is 0; it must be at least 1" in line
 
 
 def test_classes_that_are_never_found_are_named(tmp_path, capsys):

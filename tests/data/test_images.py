@@ -270,6 +270,11 @@ def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path, kind):
     assert load_image(path)[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
 
 
+def test_sixteen_bit_pgm_keeps_its_upper_byte_too(tmp_path):
+    (tmp_path / "image.pgm").write_bytes(b"P5 3 1 65535\n" + bytes([0, 0, 1, 0, 255, 255]))
+    assert load_image(tmp_path / "image.pgm")[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
+
+
 def test_exif_rotation_is_not_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
