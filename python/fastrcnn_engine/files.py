@@ -177,7 +177,7 @@ def one_at_a_time(path: Path, tell: Callable[[], None]) -> Iterator[None]:
             yield
             return
         with file:
-            if not is_alone(file.fileno()):
+            if fcntl is not None and not is_alone(file.fileno()):
                 tell()
                 fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_nlink == 0:
