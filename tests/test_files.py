@@ -114,7 +114,7 @@ def test_a_part_of_parquet_is_written_whole_or_not_at_all(tmp_path, monkeypatch)
     monkeypatch.undo()
     with parts:
         pass
-    assert bulk.ParquetParts(tmp_path / "parts").known == {"a"}
+    assert bulk.ParquetParts(tmp_path / "parts").known == {"a": True}
 
 
 def test_what_goes_wrong_for_another_reason_is_told_as_it_is(tmp_path):
