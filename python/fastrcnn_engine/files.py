@@ -174,8 +174,7 @@ def one_at_a_time(path: Path, tell: Callable[[], None]) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(lock, "ab")
         except OSError:
-            yield
-            return
+            break
         with file:
             if fcntl is not None and not is_alone(file.fileno()):
                 tell()
@@ -188,6 +187,7 @@ def one_at_a_time(path: Path, tell: Callable[[], None]) -> Iterator[None]:
                 with suppress(OSError):  # Windows keeps what is open
                     lock.unlink()
             return
+    yield  # not where the error is handled: what goes wrong in the block has nothing to do with it
 
 
 def check_idle(folder: Path) -> None:
