@@ -25,8 +25,10 @@ def run(
 
 # Where results of the engine are held against the reference; everything else is made of these.
 ROOMS = ("ops", "fuzz/test_properties.py")
-# Within them, what is about other programs and processes.
-OTHERS = ("ops/test_onnx.py", "ops/test_data_parallel.py", "ops/test_jax.py")
+# Within them, what is about other programs and processes, and torch's tracing of the calls.
+OTHERS = (
+    "ops/test_onnx.py", "ops/test_data_parallel.py", "ops/test_jax.py", "ops/test_torch_ops.py",
+)  # fmt: skip
 
 
 @pytest.mark.skipif(VARIABLE in os.environ, reason="one instruction set was asked for")
