@@ -239,6 +239,26 @@ def test_a_test_replaces_no_other_test_of_the_run(trained, tmp_path, capsys):
     assert run_files(folder).metrics == metrics_of(folder / "eval-test-2")
 
 
+def test_the_same_command_in_another_directory_is_about_other_data(
+    trained, drawn, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(trained / "checkpoint.pt", folder)
+    for place in ("one", "two", "one"):
+        data = tmp_path / place / "photos"
+        if not data.exists():
+            shutil.copytree(drawn, data)
+        monkeypatch.chdir(data.parent)
+        run("eval", "--run", folder, "--data", "photos", "--split", "test")
+    tests = {path.name: metrics_of(path) for path in folder.glob("eval-*")}
+    names = {"eval-photos-test": "one", "eval-photos-test-2": "two"}
+    assert tests.keys() == names.keys()
+    for name, place in names.items():
+        data = tests[name]["settings"]["Evaluation"]["data"]
+        assert data == str(tmp_path / place / "photos")
+
+
 def test_the_protocol_of_the_paper_at_another_threshold(capsys, trained, tmp_path, monkeypatch):
     drawn_at = Mock(wraps=pipeline.drawn_at)
     monkeypatch.setattr(pipeline, "drawn_at", drawn_at)

@@ -75,7 +75,7 @@ def evaluate(options: Eval, command: str) -> None:
         prefix = "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}-"
         run = Run(
             title=f"Fast R-CNN on {dataset.root.name}",
-            out=options.out or _folder_of_test(home / f"{prefix}{name}", command),
+            out=options.out or _folder_of_test(home / f"{prefix}{name}", command, dataset.root),
             command=command,
             seed=trained.get("seed"),
             settings={"Training": trained},
@@ -112,14 +112,19 @@ def evaluate(options: Eval, command: str) -> None:
     print_result(console, run, dataset, *results)
 
 
-def _folder_of_test(folder: Path, command: str) -> Path:
+def _folder_of_test(folder: Path, command: str, data: Path) -> Path:
     """The folder, or FOLDER-2, FOLDER-3 and so on: the first without the test of another command.
 
-    So the same command again replaces its own results, and never those of others.
+    So the same command again replaces its own results, and never those of others; typed in another
+    directory, its relative paths may lead to other data.
     """
     numbers = itertools.count(2)
     out = folder
-    while (done := out / "metrics.json").is_file() and read_json(done).get("command") != command:
+    while (done := out / "metrics.json").is_file():
+        told = read_json(done)
+        where = told.get("settings", {}).get("Evaluation", {}).get("data")
+        if (told.get("command"), where) == (command, str(data)):
+            break
         out = folder.with_name(f"{folder.name}-{next(numbers)}")
     return out
 
