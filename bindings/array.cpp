@@ -1,5 +1,5 @@
 // Makes an Array of a Python object, by its buffer, a DLPack capsule or torch's table of functions. Knows no
-// operator, and imports neither torch nor NumPy.
+// operator, and imports neither torch nor NumPy: tensors are there after their torch.
 #include "array.h"
 
 #include <algorithm>
@@ -72,6 +72,17 @@ const ArrayType& array_type(PyTypeObject* type) {
   const ArrayType result{buffer != nullptr && buffer->bf_getbuffer != nullptr,
                          py::hasattr(attributes, kOnGpu), api};
   return known.emplace(type, result).first->second;
+}
+
+// A capsule of a torch tensor on a GPU, of a torch that has no table (before 2.10). Its `__dlpack__` means a
+// stream of the current GPU, and in 2.9 refuses a tensor on another; this function of torch's asks for neither,
+// as the work is queued on the tensor's own stream anyway. Null if the object is none of torch's.
+py::object capsule_of_tensor(py::handle object) {
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  if (!modules.contains("torch")) return {};
+  const py::object torch = modules["torch"];
+  if (!py::isinstance(object, torch.attr("Tensor"))) return {};
+  return torch.attr("utils").attr("dlpack").attr("to_dlpack")(object);
 }
 
 }  // namespace
@@ -167,13 +178,18 @@ void Array::adopt_capsule(py::handle object, Access access, uintptr_t stream) {
                          std::string(py::str(py::type::of(object).attr("__name__"))));
   const auto device = object.attr("__dlpack_device__")().cast<std::pair<int32_t, int32_t>>();
   py::dict arguments;
-  if (device.first == dlpack::kCUDA) arguments["stream"] = stream == 0 ? 1 : stream;
   py::object capsule;
-  try {  // version 1 tells read-only arrays apart; older producers do not know the argument
-    capsule = object.attr("__dlpack__")(**arguments, py::arg("max_version") = py::make_tuple(1, 0));
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError)) throw;
-    capsule = object.attr("__dlpack__")(**arguments);
+  if (device.first == dlpack::kCUDA) {
+    arguments["stream"] = stream == 0 ? 1 : stream;
+    capsule = capsule_of_tensor(object);
+  }
+  if (!capsule) {
+    try {  // version 1 tells read-only arrays apart; older producers do not know the argument
+      capsule = object.attr("__dlpack__")(**arguments, py::arg("max_version") = py::make_tuple(1, 0));
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_TypeError)) throw;
+      capsule = object.attr("__dlpack__")(**arguments);
+    }
   }
   if (PyCapsule_IsValid(capsule.ptr(), kVersionedCapsule)) {
     auto* managed = static_cast<DLManagedTensorVersioned*>(

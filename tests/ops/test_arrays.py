@@ -435,6 +435,24 @@ class CupyLike(bytearray):
         return self.array.__dlpack__(max_version=max_version)
 
 
+def test_tensors_of_an_older_torch_may_lie_on_another_gpu():
+    """2.9 has no table of functions yet, and its `__dlpack__` refuses all but the current GPU."""
+
+    class Elsewhere(torch.Tensor):
+        __dlpack_c_exchange_api__ = None
+
+        def __dlpack_device__(self):
+            return 2, 1
+
+        def __dlpack__(self, **_):
+            raise BufferError("Can't export tensors on a different CUDA device index.")
+
+    left, right = (torch.from_numpy(boxes).as_subclass(Elsewhere) for boxes in (BOXES, OTHERS))
+    out = np.empty((6, 6), np.float32)
+    _core.box_iou(left, right, False, out, 0)
+    assert_same_bits(out, fe.box_iou(BOXES, OTHERS))
+
+
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """CuPy's names that the operators use, as 14.2 has them: no array namespace, no `device=`."""
