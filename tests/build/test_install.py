@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -247,6 +249,39 @@ def test_a_project_in_c_finds_the_library_for_c(prefix: Path, tmp_path: Path) ->
         result = run(*step)
         assert result.returncode == 0, result.stdout + result.stderr
     assert "kept: 1 2" in result.stdout
+
+
+def test_the_library_for_c_needs_no_cuda_toolkit(prefix: Path, tmp_path: Path) -> None:
+    """The CUDA runtime is in it; only who links the static library needs a toolkit."""
+    shutil.copytree(prefix, tmp_path / "prefix", symlinks=True)
+    package = next((tmp_path / "prefix").glob("lib*/cmake/fastrcnn_engine"))
+    for name, old, new in (
+        ("config", 'fastrcnn_engine_CUDA ""', 'fastrcnn_engine_CUDA "90"'),
+        ("targets", "Threads::Threads", "CUDA::cudart_static;Threads::Threads"),
+    ):
+        path = package / f"fastrcnn_engine-{name}.cmake"
+        text = path.read_text()
+        path.write_text(text.replace(old, new))
+        assert path.read_text() != text
+
+    def configured(library: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "CMakeLists.txt").write_text(f"""
+            cmake_minimum_required(VERSION 3.24)
+            project(calls LANGUAGES C CXX)
+            find_package(fastrcnn_engine REQUIRED)
+            add_executable(program {ROOT}/examples/c/pool_and_suppress.c)
+            target_link_libraries(program PRIVATE fastrcnn_engine::{library})
+        """)
+        return run(
+            cmake(), "-S", tmp_path, "-B", tmp_path / library,
+            f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}",
+            "-DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON",
+        )  # fmt: skip
+
+    alone = configured("fastrcnn_engine_c")
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    static = configured("fastrcnn_engine")
+    assert static.returncode != 0 and "CUDA::cudart_static" in static.stderr
 
 
 def test_an_unknown_component_is_not_found(prefix: Path, tmp_path: Path) -> None:
