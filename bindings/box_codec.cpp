@@ -60,6 +60,7 @@ void clip(py::handle boxes, double height, double width, bool inclusive, py::han
 }  // namespace
 
 void bind_box_codec(py::module_& module) {
+  module.attr("MAX_LOG_RATIO") = kMaxLogRatio;
   module.def("encode_boxes", &encode);
   module.def("decode_boxes", &decode);
   module.def("clip_boxes", &clip);

@@ -10,15 +10,14 @@ namespace {
 using semantics::box_at;
 using semantics::delta_at;
 using semantics::put_box;
+using semantics::put_delta;
 
 template <typename T>
 __global__ void encode_kernel(EncodeBoxes<T> call) {
   const int64_t count = call.proposals.shape[0];
   for (int64_t r = first_element(); r < count; r += element_stride()) {
-    const auto delta =
-        semantics::encode(box_at(call.proposals.data, r), box_at(call.targets.data, r));
-    T* out = call.deltas.data + 4 * r;
-    out[0] = delta.dx, out[1] = delta.dy, out[2] = delta.dw, out[3] = delta.dh;
+    const auto proposal = box_at(call.proposals.data, r), target = box_at(call.targets.data, r);
+    put_delta(call.deltas.data, r, semantics::encode(proposal, target));
   }
 }
 

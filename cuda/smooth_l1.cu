@@ -34,8 +34,7 @@ __device__ T difference_at(const SmoothL1<T>& call, int64_t r, int64_t column, i
 
 constexpr int kTogether = 4;  // components of a row: those of a box
 
-// 256 lanes take the rows in turn and are then folded in halves: the order cpu:: follows too.
-static_assert(kThreads == 256, "the number of lanes is part of the result");
+static_assert(kThreads == semantics::kLossLanes, "the number of lanes is part of the result");
 
 template <typename T>
 __global__ void forward_kernel(SmoothL1<T> call, T* loss) {

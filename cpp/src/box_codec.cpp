@@ -47,6 +47,7 @@ namespace {
 using semantics::box_at;
 using semantics::delta_at;
 using semantics::put_box;
+using semantics::put_delta;
 
 template <typename T>
 semantics::Box<T> encodable_box(const View<const T, 2>& boxes, const char* name, int64_t row) {
@@ -65,9 +66,7 @@ void encode_boxes(const EncodeBoxes<T>& call) {
   for (int64_t r = 0; r < call.proposals.shape[0]; ++r) {
     const auto proposal = encodable_box(call.proposals, "proposals", r);
     const auto target = encodable_box(call.targets, "reference_boxes", r);
-    const auto delta = semantics::encode(proposal, target);
-    T* out = call.deltas.data + 4 * r;
-    out[0] = delta.dx, out[1] = delta.dy, out[2] = delta.dw, out[3] = delta.dh;
+    put_delta(call.deltas.data, r, semantics::encode(proposal, target));
   }
 }
 

@@ -31,7 +31,7 @@ class GreedySuppression {
   void split(ClassLists& of);
 
   NmsKernels<T> kernels_;
-  Suppression<T> rule_;
+  SuppressionRule<T> rule_;
   int64_t most_in_one_list_;
   std::vector<ClassLists> classes_;
   std::vector<KeptList> lists_;

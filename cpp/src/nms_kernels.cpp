@@ -15,7 +15,7 @@ using semantics::Box;
 template <typename T>
 class Comparison {
  public:
-  FRCNN_INLINE Comparison(const Box<T>& box, T area, const Suppression<T>& rule)
+  FRCNN_INLINE Comparison(const Box<T>& box, T area, const SuppressionRule<T>& rule)
       : box_{splat<kLanes<T>>(box.x1), splat<kLanes<T>>(box.y1), splat<kLanes<T>>(box.x2),
              splat<kLanes<T>>(box.y2)},
         area_(splat<kLanes<T>>(area)),
@@ -70,7 +70,7 @@ class Comparison {
 
 template <typename T>
 [[gnu::aligned(64)]] bool suppressed(const KeptLists<T>& kept, uint32_t first, uint32_t last,
-                                     const Box<T>& box, T area, const Suppression<T>& rule) {
+                                     const Box<T>& box, T area, const SuppressionRule<T>& rule) {
   const Comparison<T> comparison(box, area, rule);
   for (uint32_t list = first;; ++list) {
     if (comparison.suppressed_by(kept.tiles, kept.lists[list & kept.mask])) return true;

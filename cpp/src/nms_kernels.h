@@ -31,7 +31,7 @@ struct KeptLists {
 };
 
 template <typename T>
-struct Suppression {
+struct SuppressionRule {
   T threshold;
   T side;  // as in semantics::area
 };
@@ -40,7 +40,7 @@ template <typename T>
 struct NmsKernels {
   // Whether a kept box in list l & mask, first <= l <= last, suppresses this one.
   bool (*suppressed)(const KeptLists<T>& kept, uint32_t first, uint32_t last,
-                     const semantics::Box<T>& box, T area, const Suppression<T>& rule);
+                     const semantics::Box<T>& box, T area, const SuppressionRule<T>& rule);
   // Writes the positions of the scores that are greater than the threshold, rising, and returns how
   // many there are.
   int32_t (*positions_above)(const T* scores, int32_t count, T threshold, int32_t* positions);

@@ -126,9 +126,7 @@ template <typename T>
 void smooth_l1_forward(const SmoothL1<T>& call, T* loss) {
   check(call, loss);
   const auto formula = [beta = static_cast<T>(call.beta)](T d) { return semantics::smooth_l1(d, beta); };
-  // The order of the sum is part of the contract: 256 lanes take the rows in turn and are then folded
-  // in halves, which is what one CUDA block does.
-  std::array<double, 256> lanes{};
+  std::array<double, semantics::kLossLanes> lanes{};
   for_each_row(call, [&](const Row<T>& row) {
     double sum = 0;
     for_each_number(row, formula, [&](int64_t, T number) { sum += static_cast<double>(number); });

@@ -26,6 +26,8 @@ def smooth_l1_backward(
     deltas: Any, targets: Any, labels: Any, weights: Any, beta: float, normalizer: float | None,
     grad_loss: Any, grad_deltas: Any, stream: int, /,
 ) -> None: ...
+MAX_LOG_RATIO: float
+
 def encode_boxes(reference_boxes: Any, proposals: Any, out: Any, stream: int, /) -> None: ...
 def decode_boxes(
     deltas: Any, boxes: Any, max_log_ratio: float, out: Any, stream: int, /

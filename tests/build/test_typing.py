@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,5 +57,5 @@ def test_compiled_module_has_the_functions_of_its_types() -> None:
     from fastrcnn_engine import _core
 
     types = (ROOT / "python/fastrcnn_engine/_core.pyi").read_text()
-    declared = {line[4:].split("(")[0] for line in types.splitlines() if line.startswith("def ")}
+    declared = set(re.findall(r"^(?:def )?(\w+)(?=\(|: float$)", types, re.MULTILINE))
     assert declared == {name for name in dir(_core) if not name.startswith("_")}

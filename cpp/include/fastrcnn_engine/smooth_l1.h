@@ -12,7 +12,8 @@ namespace fastrcnn_engine {
 // loss = 1 / normalizer * sum over rows r and d of
 //        weights[r, d] * smooth_l1(deltas[r, D * labels[r] + d] - targets[r, d])
 // Rows of label 0 (background) count nothing. Without labels, deltas has D columns and every row
-// counts. The sum runs in float64 in a fixed order, the same on every backend.
+// counts. The sum runs in float64 in a fixed order, the same on every backend
+// (semantics::kLossLanes).
 template <typename T>
 struct SmoothL1 {
   View<const T, 2> deltas;          // (R, D * classes)

@@ -19,7 +19,7 @@ from fastrcnn_engine.ops._arrays import (
 )
 
 # A box grows at most this much in one step (in log space): exp() of an untrained network overflows.
-MAX_LOG_RATIO = math.log(1000 / 16)
+MAX_LOG_RATIO = _core.MAX_LOG_RATIO  # log(1000 / 16)
 
 
 def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:

@@ -26,4 +26,10 @@ FRCNN_HD void put_box(T* boxes, int64_t row, const Box<T>& box) {
   out[0] = box.x1, out[1] = box.y1, out[2] = box.x2, out[3] = box.y2;
 }
 
+template <typename T>
+FRCNN_HD void put_delta(T* deltas, int64_t row, const Delta<T>& delta) {
+  T* out = deltas + 4 * row;
+  out[0] = delta.dx, out[1] = delta.dy, out[2] = delta.dw, out[3] = delta.dh;
+}
+
 }  // namespace fastrcnn_engine::semantics

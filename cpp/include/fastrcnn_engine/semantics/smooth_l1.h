@@ -13,6 +13,10 @@ FRCNN_HD T smooth_l1(T d, T beta) {
   return magnitude < beta ? square : line;
 }
 
+// The order of the loss's sum, which is part of the result: so many lanes take the rows in turn, and are then folded
+// in halves. That is what one CUDA block does.
+constexpr int kLossLanes = 256;
+
 // d/dd of the above: d / beta, or the sign. At d = 0 it is 0, NaN stays NaN.
 template <typename T>
 FRCNN_HD T smooth_l1_slope(T d, T beta) {
