@@ -10,7 +10,22 @@ import pytest
 from PIL import Image
 
 from fastrcnn_engine import cli
-from fastrcnn_engine.data.check import ERRORS, WARNINGS, DataCheck, check_dataset
+from fastrcnn_engine.data.check import (
+    BAD_PROPOSALS,
+    DARK,
+    ERRORS,
+    NO_OBJECTS,
+    NOTHING,
+    OUTDATED,
+    OUTSIDE,
+    REPAIRED,
+    SWAPPED,
+    TWICE,
+    UNUSABLE,
+    WARNINGS,
+    DataCheck,
+    check_dataset,
+)
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
     ProposalStore,
@@ -110,18 +125,20 @@ def test_proposals_that_do_not_fit_their_images_are_told(voc, tmp_path):
     wide, x_y_w_h = good + np.float32([0, 0, 1, 0]), np.float32([[30, 20, 10, 10], [3, 4, 5, 6]])
     check = checked(good=wide, twice=1000 * good, size=x_y_w_h)
     assert check.is_usable and check.recall is not None
-    outside, swapped = (check.warnings[kind] for kind in WARNINGS[5:7])
+    outside, swapped = (check.warnings[kind] for kind in (OUTSIDE, SWAPPED))
     assert about(outside, "good (40x30): 1 of 2, row 1 is [30.0, 20.0, 40.0, 29.0]",
                  "twice (40x30): 2 of 2, row 0")  # fmt: skip
     assert about(swapped, "size (40x30): 1 of 2, row 0 is [30.0, 20.0, 10.0, 10.0]")
+    assert checked(good=good + np.float32([0, 0, 0.5, 0])).warnings[OUTSIDE] == []  # of rounding
     check = checked(twice=good - np.float32([0, 0.5, 0, 0]))
-    assert about(check.warnings[WARNINGS[5]], "twice (40x30): 1 of 2, row 0")
+    assert about(check.warnings[OUTSIDE], "twice (40x30): 1 of 2, row 0")
     # A training would stop at the first of these.
     for value in (np.nan, np.inf):
         bad = good.copy()
         bad[1, 2] = value
         check = checked(twice=bad, size=bad)
-        assert about(check.errors[ERRORS[3]], "p.npz: proposals of image 'twice', row 1: expected",
+        assert about(check.errors[BAD_PROPOSALS],
+                     "p.npz: proposals of image 'twice', row 1: expected",
                      "image 'size', row 1: expected finite x1 y1 x2 y2, got")  # fmt: skip
         assert not check.is_usable and check.recall["images"] == 1
 
@@ -134,7 +151,7 @@ def test_an_image_that_has_changed_since_its_search_is_told(voc, tmp_path):
 
     def changed():
         check = check_dataset(voc, "some", proposals=path, progress=False)
-        return check.warnings[WARNINGS[7]]
+        return check.warnings[OUTDATED]
 
     assert changed() == []
     write_image(voc, "twice", size=(30, 40))
@@ -172,7 +189,7 @@ def test_images_that_are_nearly_black_are_told(tmp_path):
         picture.save(tmp_path / "JPEGImages" / f"{name}.png")
     write_split(tmp_path, "train", ["twelve", "brighter", "sixteen"])
     check = check_dataset(tmp_path, "train", progress=False)
-    assert about(check.warnings[WARNINGS[8]], "twelve.png") and check.is_usable
+    assert about(check.warnings[DARK], "twelve.png") and check.is_usable
 
 
 def test_quantiles_of_sizes_are_those_of_the_table():
@@ -191,7 +208,7 @@ def test_a_split_without_any_object_cannot_be_trained_on(voc):
     ]
     write_split(voc, "bad", ["absent"])  # that there is no image is told already
     check = check_dataset(voc, "bad", ("dog", "cat"), progress=False)
-    assert not check.is_usable and check.errors[ERRORS[4]] == []
+    assert not check.is_usable and check.errors[NOTHING] == []
 
 
 def test_an_unknown_class_and_a_bad_flag_are_told_with_their_objects(voc):
@@ -199,12 +216,12 @@ def test_an_unknown_class_and_a_bad_flag_are_told_with_their_objects(voc):
     write_annotation(voc, "good", objects)
     write_split(voc, "one", ["good"])
     check = check_dataset(voc, "one", ("dog", "cat"), progress=False)
-    assert about(check.errors[ERRORS[0]], "object 1 (dog): difficult must be 0 or 1, got '2'",
+    assert about(check.errors[UNUSABLE], "object 1 (dog): difficult must be 0 or 1, got '2'",
                  "object 2: class 'bird' is not one of dog, cat")  # fmt: skip
     assert len(check.dataset.records[0].boxes) == 1
     write_annotation(voc, "good", [GOOD, object_xml("cat", (1, 1, 20, 20))])  # are two objects
     check = check_dataset(voc, "one", ("dog", "cat"), progress=False)
-    assert check.warnings[WARNINGS[2]] == []
+    assert check.warnings[TWICE] == []
 
 
 def test_a_coco_set_is_checked_too(tmp_path):
@@ -219,16 +236,16 @@ def test_a_coco_set_is_checked_too(tmp_path):
         [{"id": 5, "name": "dog"}],
     )  # fmt: skip
     check = check_dataset(tmp_path, "train", progress=False)
-    assert about(check.errors[ERRORS[0]], "c.png: not readable")
-    assert about(check.warnings[WARNINGS[0]], "id 3: dropped, its category_id, 6", "no file")
-    assert check.warnings[WARNINGS[2]] == ["train/0: dog at 0 0 9 9"]
-    assert check.warnings[WARNINGS[3]] == ["train/1"]
+    assert about(check.errors[UNUSABLE], "c.png: not readable")
+    assert about(check.warnings[REPAIRED], "id 3: dropped, its category_id, 6", "no file")
+    assert check.warnings[TWICE] == ["train/0: dog at 0 0 9 9"]
+    assert check.warnings[NO_OBJECTS] == ["train/1"]
     write_instances(
         tmp_path, "train", [{"id": 0, "file_name": "a.png"}],
         [annotation(1, 0, 5, [0, 0, 10, 10], iscrowd=1)], [{"id": 5, "name": "dog"}],
     )  # fmt: skip
     check = check_dataset(tmp_path, "train", progress=False)
-    assert about(check.errors[ERRORS[4]], "none of the 1 images of train has an object to train")
+    assert about(check.errors[NOTHING], "none of the 1 images of train has an object to train")
 
 
 def test_the_command_lists_everything_and_its_exit_code_says_whether_to_train(

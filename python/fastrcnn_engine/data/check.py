@@ -16,23 +16,32 @@ from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
-from fastrcnn_engine.data.proposals.boxes import well_formed
+from fastrcnn_engine.data.proposals.boxes import well_formed, within
 from fastrcnn_engine.data.records import Dataset, ImageRecord, collecting
 
 EXIF_ORIENTATION = 0x0112
 NEARLY_BLACK = 16  # of 0..255: what 12 bits are that are kept in 16
 QUANTILES = (0.05, 0.5, 0.95)
 
-# In the order of their being told. Errors stop a training or an evaluation, warnings do not.
-ERRORS = ("files that cannot be used", "images that cannot be decoded", "images not in the file of "
-          "proposals", "proposals that cannot be used", "nothing to train on")  # fmt: skip
-WARNINGS = ("dropped, clipped or wrong in size", "images that EXIF turns (it is not applied)",
-            "objects that are there twice", "images without objects",
-            "images with an empty list of proposals",
-            "proposals outside their image (are they of other images?)",
-            "proposals with x2 < x1 or y2 < y1 (are they x y w h?)",
-            "images that have changed since their proposals were made",
-            "images that are nearly black (12 bits in 16? the upper 8 are read)")  # fmt: skip
+# Kinds of faults. Errors stop a training or an evaluation, warnings do not. Both are told in the
+# order of ERRORS and WARNINGS.
+UNUSABLE = "files that cannot be used"
+UNDECODABLE = "images that cannot be decoded"
+UNPROPOSED = "images not in the file of proposals"
+BAD_PROPOSALS = "proposals that cannot be used"
+NOTHING = "nothing to train on"
+ERRORS = (UNUSABLE, UNDECODABLE, UNPROPOSED, BAD_PROPOSALS, NOTHING)
+
+REPAIRED = "dropped, clipped or wrong in size"
+TURNED = "images that EXIF turns (it is not applied)"
+TWICE = "objects that are there twice"
+NO_OBJECTS = "images without objects"
+NO_PROPOSALS = "images with an empty list of proposals"
+OUTSIDE = "proposals outside their image (are they of other images?)"
+SWAPPED = "proposals with x2 < x1 or y2 < y1 (are they x y w h?)"
+OUTDATED = "images that have changed since their proposals were made"
+DARK = "images that are nearly black (12 bits in 16? the upper 8 are read)"
+WARNINGS = (REPAIRED, TURNED, TWICE, NO_OBJECTS, NO_PROPOSALS, OUTSIDE, SWAPPED, OUTDATED, DARK)
 
 
 @dataclass(frozen=True)
@@ -107,9 +116,9 @@ def check_dataset(
     or file of proposals, a COCO file that is none.
     """
     found: dict[str, list[str]] = {kind: [] for kind in (*ERRORS, *WARNINGS)}
-    dataset = load_dataset(root, split, classes, errors=found[ERRORS[0]])
+    dataset = load_dataset(root, split, classes, errors=found[UNUSABLE])
     store = None if proposals is None else ProposalStore(proposals)
-    found[WARNINGS[0]] += dataset.problems
+    found[REPAIRED] += dataset.problems
     known = []  # images with proposals that can be used
     with progress_bar(progress) as bar, ThreadPoolExecutor(usable_cores()) as pool:
         task = bar.add_task("checking", total=len(dataset.records))
@@ -117,31 +126,30 @@ def check_dataset(
             dataset.records, pool.map(_look_at, dataset.records), strict=True
         ):
             if unreadable:
-                found[ERRORS[1]].append(unreadable)
+                found[UNDECODABLE].append(unreadable)
             if turned != 1:
-                found[WARNINGS[1]].append(f"{record.image_path}: orientation {turned}")
+                found[TURNED].append(f"{record.image_path}: orientation {turned}")
             if dark:
-                found[WARNINGS[8]].append(str(record.image_path))
-            found[WARNINGS[2]] += _twice(record, dataset.classes)
+                found[DARK].append(str(record.image_path))
+            found[TWICE] += _twice(record, dataset.classes)
             if not len(record.boxes):
-                found[WARNINGS[3]].append(record.image_id)
+                found[NO_OBJECTS].append(record.image_id)
             if store is not None and record.image_id not in store:
-                found[ERRORS[2]].append(record.image_id)
+                found[UNPROPOSED].append(record.image_id)
             elif store is not None:
-                with collecting(found[ERRORS[3]]):
+                with collecting(found[BAD_PROPOSALS]):
                     boxes = store[record.image_id]
                     known.append(record)
                     if not len(boxes):
-                        found[WARNINGS[4]].append(record.image_id)
-                    last = np.array([record.width - 1, record.height - 1] * 2)
-                    outside = np.any((boxes < 0) | (boxes > last), axis=1)
-                    found[WARNINGS[5]] += _counted(record, boxes, outside)
-                    found[WARNINGS[6]] += _counted(record, boxes, ~well_formed(boxes))
+                        found[NO_PROPOSALS].append(record.image_id)
+                    outside = ~within(boxes, record.width, record.height)
+                    found[OUTSIDE] += _counted(record, boxes, outside)
+                    found[SWAPPED] += _counted(record, boxes, ~well_formed(boxes))
                     if not unreadable and not store.is_of(record.image_id, record.image_path):
-                        found[WARNINGS[7]].append(record.image_id)
+                        found[OUTDATED].append(record.image_id)
             bar.advance(task)
     if dataset.records and not any((~record.crowd).any() for record in dataset.records):
-        found[ERRORS[4]].append(
+        found[NOTHING].append(
             f"none of the {len(dataset.records)} images of {split} has an object to train on"
         )
     recall = None if store is None else proposal_recall(known, store)
