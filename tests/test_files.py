@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrcnn_engine import bulk, files
+from fastrcnn_engine import files
+from fastrcnn_engine.commands import bulk
 from fastrcnn_engine.commands.detection import expand_folders
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.evaluation.export import export_onnx

@@ -32,7 +32,7 @@ from fastrcnn_engine.options import (
     ReportRuns,
     Svm,
 )
-from fastrcnn_engine.report.style import spelt_out
+from fastrcnn_engine.report.text import spelt_out
 
 # What each command is for, and its options; those of train are the settings of the training loop,
 # which needs torch.

@@ -237,7 +237,7 @@ class Detect:
     out: Path = Path("runs/detect")
     """Folder for the pictures and detections.json. Pictures there that this command did not draw
     are never written over."""
-    score: float | None = None
+    score_threshold: float | None = None
     """Detections with at most this score are left out. None: 0.5, of SVM scores 0."""
     short_side: int | tuple[int, ...] | None = None
     """Images are scaled to this short side; several make an image pyramid (paper 5.2). None: the

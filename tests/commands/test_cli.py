@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from data.coco_files import annotation, write_instances, write_picture
-from fastrcnn_engine import bulk, cli, options
-from fastrcnn_engine.bulk import JsonLines
+from fastrcnn_engine import cli, options
+from fastrcnn_engine.commands import bulk
+from fastrcnn_engine.commands.bulk import JsonLines
 from fastrcnn_engine.data.proposals import Search, compute_proposals, write_proposals
 from fastrcnn_engine.data.proposals.search import METHODS
 from fastrcnn_engine.data.proposals.selective_search import MODES
@@ -256,9 +257,9 @@ def test_detection_settings_out_of_range_are_refused_before_anything_is_done(
     find = ("detect", drawn / "JPEGImages", "--checkpoint", trained)
     for command in (find, (*find, "--many", "--out", tmp_path)):
         for value in ("-inf", "nan"):
-            line = failure(capsys, *command, "--score", value)
+            line = failure(capsys, *command, "--score-threshold", value)
             assert "score_threshold must be a finite number" in line and f"got {value}" in line
-        line = failure(capsys, *command, "--score", 2)
+        line = failure(capsys, *command, "--score-threshold", 2)
         assert "score_threshold must be below 1, as scores are probabilities, got 2.0" in line
     assert not list(tmp_path.iterdir())
 
@@ -392,7 +393,7 @@ def test_brackets_and_colons_are_printed_as_they_are(drawn, tmp_path, capsys, mo
     assert f"report: {out / 'run/report.html'}" in text
     text = printed("eval", "--run", out / "run", "--metric", "coco")
     assert shows_classes(text) and f"figures: {out / 'run/eval-test/metrics.json'}" in text
-    find = ("detect", data / "JPEGImages", "--checkpoint", out / "run", "--score", "-1")
+    find = ("detect", data / "JPEGImages", "--checkpoint", out / "run", "--score-threshold", "-1")
     text = printed(*find, "--out", out / "found")
     found = json.loads((out / "found" / "detections.json").read_text())["images"]
     assert all(one["class"] in text for rows in found.values() for one in rows)

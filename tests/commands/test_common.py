@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from data.edge_models import write_edge_model
-from fastrcnn_engine import bulk, pipeline
-from fastrcnn_engine.commands import detection, plain_console
+from fastrcnn_engine.commands import bulk, detection, plain_console, stages
 from fastrcnn_engine.commands.common import print_result
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.layouts import load_dataset
@@ -62,7 +61,7 @@ def test_proposals_on_the_fly_are_made_as_those_of_the_training(
         used.append(proposals)
         return detect_image(model, pixels, proposals, **options)
 
-    for place in (bulk, detection, pipeline):
+    for place in (bulk, detection, stages):
         monkeypatch.setattr(place, "detect_image", noted)
     for many in ((), ("--many",)):
         run("detect", image, "--checkpoint", folder, "--out", tmp_path / "found", *many)
@@ -159,7 +158,7 @@ def test_classes_that_are_never_found_are_named(tmp_path, capsys):
     found = Detections(box, np.float32([0.9]), np.array([2]), np.array([0]))
     dataset = Dataset(("cat", "dog", "emu"), [record], [], tmp_path, "test")
     result = evaluate_voc([record], dataset.classes, {"a": found})
-    print_result(plain_console(), pipeline.Run("", tmp_path, "", 3), dataset, result, None)
+    print_result(plain_console(), stages.Run("", tmp_path, "", 3), dataset, result, None)
     said = capsys.readouterr().out
     assert "1 classes with objects and without a detection:\n  cat\n" in said  # and not of emu
 
@@ -171,7 +170,7 @@ def test_the_table_of_a_test_says_what_its_columns_say(tmp_path, monkeypatch, ca
                        np.float32([0.9, 0.8, 0.7]), np.ones(3, np.int64), np.arange(3))  # fmt: skip
     result = evaluate_voc(records, ("cat",), {"a": found}, iou_threshold=0.6, metric="11point")
     monkeypatch.setenv("COLUMNS", "120")
-    run_of = pipeline.Run("A run", tmp_path, "train", 3, seconds={"training": 60.0, "test": 2.4})
+    run_of = stages.Run("A run", tmp_path, "train", 3, seconds={"training": 60.0, "test": 2.4})
     dataset = Dataset(("cat",), records, [], tmp_path, "test")
     with run_of.timed("test"):
         pass  # adds to what there is
@@ -221,7 +220,7 @@ def test_detect_and_eval_find_what_was_trained_on_from_any_folder(
 
     def found(run_of):
         out = tmp_path / "found"
-        run("detect", image, "--checkpoint", run_of, "--out", out, "--score", "0")
+        run("detect", image, "--checkpoint", run_of, "--out", out, "--score-threshold", "0")
         return json.loads((out / "detections.json").read_text())["images"][str(image)]
 
     expected = found("runs/a")

@@ -11,9 +11,9 @@ from scipy.io import savemat
 
 from data.coco_files import coco_copy
 from data.edge_models import write_edge_model
+from fastrcnn_engine.commands.shards import shard_file, shard_files
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.proposals import ProposalStore, edge_boxes
-from fastrcnn_engine.shards import shard_file, shard_files
 
 from .steps import failure, run, run_with_failures
 

@@ -22,8 +22,7 @@ import torch
 from PIL import Image
 
 from data.coco_files import write_instances
-from fastrcnn_engine import bulk
-from fastrcnn_engine.commands import detection
+from fastrcnn_engine.commands import bulk, detection
 from fastrcnn_engine.commands.detection import expand_folders
 from fastrcnn_engine.data.coco import load_coco
 from fastrcnn_engine.data.images import load_image
@@ -47,7 +46,7 @@ def test_detect_writes_boxes_and_pictures(trained, drawn, tmp_path, capsys, monk
     source = drawn / "JPEGImages" / "test_0000.jpg"
     Image.open(source).save(folder / "test_0000.tif")
     out = tmp_path / "out"
-    run("detect", source, folder, "--checkpoint", trained, "--out", out, "--score", "0")
+    run("detect", source, folder, "--checkpoint", trained, "--out", out, "--score-threshold", "0")
     found = json.loads((out / "detections.json").read_text())["images"]
     assert set(found) == {str(source), str(folder / "test_0000.tif")}
     # Two images of one name have a picture each, with boxes in it.
@@ -101,7 +100,8 @@ def test_detect_writes_over_no_image_and_leaves_out_what_it_drew(trained, drawn,
         photo.write_bytes((drawn / "JPEGImages" / "test_0000.jpg").read_bytes())
     before = [photo.read_bytes() for photo in photos]
     for many in ((), (), ("--many",)):
-        run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path, "--score", "0", *many)
+        run("detect", tmp_path, "--checkpoint", trained, "--out", tmp_path,
+            "--score-threshold", "0", *many)  # fmt: skip
         assert [photo.read_bytes() for photo in photos] == before
         found = json.loads((tmp_path / "detections.json").read_text())["images"]
         assert set(found) == set(map(str, photos))
@@ -141,7 +141,7 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     images = sorted(folder.glob("*.jpg"))
     (tmp_path / "list.txt").write_text(f"{bad}\n\n{images[0]}\n{tmp_path / 'absent.jpg'}\n")
     command = ("detect", tmp_path / "list.txt", folder, "--many", "--checkpoint", trained,
-               "--score", 0, "--out", out)  # fmt: skip
+               "--score-threshold", 0, "--out", out)  # fmt: skip
     run_stopped(3, monkeypatch, *command)
     path = out / "detections.jsonl"
     before = path.read_bytes()
@@ -160,7 +160,8 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
     assert {one.name for one in out.iterdir()} == {
         "detections.jsonl", "detections.jsonl.made-by.json",
     }  # fmt: skip
-    run("detect", images[0], "--checkpoint", trained, "--score", 0, "--out", tmp_path / "one")
+    run("detect", images[0], "--checkpoint", trained,
+        "--score-threshold", 0, "--out", tmp_path / "one")  # fmt: skip
     one = json.loads((tmp_path / "one" / "detections.json").read_text())["images"]
     assert one[str(images[0])] == lines[1]["detections"] != []
 
@@ -482,7 +483,8 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
 
     folder, bad, out = drawn / "JPEGImages", tmp_path / "bad.jpg", tmp_path / "out"
     bad.write_text("no image")
-    command = ("detect", folder, bad, "--many", "--checkpoint", trained, "--score", 0, "--out", out)
+    command = ("detect", folder, bad, "--many", "--checkpoint", trained,
+               "--score-threshold", 0, "--out", out)  # fmt: skip
     run_with_failures(*command)
     lines = [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
     lines.sort(key=lambda line: line["image"])
@@ -490,7 +492,9 @@ def test_many_images_in_parquet_are_the_lines_and_a_killed_run_goes_on(
 
     parquet = (*command, "--format", "parquet")
     killed = (
-        "import os, sys; from fastrcnn_engine import bulk, cli; bulk.PART_IMAGES = 2\n"
+        "import os, sys\nfrom fastrcnn_engine import cli\n"
+        "from fastrcnn_engine.commands import bulk\n"
+        "bulk.PART_IMAGES = 2\n"
         "def dies(*_, calls=[], detect=bulk.detect_image, **options):\n"
         "    calls.append(1)\n"
         "    return detect(*_, **options) if len(calls) < 4 else os._exit(9)\n"
@@ -561,7 +565,7 @@ def test_rows_of_another_checkpoint_score_size_or_search_are_not_taken_for_this_
     torch.save(content, other)
     image, out = drawn / "JPEGImages/test_0000.jpg", tmp_path / "out"
     find = ("detect", image, "--many", "--out", out, "--format", kind, "--checkpoint")
-    command = (*find, trained, "--score", "0.03")
+    command = (*find, trained, "--score-threshold", "0.03")
     run(*command, "--shard", "2/2")  # has no image: another start of the job changes nothing
     run(*command, "--shard", "1/2")
     note = out / ("detections.jsonl.made-by.json" if kind == "jsonl" else "detections.made-by.json")
@@ -571,11 +575,13 @@ def test_rows_of_another_checkpoint_score_size_or_search_are_not_taken_for_this_
     assert kept["checkpoint_crc32"] == f"{whole:08x}" and kept["max_side"] == 800
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for changed, says in (
-        ((*find, other, "--score", "0.03"), "checkpoint_crc32 was"),
-        ((*find, trained, "--score", "0.5"), "score_threshold was 0.03, is 0.5; give another"),
+        ((*find, other, "--score-threshold", "0.03"), "checkpoint_crc32 was"),
+        ((*find, trained,
+          "--score-threshold", "0.5"), "score_threshold was 0.03, is 0.5; give another"),
         ((*command, "--short-side", 96), "short_side was 120, is 96"),
         ((*command, "--mode", "fast"), "search was"),
-        ((*command, "--score", "0.5", "--shard", "2/2"), "score_threshold was 0.03, is 0.5"),
+        ((*command,
+          "--score-threshold", "0.5", "--shard", "2/2"), "score_threshold was 0.03, is 0.5"),
     ):
         line = failure(capsys, *changed)
         assert says in line and note.name in line
@@ -583,7 +589,7 @@ def test_rows_of_another_checkpoint_score_size_or_search_are_not_taken_for_this_
     copy = tmp_path / "elsewhere.pt"  # the same checkpoint
     copy.write_bytes((trained / "checkpoint.pt").read_bytes())
     shutil.copy(trained / "proposals.npz", tmp_path)
-    run(*find, copy, "--score", "0.03", "--shard", "1/2")
+    run(*find, copy, "--score-threshold", "0.03", "--shard", "1/2")
     text = " ".join(capsys.readouterr().out.split())
     assert "0 done, 1 done before" in text
 

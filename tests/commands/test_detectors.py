@@ -71,7 +71,8 @@ def test_a_compressed_detector_is_used_like_any_other(trained, drawn, tmp_path, 
     assert not (out / "proposals.npz").exists()
     assert "tiny, fc6 rank 64, fc7 rank 32" in (out / "eval-test" / "report.html").read_text()
     picture = drawn / "JPEGImages" / "test_0000.jpg"
-    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "0")
+    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found",
+        "--score-threshold", "0")  # fmt: skip
     found = json.loads((tmp_path / "found" / "detections.json").read_text())["images"]
     assert found[str(picture)]
 
@@ -132,11 +133,13 @@ def test_svm_makes_a_detector_that_is_used_like_any_other(trained, drawn, tmp_pa
         assert metrics_of(out / name)["mistakes"]["score"] == 0
     assert metrics_of(trained)["settings"]["Detection"]["score_threshold"] == 0.05
     picture = drawn / "JPEGImages" / "test_0000.jpg"
-    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "-9")
+    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found",
+        "--score-threshold", "-9")  # fmt: skip
     found = json.loads((tmp_path / "found" / "detections.json").read_text())["images"]
     assert min(one["score"] for one in found[str(picture)]) < 0
     # These scores do not end at 1.
-    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found", "--score", "1.5")
+    run("detect", picture, "--checkpoint", out, "--out", tmp_path / "found",
+        "--score-threshold", "1.5")  # fmt: skip
     run("eval", "--run", out, "--detection.score-threshold", "1.5")
 
     assert "exists already" in failure(capsys, "svm", "--checkpoint", trained, "--out", out)

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from data.coco_files import coco_copy
-from fastrcnn_engine import pipeline
-from fastrcnn_engine.commands import evaluation
+from fastrcnn_engine.commands import evaluation, stages
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
@@ -123,7 +122,7 @@ def test_results_in_the_format_of_voc_have_a_file_for_each_class(tmp_path):
     boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
     rows, labels = np.arange(count), np.arange(1, count + 1)
     found = {"image": Detections(boxes, np.ones(count, np.float32), labels, rows)}
-    pipeline.write_voc_results(tmp_path, dataset, found)
+    stages.write_voc_results(tmp_path, dataset, found)
     first = {p.name: float(p.read_text().split()[2]) for p in tmp_path.glob("comp4_det_own_test_*")}
     assert sorted(first.values()) == [1, 5, 9, 13, 17]
     assert first["comp4_det_own_test_a_b.txt"] == 5, "the name is its own"
@@ -132,7 +131,7 @@ def test_results_in_the_format_of_voc_have_a_file_for_each_class(tmp_path):
 def test_a_class_of_a_long_name_has_a_file_in_the_format_of_voc_too(tmp_path):
     classes = ("ü" * 300, "ü" * 301, "u" + "ü" * 300, "/" * 300, "x" * 236, "x" * 235 + "y")
     dataset = Dataset(classes, [], [], tmp_path, "test")
-    pipeline.write_voc_results(tmp_path, dataset, {})
+    stages.write_voc_results(tmp_path, dataset, {})
     names = {p.name.removeprefix("comp4_det_test_") for p in tmp_path.iterdir()}
     cut = ["ü" * 118, "ü" * 117 + "_", "u" + "ü" * 117, "_" * 236]
     assert names == {f"{name}.txt" for name in [*cut, *classes[4:]]}
@@ -260,8 +259,8 @@ def test_the_same_command_in_another_directory_is_about_other_data(
 
 
 def test_the_protocol_of_the_paper_at_another_threshold(capsys, trained, tmp_path, monkeypatch):
-    drawn_at = Mock(wraps=pipeline.drawn_at)
-    monkeypatch.setattr(pipeline, "drawn_at", drawn_at)
+    drawn_at = Mock(wraps=stages.drawn_at)
+    monkeypatch.setattr(stages, "drawn_at", drawn_at)
     run("eval", "--run", trained, "--out", tmp_path / "paper", "--detection.protocol", "paper",
         "--iou-threshold", "0.75")  # fmt: skip
     metrics = metrics_of(tmp_path / "paper")

@@ -14,12 +14,12 @@ import torch
 
 from data.coco_files import coco_copy
 from fastrcnn_engine.commands import plain_console, training
+from fastrcnn_engine.commands.stages import search_datasets
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.files import alone_in
 from fastrcnn_engine.models.pretrained import LayerChange
-from fastrcnn_engine.pipeline import search_datasets
 from fastrcnn_engine.report.runs import read_log
 from fastrcnn_engine.training import TrainResult, loop, resume
 from fastrcnn_engine.training.interrupt import Stopped
@@ -437,7 +437,7 @@ def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, caps
 def test_a_gpu_that_nobody_uses_is_told(drawn, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "_train_and_test", lambda *_: None)
     build = {"cuda_device": "available"}
-    monkeypatch.setattr("fastrcnn_engine.training.config.build_info", lambda: build)
+    monkeypatch.setattr("fastrcnn_engine.training.device.build_info", lambda: build)
     for there in (False, True):
         counted = {"is_available": there, "device_count": int(there)}
         for name, value in counted.items():

@@ -13,7 +13,8 @@ import torch
 
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.training import load_network, loop, save_checkpoint, train
-from fastrcnn_engine.training.config import TrainConfig, checked_device, the_same_on_every_run
+from fastrcnn_engine.training.config import TrainConfig
+from fastrcnn_engine.training.device import checked_device, the_same_on_every_run
 
 BASE = TrainConfig(data=Path("d"), proposals=Path("p"))
 
@@ -154,7 +155,7 @@ def test_cuda_without_cuda_is_refused(monkeypatch):
     # torch's CUDA is there, but ours is not: told before hours of searching for proposals.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    built = "fastrcnn_engine.training.config.build_info"
+    built = "fastrcnn_engine.training.device.build_info"
     monkeypatch.setattr(built, lambda: {"cuda_device": "no nvcc was found"})
     with pytest.raises(ValueError, match="device is 'cuda', but .* CUDA here: no nvcc was found; "):
         checked_device("cuda")

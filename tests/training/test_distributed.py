@@ -137,10 +137,11 @@ def test_three_processes_detect_what_one_detects(voc, tmp_path, options):
 # Tests as `eval` does; process 1 dies, or says what is wrong, at its second image.
 TESTER = """
 import os, signal, sys
-from fastrcnn_engine import cli, pipeline
+from fastrcnn_engine import cli
+from fastrcnn_engine.commands import stages
 
 if os.environ["RANK"] == "1":
-    load, calls = pipeline.load_image, []
+    load, calls = stages.load_image, []
     def fails(path):
         calls.append(path)
         if len(calls) == 2:
@@ -148,7 +149,7 @@ if os.environ["RANK"] == "1":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ValueError(f"{path}: not readable")
         return load(path)
-    pipeline.load_image = fails
+    stages.load_image = fails
 cli.main(sys.argv[2:])
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fastrcnn_engine.report.style import spelt_out
+from fastrcnn_engine.report.text import spelt_out
 
 
 class _PlainConsole(Console):

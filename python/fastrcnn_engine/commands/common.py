@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastrcnn_engine.commands.stages import Run
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.data.records import Dataset
@@ -20,10 +21,9 @@ from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
 from fastrcnn_engine.evaluation.voc import METRICS, VOCResult
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.options import Detect, Eval, Export, Metric, SearchOptions
-from fastrcnn_engine.pipeline import Run
-from fastrcnn_engine.report.html import number
+from fastrcnn_engine.report.text import number
 from fastrcnn_engine.training.checkpoint import path_of_training
-from fastrcnn_engine.training.distributed import environment
+from fastrcnn_engine.training.distributed import rank_and_count
 
 CACHE = "proposals.npz"  # in the folder of a run
 
@@ -85,7 +85,7 @@ def check_metric(metric: Metric) -> None:
 
 def check_alone() -> None:
     """Of several processes each would search all images and write the same file."""
-    if environment()[1] > 1:
+    if rank_and_count()[1] > 1:
         raise ValueError(
             "--proposals is missing: several processes need a file that is there already, and "
             "`fastrcnn-engine proposals` makes it"

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from fastrcnn_engine.commands import plain_console
 from fastrcnn_engine.commands.common import CACHE, check_out_folder, print_notes, search_of
+from fastrcnn_engine.commands.shards import WHOLE
+from fastrcnn_engine.commands.stages import RECALL_THRESHOLDS, search_datasets
 from fastrcnn_engine.data.check import check_dataset
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import (
@@ -24,12 +26,10 @@ from fastrcnn_engine.data.proposals import (
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.files import whole_file, write_json, write_whole
 from fastrcnn_engine.options import CheckData, Proposals, SearchOptions
-from fastrcnn_engine.pipeline import RECALL_THRESHOLDS, search_datasets
 from fastrcnn_engine.report.draw import picture_grid
 from fastrcnn_engine.report.gallery import sample_pictures
-from fastrcnn_engine.report.html import number
 from fastrcnn_engine.report.plots import sizes_svg
-from fastrcnn_engine.shards import WHOLE
+from fastrcnn_engine.report.text import number
 
 
 def check_data(options: CheckData) -> None:

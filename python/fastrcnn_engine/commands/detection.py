@@ -14,8 +14,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from fastrcnn_engine.bulk import JsonLines, ParquetParts, Propose, check_made_by, detect_many
 from fastrcnn_engine.commands import plain_console
+from fastrcnn_engine.commands.bulk import (
+    JsonLines,
+    ParquetParts,
+    Propose,
+    check_made_by,
+    detect_many,
+)
 from fastrcnn_engine.commands.common import (
     check_out_folder,
     needs_proposals,
@@ -23,6 +29,8 @@ from fastrcnn_engine.commands.common import (
     resize,
     search_of_training,
 )
+from fastrcnn_engine.commands.shards import WHOLE, shard_file, shard_of
+from fastrcnn_engine.commands.stages import detections_as_json
 from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.progress import counted
 from fastrcnn_engine.data.proposals import ProposalStore, Search
@@ -34,9 +42,7 @@ from fastrcnn_engine.files import crc32_of, whole_file, write_json
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.options import Detect, Detection
-from fastrcnn_engine.pipeline import detections_as_json
 from fastrcnn_engine.report.draw import detection_marks, draw_marks
-from fastrcnn_engine.shards import WHOLE, shard_file, shard_of
 from fastrcnn_engine.training import load_checkpoint, load_network
 from fastrcnn_engine.training.checkpoint import checkpoint_file
 
@@ -64,7 +70,7 @@ def detect(options: Detect) -> None:
     checkpoint = checkpoint_file(options.checkpoint)
     content = load_checkpoint(checkpoint, tensors=False)
     classifier = content["network"]["classifier"]
-    Detection(score_threshold=options.score).settings(classifier)  # checks it
+    Detection(score_threshold=options.score_threshold).settings(classifier)  # checks it
     model = load_network(checkpoint, device=options.device)
     resize(model, options)
     source: dict[str, Any] = {}
@@ -77,8 +83,10 @@ def detect(options: Detect) -> None:
         propose = _proposals_of(images, everything, ProposalStore(options.proposals))
         if options.many:
             source["proposals_crc32"] = crc32_of(options.proposals)
-    score = CONFIDENT_SCORES[model.classifier] if options.score is None else options.score
-    detection = {"score_threshold": score}
+    threshold = options.score_threshold
+    if threshold is None:
+        threshold = CONFIDENT_SCORES[model.classifier]
+    detection = {"score_threshold": threshold}
     if options.many:
         source["checkpoint_crc32"] = crc32_of(checkpoint)
         _detect_many(options, model, images, propose, detection, source, console)

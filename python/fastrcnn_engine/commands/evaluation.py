@@ -20,16 +20,16 @@ from fastrcnn_engine.commands.common import (
     resize,
     search_of_training,
 )
-from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.evaluation.voc import check_settings
-from fastrcnn_engine.files import read_json, write_whole
-from fastrcnn_engine.options import Eval, ReportRuns
-from fastrcnn_engine.pipeline import (
+from fastrcnn_engine.commands.stages import (
     Run,
     detect_dataset,
     evaluate_and_report,
     search_datasets,
 )
+from fastrcnn_engine.data.proposals import ProposalStore
+from fastrcnn_engine.evaluation.voc import check_settings
+from fastrcnn_engine.files import read_json, write_whole
+from fastrcnn_engine.options import Eval, ReportRuns
 from fastrcnn_engine.report.compare import render_comparison
 from fastrcnn_engine.report.runs import read_log, run_files
 from fastrcnn_engine.training import load_checkpoint, load_network

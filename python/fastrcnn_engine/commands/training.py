@@ -26,26 +26,27 @@ from fastrcnn_engine.commands.common import (
     print_result,
     search_of,
 )
-from fastrcnn_engine.config_file import read_settings
+from fastrcnn_engine.commands.config_file import read_settings
+from fastrcnn_engine.commands.stages import (
+    Run,
+    detect_dataset,
+    evaluate_and_report,
+    search_datasets,
+)
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.files import check_idle, write_json
 from fastrcnn_engine.options import Demo, Detection, Metric, SearchOptions
-from fastrcnn_engine.pipeline import (
-    Run,
-    detect_dataset,
-    evaluate_and_report,
-    search_datasets,
-)
 from fastrcnn_engine.report.environment import versions
-from fastrcnn_engine.report.html import number
 from fastrcnn_engine.report.runs import read_log
+from fastrcnn_engine.report.text import number
 from fastrcnn_engine.training import TrainConfig, TrainResult, settled
 from fastrcnn_engine.training import train as run_training
-from fastrcnn_engine.training.config import checked_device
-from fastrcnn_engine.training.distributed import environment, join
+from fastrcnn_engine.training.config import ResolvedConfig
+from fastrcnn_engine.training.device import checked_device
+from fastrcnn_engine.training.distributed import join, rank_and_count
 
 # What a demo takes away before it starts again in the folder of an earlier one.
 DEMO_FILES = (CACHE, "checkpoint.pt", "log.jsonl", "metrics.json", "report.html")
@@ -93,7 +94,7 @@ def configured(source: str) -> Train:
 def demo(options: Demo, command: str) -> None:
     """See options.Demo."""
     console = plain_console()
-    if environment()[1] > 1:
+    if rank_and_count()[1] > 1:
         raise ValueError("the demo is one process's work; run it without torchrun")
     out, data = options.out, options.out / "drawn"
     _check_demo_folder(out, data)
@@ -110,15 +111,17 @@ def demo(options: Demo, command: str) -> None:
     search = SearchOptions(short_side=120)
     with run.timed("proposals"):
         store = search_datasets([training_set, test_set], out / CACHE, search_of(search))
-    config = TrainConfig(
-        data=data,
-        proposals=out / CACHE,
-        output=out,
-        split="train",
-        network="tiny",
-        seed=options.seed,
-        iterations=options.iterations,
-        short_side=240,  # their own size
+    config = settled(
+        TrainConfig(
+            data=data,
+            proposals=out / CACHE,
+            output=out,
+            split="train",
+            network="tiny",
+            seed=options.seed,
+            iterations=options.iterations,
+            short_side=240,  # their own size
+        )
     )
     asked = {"test_split": "test", "search": dataclasses.asdict(search)}
     _train_and_test(run, config, asked, store, training_set, test_set, Detection(), console)
@@ -136,7 +139,7 @@ def train(options: Train, command: str) -> None:
     if config.proposals is None:
         check_alone()
     _check_folder(config)
-    if environment()[0] == 0:
+    if rank_and_count()[0] == 0:
         check_idle(config.output)  # the training asks again and holds the folder
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
     skips = config.on_bad_image == "skip"
@@ -146,7 +149,7 @@ def train(options: Train, command: str) -> None:
     test_set = datasets[1] if len(datasets) > 1 else None
     if config.val_split is not None:
         datasets.append(load_test_set(config.data, config.val_split, datasets[0].classes))
-    first = environment()[0] == 0  # of several processes it alone prints
+    first = rank_and_count()[0] == 0  # of several processes it alone prints
     if config.device == "cpu" and first:
         with suppress(ValueError):
             checked_device("cuda")
@@ -182,7 +185,7 @@ def train(options: Train, command: str) -> None:
 
 def _train_and_test(
     run: Run,
-    config: TrainConfig,
+    config: ResolvedConfig,
     asked: dict[str, Any],
     store: ProposalStore,
     training_set: Dataset,
@@ -191,7 +194,6 @@ def _train_and_test(
     console: Console,
 ) -> None:
     """asked: settings of the command that are none of the training, for config.json."""
-    config = settled(config)
     settings = config.to_dict()
     # What --config takes (config_file.FACTS: without the last three). Whether to resume is a
     # matter of the moment.
@@ -207,7 +209,7 @@ def _train_and_test(
 
     with run.timed("training"):
         trained = run_training(config, dataset=training_set, on_start=write_config)
-    if environment()[0] == 0:  # of several processes it alone prints
+    if rank_and_count()[0] == 0:  # of several processes it alone prints
         _print_training(console, trained)
     if test_set is None:
         return

@@ -206,7 +206,7 @@ def pyramid_maps(model: FastRCNN, image: np.ndarray, proposals: np.ndarray) -> I
         raise ValueError(f"proposals must be (P, 4), got {proposals.shape}")
     bad = np.flatnonzero(~np.isfinite(proposals).all(axis=1))
     if len(bad):
-        raise ValueError(f"proposal {bad[0]} is not finite: {proposals[bad[0]].tolist()}")
+        raise ValueError(f"proposals[{bad[0]}] must be finite, got {proposals[bad[0]].tolist()}")
     check_image(image)
 
     device = model.delta_mean.device

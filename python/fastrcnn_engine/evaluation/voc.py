@@ -9,19 +9,22 @@ result files and so made ties of its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastrcnn_engine.ops import box_iou
+from fastrcnn_engine.files import write_whole
+from fastrcnn_engine.ops import Detections, box_iou
 
 if TYPE_CHECKING:
-    from fastrcnn_engine.data.records import ImageRecord
+    from fastrcnn_engine.data.records import Dataset, ImageRecord
 
-Metric = Literal["area", "11point"]
-METRICS: tuple[Metric, ...] = ("area", "11point")
+VOCMetric = Literal["area", "11point"]
+METRICS: tuple[VOCMetric, ...] = ("area", "11point")
 
 # What became of a detection.
 TRUE_POSITIVE = 1
@@ -63,7 +66,7 @@ class ClassResult:
     recall: np.ndarray
     precision: np.ndarray
 
-    def ap(self, metric: Metric) -> float | None:
+    def ap(self, metric: VOCMetric) -> float | None:
         return self.ap_area if metric == "area" else self.ap_11point
 
 
@@ -71,7 +74,7 @@ class ClassResult:
 class VOCResult:
     """One ClassResult per class, in the order of `classes`, and the verdicts per image id."""
 
-    metric: Metric
+    metric: VOCMetric
     iou_threshold: float
     images: int
     per_class: tuple[ClassResult, ...]
@@ -82,7 +85,7 @@ class VOCResult:
         """Mean AP under `metric` over the classes with ground truth; None without any."""
         return self.mean_ap_of(self.metric)
 
-    def mean_ap_of(self, metric: Metric) -> float | None:
+    def mean_ap_of(self, metric: VOCMetric) -> float | None:
         """Mean AP under one of METRICS over the classes with ground truth; None without any."""
         values = [c.ap(metric) for c in self.per_class]
         known = [value for value in values if value is not None]
@@ -119,7 +122,7 @@ def evaluate_voc(
     detections: Mapping[str, Any],
     *,
     iou_threshold: float = 0.5,
-    metric: Metric = "area",
+    metric: VOCMetric = "area",
 ) -> VOCResult:
     """Average precision per class over a set of images.
 
@@ -172,7 +175,7 @@ def check_settings(metric: str, iou_threshold: float) -> None:
         raise ValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}")
 
 
-def average_precision(tp: np.ndarray, fp: np.ndarray, npos: int, metric: Metric) -> float | None:
+def average_precision(tp: np.ndarray, fp: np.ndarray, npos: int, metric: VOCMetric) -> float | None:
     """AP of one class from running counts.
 
     tp, fp: (D,) true and false positives among the first 1..D detections by falling score.
@@ -310,3 +313,29 @@ def _check_labels(argument: str, image_id: str, labels: np.ndarray, count: int) 
             f"{argument}: image {image_id!r}, row {bad[0]}: label {labels[bad[0]]} is not in "
             f"1..{count} (0 is the background)"
         )
+
+
+def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detections]) -> None:
+    """comp4_det_SPLIT_CLASS.txt for each class, as VOC's own programs read them.
+
+    A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits. A
+    slash in a name is written as _, and what is too long for a file's name is cut off, with more _
+    where that is the name of another class.
+    """
+    begin = f"comp4_det_{dataset.split.replace('/', '_')}_"
+    room = 255 - len(f"{begin}.txt".encode())
+    taken = set(dataset.classes)
+    for label, name in enumerate(dataset.classes, start=1):
+        shown = name
+        if "/" in name or len(name.encode()) > room:
+            plain = name.replace("/", "_").encode()
+            ways = (plain[: room - n].decode(errors="ignore") + "_" * n for n in itertools.count())
+            shown = next(way for way in ways if way not in taken)
+        taken.add(shown)
+        path = folder / f"{begin}{shown}.txt"
+        lines = []
+        for image_id, one in found.items():
+            own = one.labels == label
+            for score, box in zip(one.scores[own], one.boxes[own] + 1, strict=True):
+                lines.append(f"{image_id} {score:.9g} {' '.join(f'{x:.9g}' for x in box)}\n")
+        write_whole(path, "".join(lines))

@@ -8,9 +8,10 @@ from shlex import quote
 from typing import Any
 
 from fastrcnn_engine.evaluation.mistakes import KINDS
-from fastrcnn_engine.report.html import embedded_svg, number, page, shown
+from fastrcnn_engine.report.html import embedded_svg, page, shown
 from fastrcnn_engine.report.plots import run_colour, runs_svg
 from fastrcnn_engine.report.runs import RunFiles
+from fastrcnn_engine.report.text import number
 
 
 def render_comparison(runs: Sequence[RunFiles]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fastrcnn_engine.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, ImageMatch
-from fastrcnn_engine.report.style import spelt_out
+from fastrcnn_engine.report.text import spelt_out
 
 if TYPE_CHECKING:
     from fastrcnn_engine.data.records import ImageRecord

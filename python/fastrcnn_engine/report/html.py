@@ -23,6 +23,7 @@ from fastrcnn_engine.report.gallery import Drawn, Gallery, Shown
 from fastrcnn_engine.report.plots import curves_svg, hex_colour, precision_recall_svg
 from fastrcnn_engine.report.pooled import RIGHT_ONES, WRONG_ONES, Looked
 from fastrcnn_engine.report.style import CSS
+from fastrcnn_engine.report.text import number
 
 _METRIC_NAMES = {"area": "area under the curve", "11point": "VOC07, 11 points"}
 CUT_QUALITY = 72  # of JPEG, for the many small pictures
@@ -485,11 +486,6 @@ def _cells(*values: Any) -> str:
 
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def number(value: float | None) -> str:
-    """Three decimals; n/a for None."""
-    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _percent(value: float | None) -> str:

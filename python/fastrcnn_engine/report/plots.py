@@ -11,7 +11,7 @@ import numpy as np
 
 from fastrcnn_engine.evaluation.voc import ClassResult
 from fastrcnn_engine.report.draw import class_colour
-from fastrcnn_engine.report.style import spelt_out
+from fastrcnn_engine.report.text import spelt_out
 
 _INK = "#334155"
 _FAINT = "#e2e8f0"

@@ -1,19 +1,6 @@
-"""The look of the report, and of names wherever they are shown."""
+"""The look of the report."""
 
 from __future__ import annotations
-
-import re
-
-# Control characters (of lines, of a terminal), what turns the direction of writing, and halves of
-# characters.
-_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def spelt_out(text: str) -> str:
-    """A text in one line, with what is no letter but an order spelt out: a name of a class or file
-    may hold anything, also what a terminal obeys or a font has no picture of."""
-    return _UNSHOWN.sub(lambda one: one[0].encode("unicode_escape").decode(), text)
-
 
 CSS = """
 :root { --ink: #0f172a; --soft: #475569; --faint: #94a3b8; --line: #e2e8f0; --paper: #fff;

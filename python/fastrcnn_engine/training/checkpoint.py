@@ -15,7 +15,7 @@ from fastrcnn_engine.data.images import Preprocessing
 from fastrcnn_engine.files import sync_folder, whole_file
 from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, split_layers
 from fastrcnn_engine.models.pretrained import load_plain
-from fastrcnn_engine.training.config import checked_device
+from fastrcnn_engine.training.device import checked_device
 
 FORMAT = 1
 NETWORK_KEYS = {"name", "classes", "preprocessing", "box_regression", "classifier", "frozen",

@@ -27,7 +27,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from fastrcnn_engine.training.config import checked_device
+from fastrcnn_engine.training.device import checked_device
 
 # A process that neither answers nor dies is given up after this.
 TIMEOUT = timedelta(minutes=10)
@@ -36,7 +36,7 @@ _meetings = itertools.count()
 Item = TypeVar("Item")
 
 
-def environment() -> tuple[int, int]:
+def rank_and_count() -> tuple[int, int]:
     """(number of this process, how many there are) by torchrun's variables; (0, 1) without it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -130,7 +130,7 @@ def join(device: str) -> Iterator[Processes]:
         ValueError: no such device, or one GPU named for several processes.
         ConnectionError: another process died or does not answer.
     """
-    rank, count = environment()
+    rank, count = rank_and_count()
     if count == 1:
         yield Processes(0, 1, checked_device(device))
         return

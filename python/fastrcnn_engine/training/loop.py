@@ -37,12 +37,8 @@ from fastrcnn_engine.training.checkpoint import (
     random_state,
     save_checkpoint,
 )
-from fastrcnn_engine.training.config import (
-    ResolvedConfig,
-    TrainConfig,
-    checked_device,
-    the_same_on_every_run,
-)
+from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig
+from fastrcnn_engine.training.device import checked_device, the_same_on_every_run
 from fastrcnn_engine.training.distributed import Processes, join, join_batch_norm, restarts
 from fastrcnn_engine.training.interrupt import Interrupt, Stopped
 from fastrcnn_engine.training.log import Meter, TrainLog, summary_writer

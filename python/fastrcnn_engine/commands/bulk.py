@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from fastrcnn_engine.commands.shards import WHOLE, shard_file, shard_files
+from fastrcnn_engine.commands.stages import detection_rows
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.files import is_alone, read_json, whole_file, write_json, write_row
 from fastrcnn_engine.models import FastRCNN
-from fastrcnn_engine.pipeline import detection_rows
-from fastrcnn_engine.shards import WHOLE, shard_file, shard_files
 
 Propose = Callable[[np.ndarray, Path], np.ndarray]  # an image and its file -> its proposals
 Prepared = tuple[np.ndarray, np.ndarray]  # image and proposals
@@ -199,15 +199,13 @@ def detect_many(
     *,
     propose: Propose,
     detection: Mapping[str, Any],
-    workers: int | None = None,
-    progress: bool = True,
 ) -> BulkResult:
-    """Detects on each image and adds a row, in the order of the images; closes `rows`.
+    """Detects on each image and adds a row, in the order of the images.
 
     No image stops the run; those that have a row already are passed over. Only some images are in
-    memory at a time: `workers` threads (None: all cores) decode and search, ahead of the network
-    where that is on a GPU, else by turns with it, as torch's threads wait for each other by
-    spinning and would share the cores with them badly.
+    memory at a time: a thread for each core decodes and searches, ahead of the network where that
+    is on a GPU, else by turns with it, as torch's threads wait for each other by spinning and would
+    share the cores with them badly.
 
     Args:
         propose: called by several threads.
@@ -223,12 +221,10 @@ def detect_many(
         return pixels, propose(pixels, image)
 
     failed = sum(rows.known.get(_text(image), False) for image in images)
-    with progress_bar(progress) as bar, rows:
+    with progress_bar(True) as bar:
         task = bar.add_task("detection", total=len(images), completed=len(images) - len(left))
         by_turns = next(model.parameters()).device.type == "cpu"
-        for image, prepared in _ahead(
-            prepare, left, workers or usable_cores(), by_turns=by_turns
-        ):
+        for image, prepared in _ahead(prepare, left, usable_cores(), by_turns=by_turns):
             row: dict[str, Any] = {"image": _text(image)}
             try:
                 pixels, proposals = prepared.result()

@@ -10,8 +10,8 @@ import pytest
 
 from fastrcnn_engine import cli, options
 from fastrcnn_engine.commands import training
+from fastrcnn_engine.commands.config_file import presets, read_settings
 from fastrcnn_engine.commands.training import Train, configured
-from fastrcnn_engine.config_file import presets, read_settings
 from fastrcnn_engine.training import TrainConfig
 
 

@@ -1,18 +1,18 @@
-"""The steps the commands share: proposals for data sets, detection over a set, results as files."""
+"""The stages of a run: proposals of data sets, detection over a set, evaluation and its files."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fastrcnn_engine.commands.shards import WHOLE, shard_file, shard_files, shard_of
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import counted
 from fastrcnn_engine.data.proposals import (
@@ -27,17 +27,17 @@ from fastrcnn_engine.evaluation.detect import CONFIDENT_SCORES, SCORE_THRESHOLDS
 from fastrcnn_engine.evaluation.mistakes import Mistakes, find_mistakes
 from fastrcnn_engine.evaluation.paper_protocol import detect_set
 from fastrcnn_engine.evaluation.pooled import where_pooled
-from fastrcnn_engine.evaluation.voc import Metric, VOCResult, evaluate_voc
-from fastrcnn_engine.files import whole_file, write_json, write_whole
+from fastrcnn_engine.evaluation.voc import VOCResult, evaluate_voc, write_voc_results
+from fastrcnn_engine.files import whole_file, write_json
 from fastrcnn_engine.models import FastRCNN, described
 from fastrcnn_engine.ops import Detections
+from fastrcnn_engine.options import Metric
 from fastrcnn_engine.report.cuts import cut_missed, cut_wrong
 from fastrcnn_engine.report.draw import detection_marks, draw_marks, picture_grid
 from fastrcnn_engine.report.environment import versions
 from fastrcnn_engine.report.gallery import Drawn, drawn_at, make_gallery
 from fastrcnn_engine.report.html import Report, write_report
 from fastrcnn_engine.report.pooled import Looked, look, to_look_into
-from fastrcnn_engine.shards import WHOLE, shard_file, shard_files, shard_of
 from fastrcnn_engine.training.distributed import Processes
 
 BOX_FORMAT = "x1, y1, x2, y2 in pixels of the image, 0-based, both ends inclusive"
@@ -136,7 +136,7 @@ def evaluate_and_report(
     found: Mapping[str, Detections],
     *,
     detection: Mapping[str, Any],
-    metric: Metric | Literal["coco"] = "area",
+    metric: Metric = "area",
     iou_threshold: float = 0.5,
     log: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[VOCResult, COCOResult | None]:
@@ -168,14 +168,7 @@ def evaluate_and_report(
         mistakes = find_mistakes(dataset.records, dataset.classes, drawn.detections, drawn.result)
         wrong = cut_wrong(dataset.records, dataset.classes, drawn, mistakes)
         missed = cut_missed(dataset.records, dataset.classes, drawn, mistakes)
-        # A sheet with all classes in their colours, for a README or a slide.
-        sheet = [record for record in dataset.records if len(record.boxes)][:9]
-        if sheet:
-            pictures = [
-                draw_detections(r.image_path, drawn.detections[r.image_id], dataset) for r in sheet
-            ]
-            with whole_file(run.out / "detections.jpg") as file:
-                Image.fromarray(picture_grid(pictures)).save(file, format="JPEG", quality=90)
+        _write_sheet(run.out / "detections.jpg", dataset, drawn)
     with run.timed("looking into RoI pooling"):
         looked = look_into_pooling(model, dataset, store, drawn, mistakes)
     run.settings["Proposals"] = {
@@ -243,6 +236,17 @@ def evaluate_and_report(
     return result, coco
 
 
+def _write_sheet(path: Path, dataset: Dataset, drawn: Drawn) -> None:
+    """A picture of some images with all classes in their colours, for a README or a slide."""
+    sheet = [record for record in dataset.records if len(record.boxes)][:9]
+    if sheet:
+        pictures = [
+            draw_detections(r.image_path, drawn.detections[r.image_id], dataset) for r in sheet
+        ]
+        with whole_file(path) as file:
+            Image.fromarray(picture_grid(pictures)).save(file, format="JPEG", quality=90)
+
+
 def look_into_pooling(
     model: FastRCNN, dataset: Dataset, store: ProposalStore, drawn: Drawn, mistakes: Mistakes
 ) -> list[Looked]:
@@ -295,29 +299,3 @@ def detections_as_json(found: Mapping[str, Detections], classes: Sequence[str]) 
     """Detections by image id as plain values."""
     images = {image_id: detection_rows(one, classes) for image_id, one in found.items()}
     return {"classes": list(classes), "box_format": BOX_FORMAT, "images": images}
-
-
-def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detections]) -> None:
-    """comp4_det_SPLIT_CLASS.txt for each class, as VOC's own programs read them.
-
-    A line is `image-id score x1 y1 x2 y2`, coordinates 1-based. Numbers keep all their digits. A
-    slash in a name is written as _, and what is too long for a file's name is cut off, with more _
-    where that is the name of another class.
-    """
-    begin = f"comp4_det_{dataset.split.replace('/', '_')}_"
-    room = 255 - len(f"{begin}.txt".encode())
-    taken = set(dataset.classes)
-    for label, name in enumerate(dataset.classes, start=1):
-        shown = name
-        if "/" in name or len(name.encode()) > room:
-            plain = name.replace("/", "_").encode()
-            ways = (plain[: room - n].decode(errors="ignore") + "_" * n for n in itertools.count())
-            shown = next(way for way in ways if way not in taken)
-        taken.add(shown)
-        path = folder / f"{begin}{shown}.txt"
-        lines = []
-        for image_id, one in found.items():
-            own = one.labels == label
-            for score, box in zip(one.scores[own], one.boxes[own] + 1, strict=True):
-                lines.append(f"{image_id} {score:.9g} {' '.join(f'{x:.9g}' for x in box)}\n")
-        write_whole(path, "".join(lines))
