@@ -123,6 +123,23 @@ def test_a_backbone_or_head_of_another_shape_is_told_in_our_words(change, says):
     assert model.training
 
 
+def test_weights_that_are_not_float32_are_told():
+    model = own()
+    model.head.double()
+    with pytest.raises(ValueError, match=r"head\.\S+ must be float32, got float64: model.float"):
+        model.check_parts()
+
+
+def test_what_rests_learns_again_and_what_is_frozen_does_not():
+    model = own(frozen=["backbone"])
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    for names in (["backbone", "head", "cls_score"], ["bbox_pred"], []):
+        model.rest(names)
+        now = {n for n, p in model.train().named_parameters() if p.requires_grad}
+        assert now == {n for n in learning if not n.startswith(tuple(names))}
+        assert model.head.training is ("head" not in names) and not model.backbone.training
+
+
 @pytest.mark.parametrize("classes", ["cat", [], ["cat", "cat"], [""], [1, 2], {"cat", "dog"}, None])
 @pytest.mark.parametrize("name", ["tiny", "vgg16", "own"])
 def test_classes_that_are_no_list_of_different_names_are_refused(name, classes):
@@ -134,8 +151,13 @@ def test_misspelt_frozen_module_and_a_stride_that_is_none_are_refused():
     with pytest.raises(ValueError, match="'backbone.conv9'"):
         own(frozen=["backbone.conv9"])
     for stride in (0, -16):
-        with pytest.raises(ValueError, match=f"stride must be at least 1, .*, got {stride}"):
+        with pytest.raises(ValueError, match=f"stride must be a whole number from 1 on.* {stride}"):
             own(stride=stride)
+    for size in ((7, 7), 0, 2.0):
+        with pytest.raises(ValueError, match=r"pooled_size must be a whole .* got (\(7|0|2)"):
+            own(pooled_size=size)
+    with pytest.raises(ValueError, match="frozen names '', which is not a submodule"):
+        own(frozen=[""])
     with pytest.raises(ValueError, match="'resnet' is not known: it is one of tiny, caffenet, "):
         build_network("resnet", ["a"])
 

@@ -19,7 +19,7 @@ from fastrcnn_engine.data.proposals import ProposalStore, write_proposals
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.voc import evaluate_voc
-from fastrcnn_engine.models import build_network
+from fastrcnn_engine.models import build_network, compress
 from fastrcnn_engine.models.paper import PAPER_NETWORKS
 from fastrcnn_engine.ops import decode_boxes
 from fastrcnn_engine.training import batches, loop, resume, stopwatch, train
@@ -31,7 +31,7 @@ from fastrcnn_engine.training.sampling import drawn_boxes, sample_batch
 from models import caffemodel_files
 from models.small import small_network
 
-from .small import CLASSES, COLOURS, assert_same_checkpoint, own_network
+from .small import CLASSES, COLOURS, assert_same_checkpoint, lines_of, own_network
 
 
 def run(config, **options):
@@ -203,6 +203,34 @@ def test_a_model_whose_stride_is_not_its_backbones_does_not_learn(voc):
     with pytest.raises(ValueError, match="stride is 8, but the backbone makes a map of 64 x 64"):
         train(voc, model=model, progress=False)
     assert not (voc.output / "checkpoint.pt").exists()
+
+
+def test_models_that_do_not_learn_are_refused(voc):
+    svm, small = own_network(), own_network()
+    svm.classifier = "svm"
+    compress(small, ranks={"fc6": 4})
+    for model, says in (
+        (svm, "the model scores by SVMs; it is for detection"),
+        (small, "the model is compressed; it is for detection"),
+        (torch.nn.DataParallel(own_network()), "must be a FastRCNN, got DataParallel"),
+        (own_network().double(), "must be float32, got float64"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            train(voc, model=model, progress=False)
+    assert not (voc.output / "checkpoint.pt").exists()
+
+
+def test_a_run_learns_within_no_grad(voc):
+    with torch.no_grad():
+        assert lines_of(run(voc).log) == lines_of(run(replace(voc, output=voc.output / "b")).log)
+
+
+def test_labels_of_a_data_set_from_elsewhere_are_checked(voc):
+    good = load_voc(voc.data, "train", CLASSES)
+    for shift, says in ((-1, r"label 0 is not in 1\.\."), (0.5, "labels must be integers, got fl")):
+        records = [replace(r, labels=r.labels + shift) for r in good.records]
+        with pytest.raises(ValueError, match=f"dataset: image '\\w+'.*{says}"):
+            train(voc, dataset=replace(good, records=records), progress=False)
 
 
 def test_tiny_names_the_image_of_a_batch_of_one_roi(voc):

@@ -56,11 +56,26 @@ def test_classification_alone_leaves_the_box_regression_untouched(voc):
     after = result.model.state_dict()
     for name in ("bbox_pred.weight", "bbox_pred.bias"):
         assert torch.equal(after[name], before[name]), name  # no decay either
-    assert not any(p.requires_grad for p in result.model.bbox_pred.parameters())
+    assert load_checkpoint(result.checkpoint)["network"]["frozen"] == ["backbone.first"]
     for name in ("cls_score.weight", "head.fc6.weight", "backbone.second.weight"):
         assert not torch.equal(after[name], before[name]), name
     for line in log_of(result):
         assert line["loss_box"] == 0 and line["loss"] == line["loss_cls"] > 0
+
+
+@pytest.mark.parametrize("first", ["classification", "boxes"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_model_of_one_task_learns_both_afterwards(voc, tmp_path, first, loaded):
+    init = run(voc).checkpoint if first == "boxes" else None
+    before = run(replace(voc, tasks=first, init=init, output=tmp_path / "first"))
+    model = before.model
+    if loaded:
+        model = load_network(before.checkpoint, model=own_network())
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    after = train(replace(voc, output=tmp_path / "both"), model=model, progress=False)
+    for name, value in after.model.state_dict().items():
+        if name.endswith(".weight"):
+            assert torch.equal(value, weights[name]) == name.startswith("backbone.first"), name
 
 
 def test_what_the_boxes_teach_the_features_is_missing(voc):

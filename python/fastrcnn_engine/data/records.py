@@ -199,3 +199,18 @@ def record_of(
         np.array(difficult, dtype=bool),
         np.array(crowd or [False] * len(boxes), dtype=bool),
     )
+
+
+def check_labels(argument: str, image_id: str, labels: np.ndarray, count: int) -> None:
+    """Raises ValueError unless the labels (G,) of an image are integers in 1..count."""
+    labels = np.asarray(labels)
+    if labels.size and labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{argument}: image {image_id!r}: labels must be integers, got {labels.dtype}"
+        )
+    bad = np.flatnonzero((labels < 1) | (labels > count))
+    if len(bad):
+        raise ValueError(
+            f"{argument}: image {image_id!r}, row {bad[0]}: label {labels[bad[0]]} is not in "
+            f"1..{count} (0 is the background)"
+        )

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -63,8 +64,8 @@ class FastRCNN(nn.Module):
         name: what ``build_network`` calls this network; anything for your own.
 
     Raises:
-        ValueError: classes that are no list of different names, a stride below 1, or a frozen name
-            that is not a submodule.
+        ValueError: classes that are no list of different names, a stride or pooled size that is no
+            whole number above 0, or a frozen name that is not a submodule.
 
     The box deltas the network puts out are normalised per class (original code,
     lib/roi_data_layer/roidb.py). ``delta_mean`` and ``delta_std`` undo that; they are buffers, set
@@ -95,8 +96,10 @@ class FastRCNN(nn.Module):
     ):
         super().__init__()
         self.classes = checked_classes(classes)
-        if stride < 1:
-            raise ValueError(f"stride must be at least 1, pixels per cell of the map, got {stride}")
+        for what, value, of in (("stride", stride, "pixels per cell of the map"),
+                                ("pooled_size", pooled_size, "bins a side")):  # fmt: skip
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{what} must be a whole number from 1 on, {of}, got {value!r}")
         outputs = len(self.classes) + 1
         self.name = name
         self.stride = stride
@@ -115,6 +118,8 @@ class FastRCNN(nn.Module):
         self.box_regression = True
         self.classifier: Literal["softmax", "svm"] = "softmax"
         self.frozen: tuple[str, ...] = ()
+        self.resting: tuple[str, ...] = ()
+        self._at_rest: list[nn.Parameter] = []
         self.freeze(frozen)
 
     def freeze(self, names: Sequence[str]) -> None:
@@ -124,15 +129,28 @@ class FastRCNN(nn.Module):
         """
         modules = dict(self.named_modules())
         for name in names:
-            if name not in modules:
+            if not name or name not in modules:
                 raise ValueError(f"frozen names {name!r}, which is not a submodule of the network")
             modules[name].requires_grad_(False)
         self.frozen = (*self.frozen, *names)
 
+    def rest(self, names: Sequence[str]) -> None:
+        """Do not train these submodules until the next call, beside those that are ``frozen`` for
+        good; what rested before learns again. For a training of one task of the two.
+        """
+        for parameter in self._at_rest:
+            parameter.requires_grad_(True)
+        parameters = [p for name in names for p in self.get_submodule(name).parameters()]
+        self._at_rest = [p for p in parameters if p.requires_grad]
+        for parameter in self._at_rest:
+            parameter.requires_grad_(False)
+        self.resting = tuple(names)
+
     def train(self, mode: bool = True) -> FastRCNN:
-        """As ``nn.Module.train``; frozen modules stay in evaluation mode (batch statistics)."""
+        """As ``nn.Module.train``; modules that are frozen or at rest stay in evaluation mode (batch
+        statistics)."""
         super().train(mode)
-        for name in self.frozen:
+        for name in (*self.frozen, *self.resting):
             self.get_submodule(name).eval()
         return self
 
@@ -140,11 +158,18 @@ class FastRCNN(nn.Module):
     def check_parts(self) -> None:
         """Raise ValueError unless backbone and head are what the constructor was told of them.
 
+        Its weights are float32, as images and boxes are; ``amp`` computes in 16 bits beside them.
         Cells of the backbone's map are ``stride`` pixels wide and high: with another stride
         everything runs, and RoI pooling looks beside the objects. Two images are looked at, as the
         difference of their maps does not depend on padding. The head takes a pooled window of such
         a map and makes ``head_features`` numbers of it.
         """
+        for name, parameter in self.named_parameters():
+            if parameter.dtype != torch.float32:
+                given = str(parameter.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"{name} must be float32, got {given}: model.float() makes it so"
+                )
         training = self.training
         self.eval()
         try:

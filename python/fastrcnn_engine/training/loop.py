@@ -17,7 +17,7 @@ from torch import nn
 
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore
-from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.data.records import Dataset, check_labels
 from fastrcnn_engine.files import alone_in, forget_unfinished
 from fastrcnn_engine.models import FastRCNN, LayerChange
 from fastrcnn_engine.ops import smooth_l1
@@ -173,7 +173,7 @@ def train(
         model: a network of your own to train instead of ``config.network``, whose recipe has the
             numbers that ``config`` leaves None: by default VGG16's, for pre-trained weights; "tiny"
             for random ones. What is written down names the network by ``model.name``. Its image
-            size is taken from ``config``, and what ``config.tasks`` does not learn is frozen.
+            size is taken from ``config``; what ``config.tasks`` does not learn rests meanwhile.
         dataset: the split of ``config`` as ``load_dataset`` has read it, for who has it already.
         progress: show a live line with the losses, the speed and the time left.
         on_start: called when all has been checked and nothing been written but the folder.
@@ -193,6 +193,10 @@ def train(
             written.
     """
     config = settled(config)
+    if model is not None and not isinstance(model, FastRCNN):
+        raise ValueError(
+            f"model must be a FastRCNN, got {type(model).__name__}; several GPUs are for torchrun"
+        )
     if model is not None and config.weights is not None:
         raise ValueError(
             f"weights is {str(config.weights)!r}; load those of a model of your own before the "
@@ -204,9 +208,16 @@ def train(
         )
     if model is not None:  # what the recipe is for, settled, has done its part
         config = dataclasses.replace(config, network=cast(Any, model.name))
-    with join(config.device) as processes, the_same_on_every_run(processes.device):
+    with (
+        torch.enable_grad(),
+        join(config.device) as processes,
+        the_same_on_every_run(processes.device),
+    ):
         run = _Run(config, model, dataset, processes)
-        return _loop(run, progress, on_start, on_log)
+        try:
+            return _loop(run, progress, on_start, on_log)
+        finally:
+            run.model.rest(())  # in the next training it may have to learn
 
 
 class _Run:
@@ -380,6 +391,9 @@ def _dataset(config: ResolvedConfig, dataset: Dataset | None) -> Dataset:
         dataset = load_dataset(config.data, config.split, config.classes, stated_sizes=skips)
     elif dataset.split != config.split:
         raise ValueError(f"dataset is of split {dataset.split!r}, config of {config.split!r}")
+    else:
+        for record in dataset.records:
+            check_labels("dataset", record.image_id, record.labels, len(dataset.classes))
     return dataset if config.difficult else dataset.without_difficult()
 
 

@@ -17,6 +17,7 @@ from fastrcnn_engine.models import (
     FastRCNN,
     LayerChange,
     build_network,
+    ranks_of,
     transform_pretrained,
 )
 from fastrcnn_engine.training.amp import Amp
@@ -28,8 +29,8 @@ from fastrcnn_engine.training.checkpoint import (
 from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig
 from fastrcnn_engine.training.distributed import Processes
 
-# What keeps its weights when only one task is learned. A frozen head drops no features either.
-FROZEN_BY_TASKS = {
+# What keeps its weights when only one task is learned. A head at rest drops no features either.
+AT_REST_BY_TASKS = {
     "both": (),
     "classification": ("bbox_pred",),
     "boxes": ("backbone", "head", "cls_score"),
@@ -45,6 +46,11 @@ def starting_network(
         model = build_network(config.network, classes, freeze_to=config.freeze_to)
         if config.weights is not None and not config.resume:
             layers = transform_pretrained(model, config.weights, config.weights_style)
+    elif model.classifier != "softmax" or ranks_of(model):
+        kind = "is compressed" if ranks_of(model) else "scores by SVMs"
+        raise ValueError(
+            f"the model {kind}; it is for detection and does not learn: take the one it was made of"
+        )
     elif model.classes != classes:
         raise ValueError(f"the model knows {model.classes}, the data set has {classes}")
     elif model.name not in NETWORKS:  # which have the stride they name
@@ -52,7 +58,7 @@ def starting_network(
     if config.init is not None and not config.resume:
         start_from(config.init, model)
     model.box_regression = config.tasks != "classification"
-    model.freeze(FROZEN_BY_TASKS[config.tasks])
+    model.rest(AT_REST_BY_TASKS[config.tasks])
     model.preprocessing = replace(
         model.preprocessing, short_side=config.short_side, max_side=config.max_side
     )
