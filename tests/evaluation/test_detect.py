@@ -266,6 +266,14 @@ def test_without_box_regression_the_proposals_are_kept_and_clipped(model):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_detection_under_autocast(model, dtype):
+    image = np.random.default_rng(2).integers(0, 255, (90, 120, 3), np.uint8)
+    with torch.autocast("cpu", dtype):
+        found = detect_image(model, image, proposals())
+    assert found.boxes.dtype == found.scores.dtype == np.float32 and len(found.boxes)
+
+
 def test_no_proposals_no_detections(model):
     found = detect_image(model, IMAGE, np.zeros((0, 4), dtype=np.float32))
     assert found.boxes.shape == (0, 4) and len(found.scores) == 0

@@ -162,6 +162,13 @@ def test_scores_are_not_rounded():
     assert result.ap_area == 1.0
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.int16, np.float16])
+def test_scores_of_any_type_rank_alike(dtype):
+    one = found((200, *square(0)), (0, *FAR))
+    one.scores = one.scores.astype(dtype)
+    assert evaluate_voc([image("a", [square(0)], [1])], ["thing"], {"a": one}).mean_ap == 1
+
+
 def test_an_object_is_matched_in_its_own_image_only():
     truth = [image("a", [square(0)], [1]), image("b")]
     result = one_class(truth, {"a": found(), "b": found((0.9, *square(0)))})
@@ -184,6 +191,10 @@ def test_the_metric_chooses_the_headline():
     assert eleven.to_dict()["mAP_area"] == pytest.approx(0.5)
 
 
+def scored(scores):
+    return SimpleNamespace(**vars(found((0.5, *FAR))) | {"scores": scores})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -197,6 +208,7 @@ def test_the_metric_chooses_the_headline():
         (dict(detections={"a": found((np.nan, *FAR))}), ["'a'", "row 0", "score is nan"]),
         (dict(detections={"a": found((0.5, 0, 0, np.inf, 1))}), ["'a'", "row 0", "box"]),
         (dict(detections={"a": found((0.5, *FAR), labels=[1, 1])}), ["(1, 4)", "(2,)"]),
+        (dict(detections={"a": scored(np.array([True]))}), ["'a'", "numbers, got bool"]),
         (dict(records=[image("a"), image("a")]), ["more than once"]),
         (dict(records=[image("a", [square(0)], [7])]), ["records", "7"]),
         (dict(records=[image("a", [square(0)], [1], [False] * 2)]), ["'a'", "2 difficult flags"]),

@@ -242,7 +242,7 @@ def _run_at(
         outputs(model.pool(level.features, rois[start : start + ROIS_PER_CHUNK]))
         for start in range(0, len(rois), ROIS_PER_CHUNK)
     ]
-    joined = [torch.cat(parts).cpu().numpy() for parts in zip(*chunks, strict=True)]
+    joined = [torch.cat(parts).float().cpu().numpy() for parts in zip(*chunks, strict=True)]
     return joined if inverse is None else [one[inverse] for one in joined]
 
 

@@ -153,7 +153,7 @@ def _confuse(
 ) -> None:
     nothing = len(confusion) - 1
     free = np.ones(len(record.labels), bool)
-    for row in np.argsort(-scores, kind="stable"):
+    for row in np.argsort(-scores.astype(np.float64), kind="stable"):
         best = int(np.argmax(np.where(free, iou[row], -1))) if free.any() else -1
         truth = nothing
         if best >= 0 and iou[row, best] >= threshold:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fastrcnn_engine.data.records import check_labels
 from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.ops import Detections, box_iou
 
@@ -274,20 +275,25 @@ def _check_image_ids(records: Sequence[ImageRecord], detections: Mapping[str, An
 
 def _truth(record: ImageRecord, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     boxes = np.asarray(record.boxes, np.float32).reshape(-1, 4)
-    labels = np.asarray(record.labels, np.int64).reshape(-1)
+    labels = np.asarray(record.labels).reshape(-1)
     difficult = np.asarray(record.difficult, bool).reshape(-1)
     if not len(boxes) == len(labels) == len(difficult):
         raise ValueError(
             f"records: image {record.image_id!r} has {len(boxes)} boxes, {len(labels)} labels and "
             f"{len(difficult)} difficult flags; the numbers must agree"
         )
-    _check_labels("records", record.image_id, labels, count)
-    return boxes, labels, difficult
+    check_labels("records", record.image_id, labels, count)
+    return boxes, labels.astype(np.int64), difficult
 
 
 def _checked(image_id: str, found: Any, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     boxes = np.asarray(found.boxes, np.float32)
     scores = np.asarray(found.scores)
+    if scores.dtype.kind not in "fiu":
+        raise ValueError(
+            f"detections: image {image_id!r}: scores must be numbers, got {scores.dtype}"
+        )
+    scores = scores.astype(np.float64)  # unsigned ones have no order once they are negated
     labels = np.asarray(found.labels)
     rows = boxes.shape[:1]
     if boxes.shape[1:] != (4,) or scores.shape != rows or labels.shape != rows:
@@ -302,17 +308,8 @@ def _checked(image_id: str, found: Any, count: int) -> tuple[np.ndarray, np.ndar
             raise ValueError(
                 f"detections: image {image_id!r}, row {row}: {name} is {value}, not a finite number"
             )
-    _check_labels("detections", image_id, labels, count)
+    check_labels("detections", image_id, labels, count)
     return boxes, scores, labels.astype(np.int64)
-
-
-def _check_labels(argument: str, image_id: str, labels: np.ndarray, count: int) -> None:
-    bad = np.flatnonzero((labels < 1) | (labels > count))
-    if len(bad):
-        raise ValueError(
-            f"{argument}: image {image_id!r}, row {bad[0]}: label {labels[bad[0]]} is not in "
-            f"1..{count} (0 is the background)"
-        )
 
 
 def write_voc_results(folder: Path, dataset: Dataset, found: Mapping[str, Detections]) -> None:
