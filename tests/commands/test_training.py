@@ -17,6 +17,7 @@ from fastrcnn_engine.commands import plain_console, training
 from fastrcnn_engine.commands.stages import search_datasets
 from fastrcnn_engine.data.demo_set import write_demo_set
 from fastrcnn_engine.data.layouts import load_dataset
+from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.evaluation.coco import NUMBERS
 from fastrcnn_engine.files import alone_in
 from fastrcnn_engine.models.pretrained import LayerChange
@@ -269,6 +270,19 @@ def test_several_scales_travel_from_training_to_test_and_can_be_replaced(
         "detect", source, "--checkpoint", out, "--out", tmp_path / "found",
         "--short-side", 96, 240, "--max-side", 320,
     )  # fmt: skip
+
+
+def test_proposals_that_are_turned_round_are_told(capsys, drawn, trained, tmp_path):
+    store = ProposalStore(trained / "proposals.npz")
+    boxes = {name: store[name] for name in store}
+    boxes["train_0001"] = boxes["train_0001"][:, [2, 3, 0, 1]].copy()
+    np.savez(tmp_path / "p.npz", **boxes)
+    run(
+        "train", "--data", drawn, "--split", "train", "--network", "tiny", "--iterations", 1,
+        "--short-side", 120, "--proposals", tmp_path / "p.npz", "--out", tmp_path / "run",
+    )  # fmt: skip
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 images with proposals of x2 < x1 or y2 < y1" in told and "?): train_0001" in told
 
 
 def test_table_6(capsys, drawn, trained, tmp_path):

@@ -10,6 +10,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -221,6 +222,10 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.npz: not an \.npz"):
         ProposalStore(tmp_path / "text.npz")
+    os.mkfifo(tmp_path / "pipe.npz")
+    for endless in (tmp_path / "pipe.npz", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ValueError, match=f"{endless}: not a regular file"):
+            ProposalStore(endless)
     np.savez_compressed(tmp_path / "packed.npz", a=some_boxes(4))
     with pytest.raises(ValueError, match=r"a\.npy is compressed"):
         ProposalStore(tmp_path / "packed.npz")
@@ -310,6 +315,8 @@ def test_arrays_of_another_kind_are_refused(tmp_path, array):
         ([("a", np.zeros((2, 5)))], r"\(P, 4\), got \(2, 5\)"),
         ([("a", [[0, 0, 5, 5], [0, 0, np.nan, 5]])], "'a', row 1: expected finite"),
         ([("a", [[6, 0, 5, 5]])], "row 0: expected finite x1 <= x2"),
+        ([("a\0b", some_boxes(1))], r"no zero byte, got 'a\\x00b'"),
+        ([("a" * 65532, some_boxes(1))], "image id must have at most 65535 bytes, got 65536: aaa"),
     ],
 )
 def test_bad_items_leave_the_old_file_alone(tmp_path, items, message):
@@ -318,6 +325,10 @@ def test_bad_items_leave_the_old_file_alone(tmp_path, items, message):
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
         write_proposals(path, items)
+    with pytest.raises(ValueError, match="settings must have at most 65535 bytes"):
+        write_proposals(path, [], settings={"note": "x" * 65536})
+    with pytest.raises(ValueError, match="the fingerprint of image 'a' must have at most 65535 by"):
+        write_proposals(path, [("a", some_boxes(1))], fingerprints={"a": "x" * 65536})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
 
@@ -659,7 +670,7 @@ def test_recall_by_hand():
     assert result["recall"] == {0.5: pytest.approx(2 / 3), 0.7: pytest.approx(1 / 3)}
     assert result["recall_by_label"] == {1: {0.5: 1.0, 0.7: 0.0}, 2: {0.5: 0.5, 0.7: 0.5}}
     assert proposal_recall(records[2:], store)["recall"] == {0.5: None, 0.7: None}
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="no proposals for image 'd'"):
         proposal_recall([record("d", [], [])], store)
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from fastrcnn_engine.commands.stages import Run
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search
+from fastrcnn_engine.data.proposals.boxes import well_formed
 from fastrcnn_engine.data.records import Dataset
 from fastrcnn_engine.data.voc import split_file
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
@@ -142,12 +143,18 @@ def needs_proposals(checkpoint: Path, content: dict[str, Any], otherwise: str) -
     )
 
 
-def check_proposals(datasets: list[Dataset], store: ProposalStore) -> None:
-    """Every image has proposals, and finite ones. Found out now, not after hours of training or
-    detection."""
-    for dataset in datasets:
-        for record in dataset.records:
-            store[record.image_id]
+def check_proposals(console: Console, datasets: list[Dataset], store: ProposalStore) -> None:
+    """Every image has proposals, and finite ones; told is where they are turned round. Found out
+    now, not after hours of training or detection."""
+    turned = [
+        record.image_id
+        for dataset in datasets
+        for record in dataset.records
+        if not well_formed(store[record.image_id]).all()
+    ]
+    if turned and rank_and_count()[0] == 0:  # of several processes it alone prints
+        what = "images with proposals of x2 < x1 or y2 < y1, which find nothing (are they x y w h?)"
+        print_notes(console, what, turned)
 
 
 def load_test_set(

@@ -81,7 +81,7 @@ def svm(options: Svm) -> None:
     if not trained.get("difficult", True):
         dataset = dataset.without_difficult()
     store = ProposalStore(proposals)
-    check_proposals([dataset], store)
+    check_proposals(console, [dataset], store)
     records, unreadable = dataset.records, []
     if skips:
         records, unreadable = _readable(records)

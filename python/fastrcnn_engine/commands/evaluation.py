@@ -85,7 +85,7 @@ def evaluate(options: Eval, command: str) -> None:
             used = ProposalStore(own) if own is not None and own.is_file() else None
             if options.proposals is not None:
                 store = ProposalStore(options.proposals)
-                check_proposals([dataset], store)
+                check_proposals(console, [dataset], store)
             elif used is not None and all(
                 r.image_id in used and used.is_of(r.image_id, r.image_path) for r in dataset.records
             ):

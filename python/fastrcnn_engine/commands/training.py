@@ -179,7 +179,7 @@ def train(options: Train, command: str) -> None:
             config = dataclasses.replace(config, proposals=cache)
         else:
             store = ProposalStore(config.proposals)
-            check_proposals(datasets, store)
+            check_proposals(console, datasets, store)
     _train_and_test(run, config, asked, store, datasets[0], test_set, options.detection, console)
 
 

@@ -31,10 +31,13 @@ def proposal_recall(
     labels: list[np.ndarray] = []
     count = 0
     for record in records:
-        proposals = store[record.image_id]
+        try:
+            proposals = np.asarray(store[record.image_id], np.float32)
+        except KeyError:
+            raise ValueError(f"no proposals for image {record.image_id!r}") from None
         count += len(proposals)
         objects = record.boxes[~record.difficult]
-        iou = box_iou(objects, np.array(proposals), inclusive=True)  # (G, P)
+        iou = box_iou(objects, proposals, inclusive=True)  # (G, P)
         best.append(np.max(iou, axis=1, initial=0))
         labels.append(record.labels[~record.difficult])
     all_best = np.concatenate(best) if best else np.zeros(0)

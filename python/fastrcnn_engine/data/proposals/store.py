@@ -40,6 +40,8 @@ class ProposalStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
+            raise ValueError(f"{self.path}: not a regular file; proposals are mapped from one")
         try:
             with zipfile.ZipFile(self.path) as archive:
                 found = archive.infolist()
@@ -157,23 +159,36 @@ def write_proposals(
     The same items and settings give the same bytes. `settings` (plain values) and `fingerprints` (a
     short text for each image id) are kept in the file.
 
-    Raises ValueError for an id that comes twice or boxes that are not (P, 4) finite numbers with
-    x1 <= x2 and y1 <= y2.
+    Raises ValueError for an id that comes twice or has a zero byte, boxes that are not (P, 4)
+    finite numbers with x1 <= x2 and y1 <= y2, or a text that is too long for the file (64 KB).
     """
     seen: set[str] = set()
     with whole_file(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         if settings is not None:
             text = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
-            archive.comment = text.encode()
+            archive.comment = _fitting("settings", text)
         for image_id, boxes in items:
             if image_id in seen:
                 raise ValueError(f"proposals of image {image_id!r} come twice")
             seen.add(image_id)
             member = io.BytesIO()
             np.lib.format.write_array(member, _checked(image_id, boxes), version=(1, 0))
+            if "\0" in image_id:
+                raise ValueError(f"an image id must have no zero byte, got {image_id!r}")
+            _fitting("an image id", f"{image_id}.npy")
             info = _aligned_member(f"{image_id}.npy", file.tell())
-            info.comment = (fingerprints or {}).get(image_id, "").encode()
+            info.comment = _fitting(
+                f"the fingerprint of image {image_id!r}", (fingerprints or {}).get(image_id, "")
+            )
             archive.writestr(info, member.getvalue())
+
+
+def _fitting(what: str, text: str) -> bytes:
+    """The text as a zip file has it: with its length in 16 bits."""
+    data = text.encode()
+    if len(data) > 65535:
+        raise ValueError(f"{what} must have at most 65535 bytes, got {len(data)}: {text:.60}...")
+    return data
 
 
 def _checked(image_id: str, boxes: np.ndarray) -> np.ndarray:
