@@ -120,6 +120,8 @@ def test_a_place_for_results_that_is_none_is_told_before_the_work(
         (("export", *run_of), file / "detector.onnx"),
         (("compress", *run_of), file),
         (("check-data", "--data", drawn), file / "deeper"),
+        (("train", "--data", drawn, "--split", "train", "--network", "tiny"), file),
+        (("demo",), file),
     ):
         line = failure(capsys, *command, "--out", out)
         assert f"--out: {file} is a file, not a folder" in line, command

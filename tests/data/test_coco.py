@@ -133,6 +133,7 @@ def test_boxes_survive_the_way_to_pixels_and_back(tmp_path):
         ({"bbox": [-9, 5, 9, 9]}, "outside the image of 40x30"),
         ({"bbox": [5, 5, 9]}, "no number"),
         ({"bbox": [5, 5, 9, "x"]}, "no number"),
+        ({"bbox": "1299"}, "no number"),
         ({"bbox": [5, 5, float("nan"), 9]}, "no number"),
         ({"bbox": None}, "no number"),
         ({"bbox": [5, 5, 10**400, 9]}, "no number"),

@@ -40,8 +40,8 @@ def compress(options: Compress) -> None:
     elif ranks:
         raise ValueError("give either --energy or ranks, --fc6 and --fc7")
     checkpoint = checkpoint_file(options.checkpoint)
-    out = _new_checkpoint(options.out or checkpoint.parent / "compressed")
     content = load_checkpoint(checkpoint, tensors=False)
+    out = _new_checkpoint(options.out or checkpoint.parent / "compressed")
     model = load_network(checkpoint, device=options.device)
     head = model.head
     for layer in compress_head(model, ranks or None, energy=options.energy):
@@ -64,8 +64,8 @@ def svm(options: Svm) -> None:
     """See options.Svm."""
     console = plain_console()
     checkpoint = checkpoint_file(options.checkpoint)
-    out = _new_checkpoint(options.out or checkpoint.parent / "svm")
     content = load_checkpoint(checkpoint, tensors=False)
+    out = _new_checkpoint(options.out or checkpoint.parent / "svm")
     trained = content.get("config", {})
     paths: list[Path] = []
     for name in ("data", "proposals"):

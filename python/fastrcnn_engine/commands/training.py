@@ -19,6 +19,7 @@ from fastrcnn_engine.commands.common import (
     CACHE,
     check_alone,
     check_metric,
+    check_out_folder,
     check_proposals,
     load_test_set,
     needing_all_images,
@@ -252,6 +253,7 @@ def _print_training(console: Console, trained: TrainResult) -> None:
 def _check_folder(config: TrainConfig) -> None:
     """A new run must not overwrite one, nor use proposals that belong to other images."""
     out = config.output
+    check_out_folder(out)
     if not config.resume and (out / "checkpoint.pt").exists():
         raise ValueError(
             f"--out: {out} holds the checkpoint of a run already; --resume goes on with it, "
@@ -267,6 +269,7 @@ def _check_folder(config: TrainConfig) -> None:
 
 def _check_demo_folder(out: Path, data: Path) -> None:
     """A demo deletes what an earlier one left, and nothing else."""
+    check_out_folder(out)
     before = _data_of_run(out)
     # A demo that was stopped early has its images and proposals but no config.json yet.
     stopped = before is None and data.is_dir() and not (out / "checkpoint.pt").exists()

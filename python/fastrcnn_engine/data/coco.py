@@ -167,6 +167,8 @@ def is_crowd(annotation: dict[str, Any], where: str) -> bool:
 def bbox_of(annotation: dict[str, Any]) -> tuple[float, float, float, float] | None:
     """(x, y, w, h) as it stands in the file; None if there are not four finite numbers."""
     try:
+        if isinstance(annotation["bbox"], str):  # of four digits
+            return None
         x, y, w, h = (float(value) for value in annotation["bbox"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
