@@ -214,10 +214,26 @@ def test_models_that_do_not_learn_are_refused(voc):
         (small, "the model is compressed; it is for detection"),
         (torch.nn.DataParallel(own_network()), "must be a FastRCNN, got DataParallel"),
         (own_network().double(), "must be float32, got float64"),
+        (build_network("tiny", CLASSES).half(), "must be float32, got float16"),
+        (own_network().requires_grad_(False), "nothing of the model learns"),
     ):
         with pytest.raises(ValueError, match=says):
             train(voc, model=model, progress=False)
     assert not (voc.output / "checkpoint.pt").exists()
+
+
+def test_torchs_default_type_is_told_where_it_is_another(voc):
+    checkpoint = train(voc, progress=False).checkpoint
+    torch.set_default_dtype(torch.float64)
+    try:
+        for call in (
+            lambda: train(replace(voc, output=voc.output / "b"), progress=False),
+            lambda: load_network(checkpoint),
+        ):
+            with pytest.raises(ValueError, match="got float64: .*set_default_dtype"):
+                call()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_run_learns_within_no_grad(voc):

@@ -154,22 +154,27 @@ class FastRCNN(nn.Module):
             self.get_submodule(name).eval()
         return self
 
+    def check_types(self) -> None:
+        """Raise ValueError unless all weights are float32, as images and boxes are (autocast
+        computes in 16 bits beside them)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dtype != torch.float32:
+                given = str(parameter.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"{name} must be float32, got {given}: model.float() makes it so, "
+                    "torch.set_default_dtype(torch.float32) models to come"
+                )
+
     @torch.no_grad()
     def check_parts(self) -> None:
         """Raise ValueError unless backbone and head are what the constructor was told of them.
 
-        Its weights are float32, as images and boxes are; ``amp`` computes in 16 bits beside them.
         Cells of the backbone's map are ``stride`` pixels wide and high: with another stride
         everything runs, and RoI pooling looks beside the objects. Two images are looked at, as the
         difference of their maps does not depend on padding. The head takes a pooled window of such
         a map and makes ``head_features`` numbers of it.
         """
-        for name, parameter in self.named_parameters():
-            if parameter.dtype != torch.float32:
-                given = str(parameter.dtype).removeprefix("torch.")
-                raise ValueError(
-                    f"{name} must be float32, got {given}: model.float() makes it so"
-                )
+        self.check_types()
         training = self.training
         self.eval()
         try:

@@ -183,6 +183,7 @@ def load_network(
     except Exception as error:  # plain values of any kind may be in it
         raise ValueError(f"{path} does not {fits}: {error}; take another") from error
     load_weights(model, content, path)
+    model.check_types()
     if model.name not in NETWORKS:
         model.check_parts()
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]

@@ -117,6 +117,8 @@ def build_optimiser(model: FastRCNN, config: ResolvedConfig) -> torch.optim.SGD:
         {"params": gains, "rate_factor": 1.0, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError("nothing of the model learns: all of its parameters are frozen")
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
 
 

@@ -55,6 +55,7 @@ def starting_network(
         raise ValueError(f"the model knows {model.classes}, the data set has {classes}")
     elif model.name not in NETWORKS:  # which have the stride they name
         model.check_parts()
+    model.check_types()  # torch's default may be another, too
     if config.init is not None and not config.resume:
         start_from(config.init, model)
     model.box_regression = config.tasks != "classification"
