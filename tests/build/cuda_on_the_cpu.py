@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fastrcnn_engine
-from fastrcnn_engine.training import config
+from fastrcnn_engine.training import device
 
 MAY_MEET_OTHERS = {torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__,
                    torch._has_compatible_shallow_copy_type}  # fmt: skip
@@ -87,7 +87,7 @@ def pytest_configure() -> None:
     In 16 bits nothing is computed here: torch has no CUDA.
     """
     fastrcnn_engine.build_info = lambda: {"cuda": True}
-    config.build_info = lambda: {"cuda_device": "available"}
+    device.build_info = lambda: {"cuda_device": "available"}
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: 1
     torch.cuda.is_bf16_supported = lambda: True
