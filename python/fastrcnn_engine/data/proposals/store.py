@@ -106,7 +106,8 @@ class ProposalStore:
         if len(shape) != 2 or shape[1] != 4 or dtype != np.float32 or (fortran and shape[0] > 1):
             raise ValueError(
                 f"{self.path}: proposals of {image_id!r} must be (P, 4) float32 in C order, "
-                f"got {shape} {dtype}{' in Fortran order' if fortran else ''}"
+                f"got {shape} {dtype}{' in Fortran order' if fortran else ''}; write_proposals "
+                "converts other types and orders"
             )
         rows, start = int(shape[0]), start + header.tell()
         if rows == 0:
