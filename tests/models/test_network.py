@@ -138,6 +138,11 @@ def test_what_rests_learns_again_and_what_is_frozen_does_not():
         now = {n for n, p in model.train().named_parameters() if p.requires_grad}
         assert now == {n for n in learning if not n.startswith(tuple(names))}
         assert model.head.training is ("head" not in names) and not model.backbone.training
+    model.rest(["head", "cls_score"])
+    model.freeze(["head"])  # for good, whatever rests
+    model.rest([])
+    assert not any(p.requires_grad for p in model.head.parameters())
+    assert all(p.requires_grad for p in model.cls_score.parameters())
 
 
 @pytest.mark.parametrize("classes", ["cat", [], ["cat", "cat"], [""], [1, 2], {"cat", "dog"}, None])

@@ -78,6 +78,18 @@ def test_a_model_of_one_task_learns_both_afterwards(voc, tmp_path, first, loaded
             assert torch.equal(value, weights[name]) == name.startswith("backbone.first"), name
 
 
+def test_after_a_training_that_cannot_begin_nothing_rests(voc):
+    init, model = run(voc).checkpoint, own_network()
+    model.freeze(["bbox_pred"])
+    with pytest.raises(ValueError, match="nothing of the model learns: what tasks leaves to learn"):
+        train(
+            replace(voc, tasks="boxes", init=init, output=voc.output / "boxes"),
+            model=model, progress=False,
+        )  # fmt: skip
+    learning = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert model.resting == () and learning == {"backbone", "head", "cls_score"}
+
+
 def test_what_the_boxes_teach_the_features_is_missing(voc):
     # Same seed, same batches: the first loss is the same, the features learned are not.
     voc = replace(voc, log_every=1)

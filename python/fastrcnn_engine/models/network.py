@@ -80,6 +80,8 @@ class FastRCNN(nn.Module):
 
     delta_mean: torch.Tensor
     delta_std: torch.Tensor
+    resting: tuple[str, ...] = ()  # see rest
+    _at_rest: Sequence[nn.Parameter] = ()
 
     def __init__(
         self,
@@ -118,8 +120,6 @@ class FastRCNN(nn.Module):
         self.box_regression = True
         self.classifier: Literal["softmax", "svm"] = "softmax"
         self.frozen: tuple[str, ...] = ()
-        self.resting: tuple[str, ...] = ()
-        self._at_rest: list[nn.Parameter] = []
         self.freeze(frozen)
 
     def freeze(self, names: Sequence[str]) -> None:
@@ -132,6 +132,8 @@ class FastRCNN(nn.Module):
             if not name or name not in modules:
                 raise ValueError(f"frozen names {name!r}, which is not a submodule of the network")
             modules[name].requires_grad_(False)
+            ours = {id(parameter) for parameter in modules[name].parameters()}
+            self._at_rest = [p for p in self._at_rest if id(p) not in ours]
         self.frozen = (*self.frozen, *names)
 
     def rest(self, names: Sequence[str]) -> None:

@@ -96,7 +96,7 @@ def multi_task_loss(
 
 
 def build_optimiser(model: FastRCNN, config: ResolvedConfig) -> torch.optim.SGD:
-    """SGD with momentum over everything that is not frozen (paper 2.3).
+    """SGD with momentum over everything that is neither frozen nor at rest (paper 2.3).
 
     Weights decay; biases learn at twice the rate and, as in the author's code, do not decay (the
     paper says both decay). Gains of normalisation layers learn at the base rate without decay.
@@ -118,7 +118,7 @@ def build_optimiser(model: FastRCNN, config: ResolvedConfig) -> torch.optim.SGD:
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise ValueError("nothing of the model learns: all of its parameters are frozen")
+        raise ValueError("nothing of the model learns: what tasks leaves to learn is frozen")
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
 
 
@@ -215,11 +215,13 @@ def train(
         join(config.device) as processes,
         the_same_on_every_run(processes.device),
     ):
-        run = _Run(config, model, dataset, processes)
         try:
+            run = _Run(config, model, dataset, processes)
+            model = run.model
             return _loop(run, progress, on_start, on_log)
         finally:
-            run.model.rest(())  # in the next training it may have to learn
+            if model is not None:
+                model.rest(())  # in the next training all of it may have to learn
 
 
 class _Run:
