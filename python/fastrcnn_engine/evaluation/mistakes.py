@@ -102,7 +102,7 @@ def find_mistakes(
         found = detections[record.image_id]
         boxes = np.asarray(found.boxes, np.float32).reshape(-1, 4)
         labels = np.asarray(found.labels, np.int64)
-        scores = np.asarray(found.scores)
+        scores = np.asarray(found.scores, np.float64)  # of any type, as evaluate_voc takes them
         match = result.matches[record.image_id]
         iou = np.asarray(box_iou(boxes, record.boxes, inclusive=True))
         same = labels[:, None] == record.labels[None, :]
@@ -153,7 +153,7 @@ def _confuse(
 ) -> None:
     nothing = len(confusion) - 1
     free = np.ones(len(record.labels), bool)
-    for row in np.argsort(-scores.astype(np.float64), kind="stable"):
+    for row in np.argsort(-scores, kind="stable"):
         best = int(np.argmax(np.where(free, iou[row], -1))) if free.any() else -1
         truth = nothing
         if best >= 0 and iou[row, best] >= threshold:

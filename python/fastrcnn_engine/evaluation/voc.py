@@ -13,16 +13,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from fastrcnn_engine.data.records import check_labels
+from fastrcnn_engine.data.records import Dataset, ImageRecord, check_labels
 from fastrcnn_engine.files import write_whole
 from fastrcnn_engine.ops import Detections, box_iou
-
-if TYPE_CHECKING:
-    from fastrcnn_engine.data.records import Dataset, ImageRecord
 
 VOCMetric = Literal["area", "11point"]
 METRICS: tuple[VOCMetric, ...] = ("area", "11point")
