@@ -84,7 +84,8 @@ def backward_rows(problem: Problem) -> list[Row]:
         rows.append(Row(FLOOR, job, partial(floor, [grad, as_many_bytes], fresh=[x])))
         for who, layout in LAYOUTS.items():
             given = [t.contiguous(memory_format=layout) for t in (grad, cells)]
-            rows.append(Row(who, job, partial(engine.roi_pool_backward, *given, rois, x.shape)))
+            gradient = partial(engine.roi_pool_backward, *given, rois, x.shape, SCALE)
+            rows.append(Row(who, job, gradient))
     return rows
 
 

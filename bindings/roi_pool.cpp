@@ -69,8 +69,8 @@ void forward(py::handle input, py::handle boxes, double spatial_scale, py::handl
   });
 }
 
-void backward(py::handle grad_output, py::handle argmax, py::handle boxes, py::handle grad_input,
-              uintptr_t stream, int threads, py::handle new_bytes) {
+void backward(py::handle grad_output, py::handle argmax, py::handle boxes, float spatial_scale,
+              py::handle grad_input, uintptr_t stream, int threads, py::handle new_bytes) {
   const Array gradient(grad_output, "grad_output", Access::read, stream);
   const Array indices(argmax, "argmax", Access::read, stream);
   const Array rois(boxes, "boxes", Access::read, stream);
@@ -84,6 +84,7 @@ void backward(py::handle grad_output, py::handle argmax, py::handle boxes, py::h
     call.rois = rois.view<const float, 2>();
     call.grad_input = result.map<T>(layout);
     call.threads = threads;
+    call.spatial_scale = spatial_scale;
     on_device(
         {&gradient, &indices, &rois, &result}, stream, [&] { cpu::roi_pool_backward(call); },
         [&](auto s) { cuda::roi_pool_backward(call, s); }, new_bytes);

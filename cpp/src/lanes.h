@@ -132,6 +132,23 @@ FRCNN_INLINE Holds<T> at_least(const Vector<T>& a, const Vector<T>& b) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// The lanes in which two vectors of numbers of cells are equal.
+FRCNN_INLINE Holds<float> equal(const Vector<int32_t>& a, const Vector<int32_t>& b) {
+  return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+}
+
+// `sum` with `value` added where it holds. Of a sum, a blend and a comparison GCC makes two comparisons.
+FRCNN_INLINE Vector<float> add_where(Holds<float> holds, const Vector<float>& sum, const Vector<float>& value) {
+  return _mm512_mask_add_ps(sum, holds, sum, value);
+}
+
+// `lanes` with all bits set where it holds.
+FRCNN_INLINE Vector<int32_t> set_where(Holds<float> holds, const Vector<int32_t>& lanes) {
+  return (Vector<int32_t>)_mm512_mask_mov_epi32((__m512i)lanes, holds, _mm512_set1_epi32(-1));
+}
+#endif
+
 // As bits: lane 0 lowest.
 template <typename T>
 FRCNN_INLINE unsigned lane_bits(const Holds<T>& holds) {
@@ -310,6 +327,12 @@ FRCNN_INLINE void load_transposed(From from, Vector<L, Lanes> (&rows)[kSquare<L>
 
 // ---- memory -------------------------------------------------------------------------------------------
 constexpr int64_t kLine = 64;  // bytes that memory moves together
+
+// Asks for lines that will soon be read, where the hardware prefetcher does not see which.
+FRCNN_INLINE void prefetch(const void* first, int64_t bytes) {
+  const char* at = static_cast<const char*>(first);
+  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i);
+}
 
 // Asks for lines that will soon be written, so that the stores do not wait for them.
 FRCNN_INLINE void prefetch_to_write(const void* first, int64_t bytes) {

@@ -84,6 +84,8 @@ void check(const RoiPoolBackward<T, Index>& call) {
   require_memory(call.grad_input, "grad_input");
   require(call.grad_output.layout == call.grad_input.layout || call.grad_output.size() == 0,
           "grad_output must have the memory layout of grad_input");
+  require(call.spatial_scale >= 0 && std::isfinite(call.spatial_scale),
+          "spatial_scale must be a positive number, or 0 where it is not known, got ", call.spatial_scale);
   require_threads(call.threads);
   require_numbered_cells<Index>(call.grad_input.h, call.grad_input.w);
 }
@@ -155,30 +157,30 @@ struct Lengths {
   }
 };
 
-template <typename Call>
-PooledRois locate(const Call& call) {
-  const RowsByImage by_image = rows_by_image(call.rois, call.features.n);
-  const int64_t ph = call.output.h, pw = call.output.w;
+template <typename A, typename B>
+PooledRois locate(const RowsByImage& by_image, const View<const float, 2>& rois, float spatial_scale,
+                  const MapView<A>& features, const MapView<B>& pooled) {
+  const int64_t ph = pooled.h, pw = pooled.w;
   PooledRois located;
   located.edges.resize(by_image.rows.size() * (ph + pw));
   BinRange* edges = located.edges.data();
-  for (int64_t image = 0; image < call.features.n; ++image) {
+  for (int64_t image = 0; image < features.n; ++image) {
     for (int64_t i = by_image.begin[image]; i < by_image.begin[image + 1]; ++i) {
       const int64_t row = by_image.rows[i];
-      const float* roi = call.rois.data + 5 * row;
-      const auto y = semantics::roi_span(roi[2], roi[4], call.spatial_scale, ph);
-      const auto x = semantics::roi_span(roi[1], roi[3], call.spatial_scale, pw);
+      const float* roi = rois.data + 5 * row;
+      const auto y = semantics::roi_span(roi[2], roi[4], spatial_scale, ph);
+      const auto x = semantics::roi_span(roi[1], roi[3], spatial_scale, pw);
       BinRange* const ys = edges;
       BinRange* const xs = edges += ph;
       edges += pw;
-      for (int64_t p = 0; p < ph; ++p) ys[p] = semantics::bin_range(y, p, call.features.h);
-      for (int64_t p = 0; p < pw; ++p) xs[p] = semantics::bin_range(x, p, call.features.w);
+      for (int64_t p = 0; p < ph; ++p) ys[p] = semantics::bin_range(y, p, features.h);
+      for (int64_t p = 0; p < pw; ++p) xs[p] = semantics::bin_range(x, p, features.w);
       const BinRange rows = hull(ys, ph), columns = hull(xs, pw);
-      located.rois.push_back({row, ys, xs});
       located.image_of.push_back(image);
       located.windows.push_back(
           {rows.begin, columns.begin, rows.end - rows.begin, columns.end - columns.begin});
       const Lengths vertical(ys, ph), horizontal(xs, pw);
+      located.rois.push_back({row, ys, xs, vertical.cells * horizontal.cells});
       located.cells_read += vertical.cells * horizontal.cells;
       located.spared.push_back(vertical.in_quads * horizontal.in_quads -
                                vertical.quads * horizontal.quads);
@@ -242,7 +244,9 @@ int64_t ceil_div(int64_t total, int64_t part) { return (total + part - 1) / part
 template <typename T, typename Index>
 void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   check(call);
-  const PooledRois located = locate(call);  // also names a bad row when there are no channels
+  // Also names a bad row when there are no channels.
+  const RowsByImage by_image = rows_by_image(call.rois, call.features.n);
+  const PooledRois located = locate(by_image, call.rois, call.spatial_scale, call.features, call.output);
   if (call.output.size() == 0) return;
   const RoiPoolKernels<T, Index> kernels = FRCNN_CHOSEN(roi_pool_kernels<T, Index>);
   const auto bytes = static_cast<int64_t>(call.output.size() *
@@ -289,26 +293,38 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
       FRCNN_CHOSEN(roi_pool_gradient_kernels<T, Index>);
   const bool planes = call.grad_input.layout == Layout::nchw;
   const double microseconds = call.grad_output.size() * 0.001;  // on one core, roughly: a nanosecond each
+  const int64_t images = call.grad_input.n, cells = call.grad_input.cells();
+  // Channels-last, by lanes: it costs a pass over the map, worth it where there are many bins to a cell.
+  const bool by_lanes = !planes && kernels.by_lanes && call.spatial_scale > 0 &&
+                        3 * call.rois.shape[0] * call.grad_output.cells() >= images * cells;
+  const PooledRois located =
+      by_lanes ? locate(by_image, call.rois, call.spatial_scale, call.grad_input, call.grad_output)
+               : PooledRois();
   // NCHW: as many planes as make their runs of the gradient long enough to read ahead, fewer of large ones,
   // of which 16 are more than 2 MiB and do not stay in the L2 cache (and took 1.15 times as long). Channels-last:
-  // whole rows, or parts of whole lines of floats. Fewer of both where a thread would have none.
-  const int64_t together = call.grad_input.cells() * sizeof(Wide) <= 128 << 10 ? 16 : 8;
-  const int64_t images = call.grad_input.n;
+  // blocks or whole rows, or parts of whole lines of floats. Fewer of all where a thread would have none.
+  const int64_t together = cells * sizeof(Wide) <= 128 << 10 ? 16 : 8;
   const int64_t parts = ceil_div(
       worthwhile_threads(images * call.grad_input.c, microseconds, call.threads), images);
-  const int64_t share = ceil_div(call.grad_input.c, parts);
-  const int64_t channels = planes ? std::min(share, together) : ceil_div(share, 16) * 16;
+  const int64_t share = ceil_div(call.grad_input.c, parts), lines = ceil_div(share, 16) * 16;
+  const int64_t channels = planes     ? std::min(share, together)
+                           : by_lanes ? std::min(lines, kGradientBlock<Wide>)
+                                      : lines;
   const int64_t blocks = ceil_div(call.grad_input.c, channels);
   const int64_t items = images * blocks;
   const int threads = worthwhile_threads(items, microseconds, call.threads);
-  const Scratch scratch(channels * call.grad_input.cells() * sizeof(Wide), threads);
+  const Scratch scratch(channels * cells * sizeof(Wide), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {
     const int64_t image = item / blocks, channel = item % blocks * channels;
     const int64_t last = std::min(channel + channels, call.grad_input.c);
-    const int64_t* rows = by_image.rows.data() + by_image.begin[image];
-    const int64_t count = by_image.begin[image + 1] - by_image.begin[image];
-    const auto scatter = planes ? kernels.scatter_planes : kernels.scatter_cells;
-    scatter(call, image, channel, last, rows, count, static_cast<Wide*>(scratch.of(thread)));
+    const int64_t begin = by_image.begin[image], count = by_image.begin[image + 1] - begin;
+    const int64_t* const rows = by_image.rows.data() + begin;
+    auto* const sums = static_cast<Wide*>(scratch.of(thread));
+    if (planes)
+      kernels.scatter_planes(call, image, channel, last, rows, count, sums);
+    else
+      kernels.scatter_cells(call, image, channel, last, rows,
+                            by_lanes ? located.rois.data() + begin : nullptr, count, sums);
   });
 }
 

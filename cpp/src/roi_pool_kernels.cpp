@@ -89,8 +89,7 @@ bool pack_cells(const T* from, int64_t channels, int64_t count, int64_t cells, L
   T few[kBlock<L>] = {};
   Vector<IndexOf<L>> incomparable{};
   for (int64_t cell = 0; cell < cells; ++cell, from += channels, packed += kBlock<L>) {
-    for (int64_t c = 0; c < kBlock<L>; c += kLine / sizeof(T))  // the hardware prefetcher does not skip channels
-      __builtin_prefetch(from + 8 * channels + c);
+    prefetch(from + 8 * channels, kBlock<L> * sizeof(T));
     const T* whole = from;
     if (count < kBlock<L>) std::memcpy(few, from, count * sizeof(T)), whole = few;
     for (int64_t c = 0; c < kBlock<L>; c += lanes) {

@@ -19,6 +19,7 @@ struct PooledRoi {
   int64_t row;                    // of rois, output and argmax
   const semantics::BinRange* ys;  // PH
   const semantics::BinRange* xs;  // PW
+  int64_t cells;                  // of all bins together
 };
 
 // Rows [y, y + height) and columns [x, x + width) of a map.
@@ -56,12 +57,17 @@ struct RoiPoolGradientKernels {
 
   // Gradient of channels [channel, last) of one image, whose RoIs are `rows`, ascending. `sums` holds
   // a map of Wide for every channel, for where the result cannot be summed in: it is of another type, or
-  // its rows hold other channels too.
+  // its rows hold other channels too. `rois`: the rows as located, or null.
   void (*scatter_planes)(const Backward& call, int64_t image, int64_t channel, int64_t last,
                          const int64_t* rows, int64_t count, Wide* sums);
   void (*scatter_cells)(const Backward& call, int64_t image, int64_t channel, int64_t last,
-                        const int64_t* rows, int64_t count, Wide* sums);
+                        const int64_t* rows, const PooledRoi* rois, int64_t count, Wide* sums);
+  bool by_lanes;  // blocks of channels of located RoIs are faster than whole rows: vectors are long enough
 };
+
+// Channels whose sums lie together: as many as leave those of a usual map in the L2 cache.
+template <typename W>
+constexpr int64_t kGradientBlock = 256 / sizeof(W);
 
 #define FRCNN_DECLARE(set)                                      \
   namespace set {                                               \

@@ -15,8 +15,8 @@ def roi_pool_forward(
     threads: int, /,
 ) -> None: ...
 def roi_pool_backward(
-    grad_output: Any, argmax: Any, boxes: Any, grad_input: Any, stream: int, threads: int,
-    new_bytes: NewBytes, /,
+    grad_output: Any, argmax: Any, boxes: Any, spatial_scale: float, grad_input: Any, stream: int,
+    threads: int, new_bytes: NewBytes, /,
 ) -> None: ...
 def smooth_l1_forward(
     deltas: Any, targets: Any, labels: Any, weights: Any, beta: float, normalizer: float | None,

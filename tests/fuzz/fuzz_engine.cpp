@@ -243,6 +243,15 @@ void roi_pool(Dice& dice) {
   // A bad row with nothing to add may pass.
   if (valid_rows) CHECK(went);
   if (output.size() > 0 && grad_input.size() > 0) CHECK(went == valid_rows);
+  // Any scale says where an argmax may be, never where it is.
+  if (went) {
+    Buffer<T> located(grad_input.size());
+    auto other = backward;
+    other.spatial_scale = scales[dice.below(std::size(scales))];
+    other.grad_input.data = located.data();
+    cpu::roi_pool_backward(other);
+    for (int64_t i = 0; i < grad_input.size(); ++i) CHECK(same(grad_input[i], located[i]));
+  }
   needs_memory([&] { cpu::roi_pool_forward(forward); }, forward.features, forward.rois, forward.output);
   needs_memory([&] { cpu::roi_pool_backward(backward); }, backward.grad_output, backward.argmax,
                backward.rois, backward.grad_input);
@@ -269,6 +278,8 @@ void roi_pool(Dice& dice) {
       CHECK(refuses([&](auto& call) { call.spatial_scale = scale; }));
     CHECK(refuses([&](auto& call) { call.argmax = {argmax.data(), r, c, ph, pw + 1, layout}; }));
     CHECK(refuses([&](auto& call) { call.argmax = {argmax.data(), r, c, ph, pw, other}; }));
+    for (const float scale : {-1.0f, std::nanf(""), std::numeric_limits<float>::infinity()})
+      CHECK(refuses_back([&](auto& call) { call.spatial_scale = scale; }));
     CHECK(refuses_back([&](auto& call) { call.argmax.w = pw + 1; }));
     CHECK(refuses_back([&](auto& call) { call.argmax.layout = other; }));
     CHECK(refuses_back([&](auto& call) { call.grad_input.c = c + 1; }));

@@ -36,6 +36,11 @@ def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
     return channels_last(array) if layout == "channels_last" else array
 
 
+def laid_out_tensor(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    last = layout == "channels_last"
+    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 @every_case
 @every_dtype
 @every_layout
@@ -52,6 +57,9 @@ def test_values_and_argmax_equal_the_reference(case: RoiPoolCase, dtype, layout,
     assert_same_bits(take(alone), expected_values)
 
 
+HALVES = [torch.float16, torch.bfloat16]
+
+
 def gradient_like(values: np.ndarray) -> np.ndarray:
     return np.random.default_rng(99).standard_normal(values.shape).astype(values.dtype)
 
@@ -66,13 +74,35 @@ def test_backward_equals_the_reference(case: RoiPoolCase, dtype, layout, face):
     upstream = gradient_like(values)
     shape = case.features.shape
     expected = reference.roi_pool_backward(upstream, argmax, case.rois, shape)
-    actual = fe.roi_pool_backward(
+    operands = (
         give(laid_out(upstream, layout), face),
         give(laid_out(argmax, layout), face),
         give(case.rois, face),
         shape,
     )
-    assert_same_bits(take(actual), expected)
+    assert_same_bits(take(fe.roi_pool_backward(*operands)), expected)
+    assert_same_bits(take(fe.roi_pool_backward(*operands, case.scale)), expected)
+
+
+@every_case
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_the_scale_changes_no_gradient(case: RoiPoolCase, layout, dtype):
+    """Bins that are known are added by lanes; an argmax may lie outside of them all the same."""
+    times = -(-70 // max(case.features.shape[1], 1))  # a block of channels and some more
+    features = torch.from_numpy(np.tile(case.features, (1, times, 1, 1)))
+    rois, shape = torch.from_numpy(case.rois), features.shape
+    values, argmax = fe.roi_pool_with_argmax(features, rois, case.output_size, case.scale)
+    upstream = torch.from_numpy(gradient_like(values.numpy())).to(dtype)
+    rng = np.random.default_rng(3)
+    anything = rng.integers(-2, shape[2] * shape[3] + 2, argmax.shape, np.int32)
+    own = torch.from_numpy(np.where(rng.random(argmax.shape) < 0.02, anything, argmax))
+    for where in (argmax, own, own.to(torch.uint16)):
+        given = [laid_out_tensor(x, layout) for x in (upstream, where)]
+        expected = fe.roi_pool_backward(*given, rois, shape)
+        for scale in (case.scale, 1.7 * case.scale, 1e30):
+            actual = fe.roi_pool_backward(*given, rois, shape, scale)
+            assert_same_bits(actual.double().numpy(), expected.double().numpy())
 
 
 @every_case
@@ -85,9 +115,6 @@ def test_autograd_equals_the_reference(case: RoiPoolCase, layout):
     pooled.backward(torch.from_numpy(upstream))
     expected = reference.roi_pool_backward(upstream, argmax, case.rois, case.features.shape)
     assert_same_bits(take(features.grad), expected)
-
-
-HALVES = [torch.float16, torch.bfloat16]
 
 
 def half(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

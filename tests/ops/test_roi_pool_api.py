@@ -573,6 +573,9 @@ G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
         (lambda: fe.roi_pool_backward(G, A, ROIS, (2, 4, 10, 12)), "grad_output must be .*C = 4"),
         (lambda: fe.roi_pool_backward(G, A, ROIS, SHAPE[1:]),
          r"input_shape must be \(N, C, H, W\)"),
+        *[(lambda scale=scale: fe.roi_pool_backward(G, A, ROIS, SHAPE, scale),
+           f"spatial_scale must be a positive number, or 0 .*, got {scale:g}")
+          for scale in (-1.0, NAN, INF)],
         (lambda: fe.roi_pool_backward(G, A, ROIS, None),
          r"input_shape must be \(N, C, H, W\), got None"),
         *[(lambda dtype=dtype: fe.roi_pool_backward(G, A.astype(dtype), ROIS, SHAPE),

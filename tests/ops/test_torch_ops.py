@@ -100,7 +100,9 @@ def test_every_operator_is_in_this_list():
 
 OPCHECKS = {
     "roi_pool": (FEATURES.clone().requires_grad_(), ROIS, (3, 2), 0.125),
-    "roi_pool_backward": (POOLED.clone().requires_grad_(), ARGMAX, ROIS, (2, 4, 9, 11), False),
+    "roi_pool_backward": (
+        POOLED.clone().requires_grad_(), ARGMAX, ROIS, (2, 4, 9, 11), False, 1.0
+    ),
     "smooth_l1": (DELTAS.clone().requires_grad_(), TARGETS, LABELS, None, 1.0, None),
     "smooth_l1_backward": (ONE, DELTAS, torch.randn(20, 16), None, None, 1.0, 3.0),
     "encode_boxes": (OTHERS, BOXES),

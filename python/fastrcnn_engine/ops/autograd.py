@@ -41,13 +41,16 @@ class RoIPoolFunction(torch.autograd.Function):
             argmax_dtype="uint16" if narrow else "int32",
         )  # fmt: skip
         ctx.save_for_backward(argmax, boxes)
-        ctx.input_shape = input.shape
+        ctx.input_shape, ctx.spatial_scale = input.shape, spatial_scale
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         argmax, boxes = ctx.saved_tensors
-        return roi_pool_backward(gradients[0], argmax, boxes, ctx.input_shape), None, None, None
+        gradient = roi_pool_backward(
+            gradients[0], argmax, boxes, ctx.input_shape, ctx.spatial_scale
+        )
+        return gradient, None, None, None
 
 
 class RoIPoolBackwardFunction(torch.autograd.Function):
@@ -60,13 +63,14 @@ class RoIPoolBackwardFunction(torch.autograd.Function):
         argmax: torch.Tensor,
         boxes: torch.Tensor,
         input_shape: tuple[int, ...],
+        spatial_scale: float,
     ) -> torch.Tensor:
         ctx.save_for_backward(argmax, boxes)
-        return scatter(grad_output, argmax, boxes, input_shape)
+        return scatter(grad_output, argmax, boxes, input_shape, spatial_scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return gradients_of_maxima(gradients[0], *ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return gradients_of_maxima(gradients[0], *ctx.saved_tensors), None, None, None, None
 
 
 def gradients_of_maxima(

@@ -105,7 +105,11 @@ def roi_pool_with_argmax(
 
 
 def roi_pool_backward(
-    grad_output: Array, argmax: AnyArray, boxes: AnyArray, input_shape: Sequence[int]
+    grad_output: Array,
+    argmax: AnyArray,
+    boxes: AnyArray,
+    input_shape: Sequence[int],
+    spatial_scale: float | None = None,
 ) -> Array:
     """Gradient of `roi_pool` in its input: each output's gradient goes to its argmax cell.
 
@@ -117,34 +121,43 @@ def roi_pool_backward(
             rounded once.
         argmax: (R, C, PH, PW) of `roi_pool_with_argmax`. -1, or anything outside the map, passes
             nothing.
-        boxes: the (R, 5) RoIs of the forward pass; only the batch index is read.
+        boxes: the (R, 5) RoIs of the forward pass.
         input_shape: (N, C, H, W) of the forward pass.
+        spatial_scale: that of the forward pass, or None. It says in which cells a RoI's argmax may
+            be, which makes channels-last gradients faster on CPUs with AVX-512; the result is the
+            same, whatever it is. Without it only the batch index of `boxes` is read.
 
     Returns:
         (N, C, H, W) in the kind and dtype of grad_output and the memory layout of argmax.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or (host memory) a batch index
-            outside [0, N), naming the row. On a GPU such a RoI passes nothing.
+        ValueError: shapes, dtypes or devices that do not fit, a spatial_scale that is negative or
+            not finite, or (host memory) a batch index outside [0, N), naming the row. On a GPU such
+            a RoI passes nothing.
 
     Source: paper section 2.3, equation 4.
     """
     shape = _four(input_shape)
+    scale = 0.0 if spatial_scale is None else number_of(spatial_scale, "spatial_scale")
     if is_traced(grad_output):
         from fastrcnn_engine.ops import torch_ops
 
         layout = is_tensor(argmax) and torch_ops.is_channels_last(argmax)
-        return torch_ops.call("roi_pool_backward", grad_output, argmax, boxes, shape, layout)
+        return torch_ops.call(
+            "roi_pool_backward", grad_output, argmax, boxes, shape, layout, scale
+        )
     if getattr(grad_output, "requires_grad", False):
         from fastrcnn_engine.ops import autograd
 
         if autograd.is_enabled():
-            return autograd.RoIPoolBackwardFunction.apply(grad_output, argmax, boxes, shape)
-    return scatter(grad_output, argmax, boxes, shape)
+            return autograd.RoIPoolBackwardFunction.apply(grad_output, argmax, boxes, shape, scale)
+    return scatter(grad_output, argmax, boxes, shape, scale)
 
 
-def scatter(grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int]) -> Any:
-    """`roi_pool_backward`, outside autograd."""
+def scatter(
+    grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int], spatial_scale: float
+) -> Any:
+    """`roi_pool_backward`, outside autograd; a scale of 0 is none."""
     arrays = arrays_of(argmax, "argmax")
     argmax = arrays.take_map(argmax, "argmax")
     gradient = arrays.take_like(grad_output, argmax, "grad_output")
@@ -152,8 +165,9 @@ def scatter(grad_output: Any, argmax: Any, boxes: Any, input_shape: Sequence[int
     shape_of(argmax, 4, "argmax")
     grad_input = arrays.empty_map(input_shape, gradient.dtype, argmax)
     _core.roi_pool_backward(
-        gradient, argmax, boxes, grad_input, arrays.stream, arrays.threads, arrays.new_bytes
-    )
+        gradient, argmax, boxes, spatial_scale, grad_input, arrays.stream, arrays.threads,
+        arrays.new_bytes,
+    )  # fmt: skip
     return arrays.give(grad_input, grad_output)
 
 

@@ -200,13 +200,15 @@ def _keep_argmax(ctx, inputs, output):
     ctx.save_for_backward(output[1], boxes)
     ctx.input_shape = input.shape
     ctx.channels_last = is_channels_last(input)
+    ctx.spatial_scale = inputs[3]
 
 
 def _roi_pool_gradient(ctx, grad_output, grad_argmax):
     argmax, boxes = ctx.saved_tensors
     gradient = call(
-        "roi_pool_backward", grad_output, argmax, boxes, ctx.input_shape, ctx.channels_last
-    )
+        "roi_pool_backward", grad_output, argmax, boxes, ctx.input_shape, ctx.channels_last,
+        ctx.spatial_scale,
+    )  # fmt: skip
     return gradient, None, None, None
 
 
@@ -215,17 +217,17 @@ _differentiable("roi_pool", _keep_argmax, _roi_pool_gradient)
 
 @_operator(
     "roi_pool_backward(Tensor grad_output, Tensor argmax, Tensor boxes, SymInt[4] input_shape,"
-    " bool channels_last) -> Tensor",
-    lambda grad_output, argmax, boxes, input_shape, channels_last: torch.empty(
+    " bool channels_last, float spatial_scale=0.0) -> Tensor",
+    lambda grad_output, argmax, boxes, input_shape, channels_last, spatial_scale=0.0: torch.empty(
         tuple(input_shape),
         dtype=grad_output.dtype,
         device=grad_output.device,
         memory_format=_memory_format(channels_last),
     ),
 )
-def _roi_pool_backward(grad_output, argmax, boxes, input_shape, channels_last):
+def _roi_pool_backward(grad_output, argmax, boxes, input_shape, channels_last, spatial_scale=0.0):
     # The layout is told, because without RoIs an argmax has none to go by.
-    gradient = scatter(grad_output, argmax, boxes, input_shape)
+    gradient = scatter(grad_output, argmax, boxes, input_shape, spatial_scale)
     return gradient.contiguous(memory_format=_memory_format(channels_last))
 
 
@@ -236,7 +238,7 @@ def _keep_where_gradients_went(ctx, inputs, output):
 
 def _roi_pool_second_gradient(ctx, grad_gradient):
     argmax, boxes = ctx.saved_tensors
-    return gradients_of_maxima(grad_gradient, argmax, boxes), None, None, None, None
+    return gradients_of_maxima(grad_gradient, argmax, boxes), None, None, None, None, None
 
 
 _differentiable("roi_pool_backward", _keep_where_gradients_went, _roi_pool_second_gradient)
@@ -292,7 +294,7 @@ def _vmap_roi_pool(info, in_dims, input, boxes, output_size, spatial_scale):
 
 
 def _vmap_roi_pool_backward(
-    info, in_dims, grad_output, argmax, boxes, input_shape, channels_last
+    info, in_dims, grad_output, argmax, boxes, input_shape, channels_last, spatial_scale=0.0
 ):
     of_gradient, of_argmax, of_boxes, *_ = in_dims
     size, op = info.batch_size, torch.ops.fastrcnn_engine.roi_pool_backward
@@ -302,16 +304,17 @@ def _vmap_roi_pool_backward(
             _as_channels(grad_output, of_gradient, size),
             _as_channels(argmax, of_argmax, size),
         )
-        gradient = op(*operands, boxes, (n, size * c, h, w), channels_last)
+        gradient = op(*operands, boxes, (n, size * c, h, w), channels_last, spatial_scale)
         return _from_channels(gradient, size, c), 1
     operands = (_first(grad_output, of_gradient, size), _first(argmax, of_argmax, size))
     rois = _rois_of_all(boxes, of_boxes, size, n)
     shape = (size * n, c, h, w)
     try:
-        gradient = op(*(x.flatten(0, 1) for x in operands), rois, shape, channels_last)
+        flat = (x.flatten(0, 1) for x in operands)
+        gradient = op(*flat, rois, shape, channels_last, spatial_scale)
     except ValueError:  # as above
         for *own, its_rois in zip(*operands, _first(boxes, of_boxes, size), strict=True):
-            op(*own, its_rois, input_shape, channels_last)
+            op(*own, its_rois, input_shape, channels_last, spatial_scale)
         raise
     return gradient.unflatten(0, (size, n)), 0
 
