@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -275,11 +276,36 @@ def test_sixteen_bit_pgm_keeps_its_upper_byte_too(tmp_path):
     assert load_image(tmp_path / "image.pgm")[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
 
 
+def test_twelve_bit_grey_keeps_its_upper_eight(tmp_path):
+    pixels = bytes([0xFF, 0xF0, 0x00, 0x80, 0x01, 0x00])  # 4095, 0, 2048, 256
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels
+    end = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    (tmp_path / "image.tif").write_bytes(header + end)
+    assert load_image(tmp_path / "image.tif")[0, :, 0].tolist() == [255, 0, 128, 16]
+
+
 def test_exif_rotation_is_not_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(random_image(10, 20)).save(tmp_path / "image.jpg", exif=exif)
     assert load_image(tmp_path / "image.jpg").shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_is_refused(tmp_path, orientation):
+    """Pillow turns it by itself, grey ones wrongly."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path, pixels = tmp_path / "image.tif", random_image(10, 20)
+    Image.fromarray(pixels).save(path, exif=exif)
+    if orientation == 1:
+        np.testing.assert_array_equal(load_image(path), pixels)
+    else:
+        says = rf"image\.tif: .*TIFF with orientation {orientation};"
+        with pytest.raises(ValueError, match=says):
+            load_image(path)
 
 
 def test_files_that_are_no_images_are_named(tmp_path, monkeypatch):

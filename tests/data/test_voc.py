@@ -317,11 +317,10 @@ def test_a_data_set_without_any_object_has_no_classes(root):
 
 def test_an_object_that_does_not_say_it_is_difficult_is_not(root):
     stated = object_xml("cat", difficult=1)
-    left_out, empty = (
-        stated.replace("<difficult>1</difficult>", other) for other in ("", "<difficult/>")
-    )
-    write_annotation(root, "a", [stated, left_out, empty])
-    assert load_voc(root, "train").records[1].difficult.tolist() == [True, False, False]
+    others = "", "<difficult/>", "<difficult>\n</difficult>"
+    unstated = [stated.replace("<difficult>1</difficult>", other) for other in others]
+    write_annotation(root, "a", [stated, *unstated])
+    assert load_voc(root, "train").records[1].difficult.tolist() == [True, False, False, False]
 
 
 @needs_bccd

@@ -170,6 +170,29 @@ def test_exported_saved_and_loaded(operator, tmp_path):
     assert_same(flat(loaded(*tensors)), flat(function(*tensors)))
 
 
+def test_a_program_that_returns_our_tuples_can_be_saved(tmp_path):
+    class Module(torch.nn.Module):
+        def forward(self, boxes, scores, deltas):
+            given = boxes, scores, deltas, (50, 60)
+            return (
+                fe.nms_padded(boxes, scores[:, 0], 0.3, 4), fe.detections(*given),
+                fe.detections_padded(*given),
+            )  # fmt: skip
+
+    given = CALLS["detections"][1]
+    torch.export.save(torch.export.export(Module(), tuple(given)), tmp_path / "program.pt2")
+    loaded = torch.export.load(tmp_path / "program.pt2").module()
+    for left, right in zip(loaded(*given), Module()(*given), strict=True):
+        assert type(left) is type(right)
+        assert_same(flat(left), flat(right))
+
+
+@every_operator
+def test_functionalized(operator):
+    function, tensors, _ = CALLS[operator]
+    assert_same(flat(torch.func.functionalize(function)(*tensors)), flat(function(*tensors)))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_jit_trace_keeps_the_call():
     traced = torch.jit.trace(lambda x, r: fe.roi_pool(x, r, 2, 0.125), (FEATURES, ROIS))

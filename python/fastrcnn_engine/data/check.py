@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from fastrcnn_engine.data.images import load_image, opened_image
+from fastrcnn_engine.data.images import EXIF_ORIENTATION, load_image, opened_image
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
 from fastrcnn_engine.data.proposals.boxes import well_formed, within
 from fastrcnn_engine.data.records import Dataset, ImageRecord, collecting
 
-EXIF_ORIENTATION = 0x0112
 NEARLY_BLACK = 16  # of 0..255: what 12 bits are that are kept in 16
 QUANTILES = (0.05, 0.5, 0.95)
 

@@ -217,7 +217,7 @@ def _images(
         if image_id in seen:
             raise ValueError(f"{where}: this id comes twice; name each image once")
         seen.add(image_id)
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # a name may be longer than names can be
             images[image_id] = folder / name
             if id_of.setdefault(name, image_id) != image_id:
                 problems.append(

@@ -12,11 +12,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 BoxArray = TypeVar("BoxArray", np.ndarray, torch.Tensor)
 # Whatever the name of a file says, its content chooses among these. Pillow knows many more; one of
 # them, PostScript, it has run by Ghostscript, and a photo from anywhere must not be a program.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+EXIF_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258  # of TIFF
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ def opened_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise FileNotFoundError(f"{path}: no such image file")
     try:
         with Image.open(path, formats=FORMATS) as image:
+            # Pillow turns such files, and no others, some of them wrongly.
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) if image.format == "TIFF" else 1
+            if turned != 1:
+                raise ValueError(f"a TIFF with orientation {turned}; save it as it is to be seen")
             yield image
     except MemoryError:
         raise  # the file may be good
@@ -126,14 +133,16 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads an image file as (H, W, 3) uint8 RGB, as it is stored (an EXIF rotation is not
     applied).
 
-    Grey and palette images become RGB, an alpha channel is left out, 16-bit grey keeps its upper
-    byte. Raises FileNotFoundError, and ValueError for a file that is no image or whose range is not
-    known.
+    Grey and palette images become RGB, an alpha channel is left out, grey of 16 or 12 bits keeps
+    its upper 8. Raises FileNotFoundError, and ValueError for a file that is no image, whose range
+    is not known, or that is a TIFF with a rotation.
     """
     with opened_image(path) as image:
         # Pillow's own conversion would clip at 255. PGM files of 16 bits it gives as 32.
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            is_tiff = isinstance(image, TiffImageFile)
+            bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if is_tiff else 16
+            grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
         if image.mode in ("I", "F"):
             raise ValueError(

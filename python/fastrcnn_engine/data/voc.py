@@ -255,7 +255,7 @@ def _read_box(
 
 
 def _read_difficult(obj: ElementTree.Element, where: str) -> bool:
-    text = (obj.findtext("difficult") or "0").strip()
+    text = (obj.findtext("difficult") or "").strip() or "0"
     if text not in ("0", "1"):
         raise ValueError(f"{where}: difficult must be 0 or 1, got {text!r}")
     return text == "1"

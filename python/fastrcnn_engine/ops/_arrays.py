@@ -477,7 +477,11 @@ def number_of(number: Any, name: str) -> float:
     gradient would end here. As in `whole`, one that stands for many stays as it is.
     """
     kind = type(number)
-    if kind is float or kind.__name__ in ("SymInt", "SymFloat"):
+    if kind is float:
+        return number
+    if kind is int and abs(number) < 2**1000:  # torch.compile of torch 2.4 asks int for no name
+        return float(number)
+    if kind.__name__ in ("SymInt", "SymFloat"):
         return number
     if is_tensor(number) and number.requires_grad and sys.modules["torch"].is_grad_enabled():
         raise ValueError(f"{name} must be a number, got a tensor that requires a gradient, which "

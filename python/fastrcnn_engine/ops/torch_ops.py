@@ -25,6 +25,7 @@ from fastrcnn_engine.ops.detections import found
 from fastrcnn_engine.ops.detections import padded as padded_detections
 from fastrcnn_engine.ops.nms import iou, kept
 from fastrcnn_engine.ops.nms import padded as padded_indices
+from fastrcnn_engine.ops.results import Detections, PaddedDetections, PaddedIndices
 from fastrcnn_engine.ops.roi_pool import pool, scatter
 from fastrcnn_engine.ops.smooth_l1 import gradient_of, loss_of, take_operands
 
@@ -37,7 +38,9 @@ def call(name: str, *arguments: Any, detached: bool = False) -> Any:
     """The result of an operator of this module, its tensors `detached` where it is outside
     autograd. What autocast made narrow is widened, but the maps of RoI pooling.
     """
-    for argument, given in zip(_TENSORS[name], arguments, strict=False):
+    tensors = _TENSORS[name]
+    # Cut, because torch.compile of torch 2.4 refuses to zip unequal lengths.
+    for argument, given in zip(tensors, arguments[: len(tensors)], strict=True):
         if not (given is None and argument.endswith("?")):
             _ARRAYS.require_dense(given, argument)
     if detached:
@@ -48,10 +51,20 @@ def call(name: str, *arguments: Any, detached: bool = False) -> Any:
         _tell_the_older_onnx_exporter()
     registered: Any = getattr(torch.ops.fastrcnn_engine, name)
     if not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+        _is_transformed() or torch.autograd.forward_ad._current_level >= 0
     ):
         return (_UNDER_TRANSFORMS.get(name) or registered)(*arguments)
     return registered(*arguments)
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func's grad or vmap is at work. Functionalization takes what is registered."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    from torch._functorch import pyfunctorch
+
+    innermost = pyfunctorch.retrieve_current_functorch_interpreter()
+    return not isinstance(innermost, pyfunctorch.FunctionalizeInterpreter)
 
 
 @functools.cache
@@ -528,6 +541,12 @@ def _detections_padded(*arguments):
 
 for _name in ("detections", "detections_padded"):
     _not_differentiable(_name)
+
+# A program that returns these as they are can be saved.
+_register = getattr(torch.utils._pytree, "_register_namedtuple", None)
+if _register is not None:
+    for _type in (Detections, PaddedDetections, PaddedIndices):
+        _register(_type, serialized_type_name=f"fastrcnn_engine.{_type.__name__}")
 
 _VMAP = {"roi_pool": _vmap_roi_pool, "roi_pool_backward": _vmap_roi_pool_backward}
 if hasattr(torch.library, "register_vmap"):  # torch 2.5

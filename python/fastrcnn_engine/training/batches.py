@@ -75,8 +75,9 @@ class ImageCache:
         if image is None:
             image = load_image(record.image_path)
             if image.nbytes <= self.left:
-                self.left -= image.nbytes
-                self.images[record.image_id] = image
+                # Of several threads that missed the same image one keeps it.
+                if self.images.setdefault(record.image_id, image) is image:
+                    self.left -= image.nbytes
         return image
 
 

@@ -271,7 +271,7 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.saved = 0  # iterations that the checkpoint has behind it
         if not self.first:  # dropout of its own
-            torch.manual_seed(config.seed * 1_000_003 + processes.rank)
+            torch.manual_seed((config.seed * 1_000_003 + processes.rank) % 2**64)
 
     def resume(self) -> None:
         """Go on from the checkpoint."""

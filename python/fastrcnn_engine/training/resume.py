@@ -172,4 +172,5 @@ def resume(
     elif processes.rank == 0:
         restore_random_state(states[0], processes.device)
     else:  # another number of processes than before: what is left is another dropout
-        torch.manual_seed((config.seed + content["iteration"]) * 1_000_003 + processes.rank)
+        seed = (config.seed + content["iteration"]) * 1_000_003 + processes.rank
+        torch.manual_seed(seed % 2**64)
