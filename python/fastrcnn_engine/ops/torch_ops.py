@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree
 
 from fastrcnn_engine.ops._arrays import TorchArrays, arrays_of, shape_of, widened
 from fastrcnn_engine.ops.autograd import gradients_of_maxima
@@ -543,7 +544,7 @@ for _name in ("detections", "detections_padded"):
     _not_differentiable(_name)
 
 # A program that returns these as they are can be saved.
-_register = getattr(torch.utils._pytree, "_register_namedtuple", None)
+_register = getattr(_pytree, "_register_namedtuple", None)
 if _register is not None:
     for _type in (Detections, PaddedDetections, PaddedIndices):
         _register(_type, serialized_type_name=f"fastrcnn_engine.{_type.__name__}")
