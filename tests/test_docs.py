@@ -99,8 +99,25 @@ def _vgg16_before_and_after(monkeypatch: pytest.MonkeyPatch) -> dict:
     return {}
 
 
+def _annotations(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    Path("MYDATA/Annotations").mkdir(parents=True)
+    for name in "abc":
+        Path(f"MYDATA/Annotations/{name}.xml").write_text("<annotation/>")
+    return {}
+
+
+def _photo(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    Image.new("RGB", (90, 60)).save("photo.jpg")
+    return {}
+
+
 # What a page supposes to be there. The others bring what they need.
-SETTINGS = {"README.md": _own_backbone, "bccd.md": _vgg16_before_and_after}
+SETTINGS = {
+    "README.md": _own_backbone,
+    "bccd.md": _vgg16_before_and_after,
+    "data.md": _annotations,
+    "training.md": _photo,
+}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
@@ -133,10 +150,10 @@ def commands(page: str) -> list[list[str]]:
     variables: dict[str, str] = {}
     found = []
     for code in code_of(page):
+        code = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), code)
         if assignment := re.fullmatch(r'(\w+)="(.*)"', code):
             variables[assignment[1]] = assignment[2]
             continue
-        code = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), code)
         words = shlex.split(code, comments=True) if code.startswith("fastrcnn-engine ") else []
         if words[1:] and words[1] != "COMMAND":
             found.append(words[1:])
@@ -164,7 +181,7 @@ def test_the_commands_of_the_docs_are_found():
     """A page that is read wrongly would have none."""
     found = commands("paper.md")
     assert len(found) > 12
-    assert ["compress", "--checkpoint", "runs/L"] in found
+    assert ["compress", "--device", "cuda", "--checkpoint", "runs/L"] in found
     assert any("--freeze-to" in command and "caffemodel" in str(command) for command in found)
 
 

@@ -64,8 +64,9 @@ def pycocotools() -> tuple[Any, Any]:
 def evaluate_coco(dataset: Dataset, detections: Mapping[str, Any]) -> COCOResult:
     """COCO's metric of detections on a data set of any layout.
 
-    detections: image id -> an object with boxes (M, 4) in image pixels, both ends inclusive,
-        scores (M,) and labels (M,) 1..K; checked by `evaluation.voc.evaluate_voc`.
+    Args:
+        detections: image id -> an object with boxes (M, 4) in image pixels, both ends inclusive,
+            scores (M,) and labels (M,) 1..K; checked by `evaluation.voc.evaluate_voc`.
 
     Difficult objects of VOC become crowds, the one way to have pycocotools ignore an object: any
     number of detections on it count neither as right nor as wrong. On a crowd is what lies in it

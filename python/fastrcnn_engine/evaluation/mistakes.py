@@ -56,13 +56,15 @@ class MissedObject:
 class Mistakes:
     """The mistakes in a set of images. K classes.
 
-    wrong: the false positives by falling score. lost: the missed objects, largest first. Ties are
-        in the order of the images.
-    kinds: (K, 4) false positives by class and KINDS. missed: (K,) objects without a true positive.
-    confusion: (K + 1, K + 1), row: what it is, the last row nothing; column: what it was called,
-        the last column nothing (missed). An object goes to the strongest detection of any class
-        that overlaps it enough; further ones stand in the last row. Difficult objects, and what is
-        matched to them, are left out.
+    Attributes:
+        wrong: the false positives by falling score.
+        lost: the missed objects, largest first. Ties are in the order of the images.
+        kinds: (K, 4) false positives by class and KINDS.
+        missed: (K,) objects without a true positive.
+        confusion: (K + 1, K + 1), row: what it is, the last row nothing; column: what it was
+            called, the last column nothing (missed). An object goes to the strongest detection of
+            any class that overlaps it enough; further ones stand in the last row. Difficult
+            objects, and what is matched to them, are left out.
     """
 
     classes: tuple[str, ...]

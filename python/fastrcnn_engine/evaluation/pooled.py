@@ -17,18 +17,19 @@ from fastrcnn_engine.ops import roi_pool, roi_pool_with_argmax
 class PooledRoI:
     """What RoI pooling took for one proposal from a map of C channels, h x w cells.
 
-    counts: (h, w) int64, how many of the maxima lie in each cell, over all channels and bins.
-    flat: maxima that lie nowhere, not in `counts`: their bin has several cells and the same number
-        in all of them. Behind a ReLU that is most often 0.
-    channels: C.
-    bins: (B, 4) int64, x1 y1 x2 y2 in cells, both ends inclusive, of the bins that are not empty,
-        in row-major order. counts.sum() + flat is C * B.
-    cell: from one cell of the map to the next, in pixels of the image. A corner of a RoI at x is
-        rounded to the nearest cell, x / cell, so cell c stands for x from (c - 1/2) * cell to
-        (c + 1/2) * cell. What the network computed it from is much more; its middle is there for
-        caffenet, 7.5 pixels of the network's input further right and down for vgg16 and 17 for
-        vgg_cnn_m_1024, whose first layers are not padded.
-    short_side: of the image as the network got it.
+    Attributes:
+        counts: (h, w) int64, how many of the maxima lie in each cell, over all channels and bins.
+        flat: maxima that lie nowhere, not in `counts`: their bin has several cells and the same
+            number in all of them. Behind a ReLU that is most often 0.
+        channels: C.
+        bins: (B, 4) int64, x1 y1 x2 y2 in cells, both ends inclusive, of the bins that are not
+            empty, in row-major order. counts.sum() + flat is C * B.
+        cell: from one cell of the map to the next, in pixels of the image. A corner of a RoI at x
+            is rounded to the nearest cell, x / cell, so cell c stands for x from (c - 1/2) * cell
+            to (c + 1/2) * cell. What the network computed it from is much more; its middle is there
+            for caffenet, 7.5 pixels of the network's input further right and down for vgg16 and 17
+            for vgg_cnn_m_1024, whose first layers are not padded.
+        short_side: of the image as the network got it.
     """
 
     counts: np.ndarray

@@ -34,9 +34,11 @@ IGNORED = -1
 class ImageMatch:
     """The verdicts on one image.
 
-    status: (M,) int8 in the order of the detections: TRUE_POSITIVE, FALSE_POSITIVE or IGNORED
-        (matched to a difficult object).
-    found: (G,) bool, the ground truths that have a true positive; always False for difficult ones.
+    Attributes:
+        status: (M,) int8 in the order of the detections: TRUE_POSITIVE, FALSE_POSITIVE or IGNORED
+            (matched to a difficult object).
+        found: (G,) bool, the ground truths that have a true positive; always False for difficult
+            ones.
     """
 
     status: np.ndarray
@@ -124,13 +126,14 @@ def evaluate_voc(
 ) -> VOCResult:
     """Average precision per class over a set of images.
 
-    records: the images with their ground truth (boxes (G, 4), labels 1..K, difficult).
-    classes: K names without the background; label k is classes[k - 1].
-    detections: image id -> an object with boxes (M, 4) in image pixels, both ends inclusive,
-        scores (M,) and labels (M,) 1..K. Every image needs an entry; an image without detections
-        has an empty one.
-    iou_threshold: a match needs IoU >= this value (0.5 in VOC).
-    metric: the headline AP, "area" (VOC10 and later) or "11point" (VOC07). Both are computed.
+    Args:
+        records: the images with their ground truth (boxes (G, 4), labels 1..K, difficult).
+        classes: K names without the background; label k is classes[k - 1].
+        detections: image id -> an object with boxes (M, 4) in image pixels, both ends inclusive,
+            scores (M,) and labels (M,) 1..K. Every image needs an entry; an image without
+            detections has an empty one.
+        iou_threshold: a match needs IoU >= this value (0.5 in VOC).
+        metric: the headline AP, "area" (VOC10 and later) or "11point" (VOC07). Both are computed.
 
     Detections are ranked by falling score; on equal scores by the order of the images, then of the
     detections.

@@ -29,8 +29,8 @@ def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:
     gradient.
 
     Args:
-        reference_boxes: (R, 4), the box each proposal should become.
-        proposals: (R, 4), the same dtype, float32 or float64.
+        reference_boxes: (R, 4) corners x1, y1, x2, y2, the box each proposal should become.
+        proposals: (R, 4) corners, the same dtype, float32 or float64.
 
     Returns:
         (R, 4) deltas, not normalised. log() of CPU and GPU may differ in the last place.
@@ -39,6 +39,7 @@ def encode_boxes(reference_boxes: AnyArray, proposals: Array) -> Array:
         ValueError: shapes or dtypes that do not fit, or (host memory) a box that is not finite or
             has no area, naming the row. On a GPU such a row may become infinite or NaN instead.
             Also an argument that requires a gradient.
+        TypeError: an argument that is no array.
 
     Source: paper section 2.3 ("the parameterization given in R-CNN"); widths of the original code.
     """
@@ -70,14 +71,15 @@ def decode_boxes(
 
     Args:
         deltas: (R, 4 * G) un-normalised (dx, dy, dw, dh) for each of G classes (1 for agnostic).
-        boxes: (R, 4), the same dtype.
+        boxes: (R, 4) corners x1, y1, x2, y2, the same dtype.
         max_log_ratio: dw and dh are held at this before exp().
 
     Returns:
-        (R, 4 * G) boxes, not clipped. exp() of CPU and GPU may differ in the last place.
+        (R, 4 * G) corners, not clipped. exp() of CPU and GPU may differ in the last place.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, or an argument that requires a gradient.
+        TypeError: an argument that is no array.
 
     Source: as `encode_boxes`; the hold on dw, dh from later detectors.
     """
@@ -108,7 +110,7 @@ def clip_boxes_to_image(
     Differentiable for torch tensors: the gradient passes where a side was not moved.
 
     Args:
-        boxes: (..., 4), float32 or float64.
+        boxes: (..., 4) corners x1, y1, x2, y2 in pixels, float32 or float64.
         size: (height, width) in pixels.
         inclusive: corners name pixels of the box (VOC): the largest x is width - 1, else width.
 
@@ -116,8 +118,11 @@ def clip_boxes_to_image(
         (..., 4). NaN stays NaN.
 
     Raises:
-        ValueError: a last dimension other than 4, a size that is not positive or, where
-            boxes are inclusive, below 1.
+        ValueError: a dtype or a last dimension that does not fit, a size that is not positive or,
+            where boxes are inclusive, below 1.
+        TypeError: boxes that are no array.
+
+    Source: the original code (lib/fast_rcnn/test.py), which clips inclusive corners.
     """
     boxes = widened(boxes)
     sides, inclusive = height_and_width(size, "size"), flag_of(inclusive, "inclusive")

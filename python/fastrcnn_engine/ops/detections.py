@@ -36,7 +36,7 @@ def detections(
     tensors that require a gradient are taken, and results require none.
 
     Args:
-        boxes: (R, 4) proposals in image pixels, float32 or float64.
+        boxes: (R, 4) proposals, corners x1, y1, x2, y2 in image pixels, float32 or float64.
         scores: (R, K + 1) class probabilities, background in column 0.
         deltas: (R, 4 * (K + 1)) un-normalised box deltas, (R, 4) for all classes (class-agnostic),
             or None: the proposals as they are.
@@ -54,6 +54,7 @@ def detections(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, thresholds or sizes out of range.
+        TypeError: an argument that is no array.
 
     Source: paper section 3; score threshold and the limit over all classes are today's habit.
     """

@@ -24,7 +24,7 @@ def box_iou(boxes1: Array, boxes2: AnyArray, *, inclusive: bool = False) -> Arra
     """Intersection over union of every pair. Signature of `torchvision.ops.box_iou`, without `fmt`.
 
     Args:
-        boxes1: (A, 4), float32 or float64.
+        boxes1: (A, 4) corners x1, y1, x2, y2 in any unit, float32 or float64.
         boxes2: (B, 4), the same dtype.
         inclusive: corners name pixels of the box (VOC): widths are x2 - x1 + 1, else x2 - x1.
 
@@ -33,6 +33,9 @@ def box_iou(boxes1: Array, boxes2: AnyArray, *, inclusive: bool = False) -> Arra
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or boxes that require a gradient.
+        TypeError: an argument that is no array.
+
+    Source: paper section 2.3, the overlap by which RoIs are labelled.
     """
     require_no_gradient("box_iou", ("boxes1", "boxes2"), boxes1, boxes2)
     inclusive = flag_of(inclusive, "inclusive")
@@ -64,7 +67,7 @@ def nms(
     boxes are kept on CPU and GPU.
 
     Args:
-        boxes: (B, 4), float32 or float64.
+        boxes: (B, 4) corners x1, y1, x2, y2 in any unit, float32 or float64.
         scores: (B,), the same dtype.
         iou_threshold: in [0, 1].
         inclusive: as in `box_iou`.
@@ -74,6 +77,7 @@ def nms(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, a threshold outside [0, 1].
+        TypeError: an argument that is no array.
 
     Source: paper section 3; the order of equal scores is ours.
     """
@@ -99,6 +103,11 @@ def batched_nms(
 
     Returns:
         int64 indices of the kept boxes of all classes by falling score.
+
+    Raises:
+        ValueError, TypeError: as `nms`, also for idxs.
+
+    Source: paper section 3, "independently for each class".
     """
     if idxs is None:
         raise TypeError("idxs must be an array with the class of each box, got None")
@@ -127,7 +136,7 @@ def nms_padded(
         `PaddedIndices`: (M,) int64 indices of kept boxes by falling score, then -1; how many count.
 
     Raises:
-        ValueError: as `nms`, or a negative max_output_size.
+        ValueError, TypeError: as `nms`; also a negative max_output_size.
 
     Source: the interface is TensorFlow's non_max_suppression_padded.
     """

@@ -48,9 +48,10 @@ def smooth_l1(
         A scalar, of NumPy arrays a 0-d array. 0 when there are no rows.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, a negative beta, targets or weights that
-            require a gradient, or (host memory) a label outside 0..K, naming the row. On a GPU such
-            a row contributes nothing.
+        ValueError: shapes or dtypes that do not fit, a negative beta, a normalizer that is not
+            positive, targets or weights that require a gradient, or (host memory) a label outside
+            0..K, naming the row. On a GPU such a row contributes nothing.
+        TypeError: an argument that is no array.
 
     Source: paper section 2.3, equations 1 to 3; divided by the number of RoIs as in the original
     code.
