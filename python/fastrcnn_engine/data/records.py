@@ -24,17 +24,27 @@ class ImageRecord:
 
     As in VOC, difficult objects are trained on, unless TrainConfig.difficult is False, and the
     evaluation does not count them. A crowd (COCO: a region of objects that were not told apart) is
-    difficult and never trained on. `crowd=None` means that there are no crowds.
+    difficult and never trained on.
+
+    Attributes:
+        image_id: unique in its data set.
+        image_path: the image file.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        boxes: (G, 4) float32, x1 y1 x2 y2.
+        labels: (G,) int64, 1..K.
+        difficult: (G,) bool.
+        crowd: (G,) bool; None becomes all False.
     """
 
     image_id: str
     image_path: Path
     width: int
     height: int
-    boxes: np.ndarray  # (G, 4) float32, x1 y1 x2 y2
-    labels: np.ndarray  # (G,) int64, 1..K
-    difficult: np.ndarray  # (G,) bool
-    crowd: np.ndarray = None  # type: ignore[assignment]  # (G,) bool; None becomes all False
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.crowd is None:

@@ -276,8 +276,8 @@ def detect_image(
         proposal each came from, by falling score. No proposals, no detections.
 
     Raises:
-        ValueError: the model is in training mode (dropout would be active), or the proposals are
-            not (P, 4) and finite.
+        ValueError: the model is in training mode (dropout would be active), the image is not
+            (H, W, 3) uint8, or the proposals are not (P, 4) and finite.
     """
     if score_threshold is None:
         score_threshold = SCORE_THRESHOLDS[model.classifier]

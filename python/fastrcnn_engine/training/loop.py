@@ -57,18 +57,31 @@ from fastrcnn_engine.training.validation import Validation
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run left its files, and what a caller may want to show."""
+    """Where a run left its files, and what a caller may want to show.
+
+    Attributes:
+        model: as trained, in evaluation mode.
+        checkpoint: `checkpoint.pt` of the run.
+        log: `log.jsonl` of the run.
+        iterations: made in all, those before a `resume` too.
+        problems: bad boxes of the data set, one line each.
+        unusable: ids of images without any usable RoI.
+        layers: what became of each pre-trained layer; empty without weights.
+        bad_images: those skipped: "id: why".
+        best: of `best.pt`: split, iteration, mAP.
+        seconds: of an iteration, by its parts; None without profile.
+    """
 
     model: FastRCNN
     checkpoint: Path
     log: Path
     iterations: int
-    problems: list[str]  # bad boxes of the data set, one line each
-    unusable: list[str]  # ids of images without any usable RoI
-    layers: list[LayerChange]  # what became of each pre-trained layer; empty without weights
-    bad_images: list[str]  # those skipped: "id: why"
-    best: dict[str, Any] | None  # of best.pt: split, iteration, mAP
-    seconds: dict[str, float] | None  # of an iteration, by its parts; None without profile
+    problems: list[str]
+    unusable: list[str]
+    layers: list[LayerChange]
+    bad_images: list[str]
+    best: dict[str, Any] | None
+    seconds: dict[str, float] | None
 
 
 def multi_task_loss(
