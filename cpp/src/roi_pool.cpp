@@ -294,9 +294,12 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
   const bool planes = call.grad_input.layout == Layout::nchw;
   const double microseconds = call.grad_output.size() * 0.001;  // on one core, roughly: a nanosecond each
   const int64_t images = call.grad_input.n, cells = call.grad_input.cells();
-  // Channels-last, by lanes: it costs a pass over the map, worth it where there are many bins to a cell.
-  const bool by_lanes = !planes && kernels.by_lanes && call.spatial_scale > 0 &&
-                        3 * call.rois.shape[0] * call.grad_output.cells() >= images * cells;
+  // Channels-last, by lanes: it costs a pass over the map, worth it where there are many bins to a cell. And it
+  // reads a block of each row at a time, which memory itself is slow at: that much must lie in the last cache.
+  const bool many_bins = 3 * call.rois.shape[0] * call.grad_output.cells() >= images * cells;
+  const int64_t bytes = call.grad_output.size() * static_cast<int64_t>(sizeof(T) + sizeof(Index));
+  const bool by_lanes = !planes && kernels.by_lanes && call.spatial_scale > 0 && many_bins &&
+                        bytes <= 4 * kLastCache;
   const PooledRois located =
       by_lanes ? locate(by_image, call.rois, call.spatial_scale, call.grad_input, call.grad_output)
                : PooledRois();
