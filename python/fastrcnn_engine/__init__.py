@@ -29,5 +29,8 @@ else:
             return getattr(ops, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    def __dir__() -> list[str]:  # what tab completion shows
-        return sorted({*globals(), "RoIPool", "onnx_translations"})
+    def __dir__() -> list[str]:  # what tab completion shows, and help() asks for
+        from importlib.util import find_spec
+
+        need_torch = {"RoIPool", "onnx_translations"} if find_spec("torch") else set()
+        return sorted(need_torch.union(globals()))

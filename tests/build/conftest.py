@@ -11,7 +11,7 @@ from build.steps import ROOT, cmake, run
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that holds build/ and prefix/."""
+    """The folder that holds build/, prefix/ and build.log, what was said meanwhile."""
     folder = tmp_path_factory.mktemp("engine")
     for step in (
         (cmake(), "-S", ROOT, "-B", folder / "build", "-DFRCNN_CUDA=OFF"),
@@ -20,4 +20,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         result = run(*step)
         assert result.returncode == 0, result.stdout + result.stderr
+        with (folder / "build.log").open("a") as log:
+            log.write(result.stdout + result.stderr)
     return folder

@@ -25,6 +25,13 @@ def prefix(built: Path) -> Path:
     return built / "prefix"
 
 
+def test_the_build_has_no_warning(built: Path) -> None:
+    """A project that holds the source may take warnings for errors."""
+    log = (built / "build.log").read_text()
+    assert "libfastrcnn_engine.a" in log
+    assert "warning:" not in log.lower()
+
+
 def test_kernels_of_one_instruction_set_stay_in_their_namespace(built: Path) -> None:
     """Of a function that two sets share by name the linker keeps one: perhaps the wrong one."""
     objects = list(built.glob("build/CMakeFiles/frcnn_kernels_*.dir/**/*.o"))
@@ -192,7 +199,7 @@ def test_example_in_c_runs(prefix: Path, tmp_path: Path) -> None:
     needed = run("readelf", "-d", program).stdout
     assert f"[libfastrcnn_engine_c.so.{MINOR_VERSION}]" in needed
     shown = run("nm", "-D", "--defined-only", library / "libfastrcnn_engine_c.so").stdout
-    functions = {line.split()[2] for line in shown.splitlines() if line.split()[1] == "T"}
+    functions = {line.split()[-1] for line in shown.splitlines()}
     names = {"last_error", "version", "get_num_threads", "set_num_threads", "roi_pool",
              "decode_boxes", "nms", "detections"}  # fmt: skip
     assert functions == {f"frcnn_{name}" for name in names}
@@ -519,8 +526,21 @@ def test_cuda_on_without_a_compiler_stops_with_the_reason(tmp_path: Path) -> Non
         PATH="/usr/bin:/bin", CUDACXX="", CUDA_PATH="",
     )  # fmt: skip
     assert result.returncode != 0
-    assert "no CUDA compiler was found" in result.stderr
+    assert "no CUDA compiler (nvcc) was found" in re.sub(r"\s+", " ", result.stderr)
     assert "FRCNN_CUDA=AUTO" in result.stderr
+
+
+def test_a_cuda_compiler_that_does_not_work_is_named(tmp_path: Path) -> None:
+    """As one does that is older than the compiler of C++ beside it."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho unsupported >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    asked = (cmake(), "-S", ROOT, "-B", tmp_path / "build")
+    found = run(*asked, PATH="/usr/bin:/bin", CUDACXX=str(nvcc))
+    assert f"CUDA {nvcc} could compile nothing" in found.stdout, found.stdout + found.stderr
+    refused = run(*asked, "-DFRCNN_CUDA=ON", PATH="/usr/bin:/bin", CUDACXX=str(nvcc))
+    assert refused.returncode != 0
+    assert "could compile nothing" in re.sub(r"\s+", " ", refused.stderr)
 
 
 def test_unknown_cuda_choice_is_refused(tmp_path: Path) -> None:

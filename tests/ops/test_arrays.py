@@ -732,7 +732,22 @@ LAZY_TORCH = """
 """
 
 
-@pytest.mark.parametrize("script", [WITHOUT_TORCH, LAZY_TORCH], ids=["blocked", "not-needed"])
+HELP_WITHOUT_TORCH = """
+    import pydoc
+    import sys
+
+    sys.modules["torch"] = None
+    import fastrcnn_engine
+    assert "roi_pool" in pydoc.render_doc(fastrcnn_engine)
+    assert "RoIPool" not in dir(fastrcnn_engine)
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [WITHOUT_TORCH, LAZY_TORCH, HELP_WITHOUT_TORCH],
+    ids=["blocked", "not-needed", "help"],
+)
 def test_without_torch(script):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
