@@ -69,7 +69,7 @@ void forward(py::handle input, py::handle boxes, double spatial_scale, py::handl
   });
 }
 
-void backward(py::handle grad_output, py::handle argmax, py::handle boxes, float spatial_scale,
+void backward(py::handle grad_output, py::handle argmax, py::handle boxes, double spatial_scale,
               py::handle grad_input, uintptr_t stream, int threads, py::handle new_bytes) {
   const Array gradient(grad_output, "grad_output", Access::read, stream);
   const Array indices(argmax, "argmax", Access::read, stream);
@@ -84,7 +84,10 @@ void backward(py::handle grad_output, py::handle argmax, py::handle boxes, float
     call.rois = rois.view<const float, 2>();
     call.grad_input = result.map<T>(layout);
     call.threads = threads;
-    call.spatial_scale = spatial_scale;
+    call.spatial_scale = static_cast<float>(spatial_scale);
+    require(spatial_scale >= 0 && std::isfinite(call.spatial_scale),
+            "spatial_scale must be a positive number in float32, or 0 where it is not known, got ",
+            spatial_scale);
     on_device(
         {&gradient, &indices, &rois, &result}, stream, [&] { cpu::roi_pool_backward(call); },
         [&](auto s) { cuda::roi_pool_backward(call, s); }, new_bytes);

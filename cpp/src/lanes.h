@@ -139,7 +139,8 @@ FRCNN_INLINE Holds<float> equal(const Vector<int32_t>& a, const Vector<int32_t>&
 }
 
 // `sum` with `value` added where it holds. Of a sum, a blend and a comparison GCC makes two comparisons.
-FRCNN_INLINE Vector<float> add_where(Holds<float> holds, const Vector<float>& sum, const Vector<float>& value) {
+FRCNN_INLINE Vector<float> add_where(Holds<float> holds, const Vector<float>& sum,
+                                     const Vector<float>& value) {
   return _mm512_mask_add_ps(sum, holds, sum, value);
 }
 

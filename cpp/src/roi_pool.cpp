@@ -246,7 +246,8 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   check(call);
   // Also names a bad row when there are no channels.
   const RowsByImage by_image = rows_by_image(call.rois, call.features.n);
-  const PooledRois located = locate(by_image, call.rois, call.spatial_scale, call.features, call.output);
+  const PooledRois located =
+      locate(by_image, call.rois, call.spatial_scale, call.features, call.output);
   if (call.output.size() == 0) return;
   const RoiPoolKernels<T, Index> kernels = FRCNN_CHOSEN(roi_pool_kernels<T, Index>);
   const auto bytes = static_cast<int64_t>(call.output.size() *
@@ -294,24 +295,27 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
   const bool planes = call.grad_input.layout == Layout::nchw;
   const double microseconds = call.grad_output.size() * 0.001;  // on one core, roughly: a nanosecond each
   const int64_t images = call.grad_input.n, cells = call.grad_input.cells();
-  // Channels-last, by lanes: it costs a pass over the map, worth it where there are many bins to a cell. And it
-  // reads a block of each row at a time, which memory itself is slow at: that much must lie in the last cache.
-  const bool many_bins = 3 * call.rois.shape[0] * call.grad_output.cells() >= images * cells;
-  const int64_t bytes = call.grad_output.size() * static_cast<int64_t>(sizeof(T) + sizeof(Index));
-  const bool by_lanes = !planes && kernels.by_lanes && call.spatial_scale > 0 && many_bins &&
-                        bytes <= 4 * kLastCache;
-  const PooledRois located =
-      by_lanes ? locate(by_image, call.rois, call.spatial_scale, call.grad_input, call.grad_output)
-               : PooledRois();
-  // NCHW: as many planes as make their runs of the gradient long enough to read ahead, fewer of large ones,
-  // of which 16 are more than 2 MiB and do not stay in the L2 cache (and took 1.15 times as long). Channels-last:
-  // blocks or whole rows, or parts of whole lines of floats. Fewer of all where a thread would have none.
-  const int64_t together = cells * sizeof(Wide) <= 128 << 10 ? 16 : 8;
+  const int64_t bins = call.rois.shape[0] * call.grad_output.cells();
   const int64_t parts = ceil_div(
       worthwhile_threads(images * call.grad_input.c, microseconds, call.threads), images);
   const int64_t share = ceil_div(call.grad_input.c, parts), lines = ceil_div(share, 16) * 16;
+  // Channels-last, by lanes: it costs a pass over the map, worth it where there are many bins to a cell. And
+  // it reads a block of each row at a time, at which memory itself is slow: it must lie in the last cache.
+  const int64_t bytes = call.grad_output.size() * static_cast<int64_t>(sizeof(T) + sizeof(Index));
+  bool by_lanes = !planes && kernels.by_lanes && call.spatial_scale > 0 && lines >= kGradientBlock<Wide> &&
+                  2 * bins >= images * cells && bytes <= 4 * kLastCache;
+  PooledRois located;
+  if (by_lanes) {
+    located = locate(by_image, call.rois, call.spatial_scale, call.grad_input, call.grad_output);
+    by_lanes = located.cells_read <= kMostCells * bins;
+  }
+  // NCHW: as many planes as make their runs of the gradient long enough to read ahead, fewer of large ones,
+  // of which 16 are more than 2 MiB and do not stay in the L2 cache (and took 1.15 times as long).
+  // Channels-last: blocks or whole rows, or parts of whole lines of floats. Fewer of all where a thread would
+  // have none.
+  const int64_t together = cells * sizeof(Wide) <= 128 << 10 ? 16 : 8;
   const int64_t channels = planes     ? std::min(share, together)
-                           : by_lanes ? std::min(lines, kGradientBlock<Wide>)
+                           : by_lanes ? kGradientBlock<Wide>
                                       : lines;
   const int64_t blocks = ceil_div(call.grad_input.c, channels);
   const int64_t items = images * blocks;

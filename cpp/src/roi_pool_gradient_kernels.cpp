@@ -1,5 +1,6 @@
 // The hot loops of RoI pooling's gradient: each bin's gradient is added to the cell that argmax names. Knows
-// neither threads nor where bins lie. Uses plain pointers, lanes.h and semantics/ only: docs/cpu-kernels.md.
+// no threads; where bins lie it is told, if at all. Uses plain pointers, lanes.h and semantics/ only:
+// docs/cpu-kernels.md.
 #include <bit>
 
 #include "lanes.h"
@@ -96,13 +97,14 @@ void scatter_planes(const RoiPoolBackward<T, Index>& call, int64_t image, int64_
   if constexpr (!std::is_same_v<T, W>) put_run(result, sums, channels * cells, false);
 }
 
-// ---- channels-last: the sums of some channels as [cell][channel], of whole rows in the result ---------------
+// ---- channels-last: the sums of some channels as [cell][channel], of whole rows in the result -----------
 
-// Adds one bin's gradients of `count` channels one by one; a cell's sums lie `block` numbers from the next one's.
+// Adds one bin's gradients of `count` channels one by one; a cell's sums lie `block` numbers from the next
+// one's.
 template <typename T, typename Index, typename W>
 FRCNN_INLINE void add_one_by_one(const T* grad, const Index* argmax, int64_t count, int64_t cells,
                                  int64_t block, W* sums) {
-  constexpr int64_t together = 8;
+  constexpr int64_t together = kLanes<W>;
   const auto add = [&](int64_t c, W gradient) __attribute__((always_inline)) {
     const auto cell = static_cast<std::make_unsigned_t<Index>>(argmax[c]);
     if (in_map(cell, cells)) sums[cell * block + c] += gradient;
@@ -129,7 +131,8 @@ FRCNN_INLINE Vector<int32_t> load_cells(const Index* from) {
     return __builtin_convertvector(load_as<Vector<uint16_t, kLanes<float>>>(from), Vector<int32_t>);
 }
 
-// Adds one bin's gradients of a whole block. An argmax in none of its cells, of a caller's own making, counts too.
+// Adds one bin's gradients of a whole block. An argmax in none of its cells, of a caller's own making, counts
+// too.
 template <typename T, typename Index>
 FRCNN_INLINE void add_by_lanes(const T* grad, const Index* argmax, const BinRange& y, const BinRange& x,
                                int64_t map_width, int64_t cells, float* sums) {
@@ -168,9 +171,6 @@ template <typename W>
 constexpr bool kByLanes = false;
 #endif
 
-// RoIs with larger bins, on average, are faster one by one. Measured.
-constexpr int64_t kMostCells = 12;
-
 template <typename T, typename Index>
 void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t channel, int64_t last,
                    const int64_t* rows, const PooledRoi* rois, int64_t count, Wide<T>* sums) {
@@ -197,7 +197,8 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
           prefetch(grad + ahead, kGradientBlock<W> * sizeof(T));
           prefetch(argmax + ahead, kGradientBlock<W> * sizeof(Index));
           const int64_t pw = call.grad_output.w;
-          add_by_lanes(grad, argmax, rois[r].ys[bin / pw], rois[r].xs[bin % pw], call.grad_input.w, cells, sums);
+          add_by_lanes(grad, argmax, rois[r].ys[bin / pw], rois[r].xs[bin % pw], call.grad_input.w, cells,
+                       sums);
           continue;
         }
       }

@@ -65,6 +65,9 @@ struct RoiPoolGradientKernels {
   bool by_lanes;  // blocks of channels of located RoIs are faster than whole rows: vectors are long enough
 };
 
+// Bins with more cells than this, on average, are added faster one by one than by lanes. Measured.
+constexpr int64_t kMostCells = 12;
+
 // Channels whose sums lie together: as many as leave those of a usual map in the L2 cache.
 template <typename W>
 constexpr int64_t kGradientBlock = 256 / sizeof(W);

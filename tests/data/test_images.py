@@ -293,14 +293,14 @@ def test_exif_rotation_is_not_applied(tmp_path):
     assert load_image(tmp_path / "image.jpg").shape == (10, 20, 3)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", range(10))
 def test_a_turned_tiff_is_refused(tmp_path, orientation):
     """Pillow turns it by itself, grey ones wrongly."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     path, pixels = tmp_path / "image.tif", random_image(10, 20)
     Image.fromarray(pixels).save(path, exif=exif)
-    if orientation == 1:
+    if orientation in (0, 1, 9):  # none, and two that say nothing
         np.testing.assert_array_equal(load_image(path), pixels)
     else:
         says = rf"image\.tif: .*TIFF with orientation {orientation};"

@@ -63,7 +63,7 @@ def test_roi_pool(call, dtype, last):
     assert_same_bits(values, expected_values)
     assert_same_bits(argmax, expected_argmax)
     upstream = np.random.default_rng(0).standard_normal(values.shape).astype(dtype)
-    gradient = fe.roi_pool_backward(upstream, argmax, rois, features.shape)
+    gradient = fe.roi_pool_backward(upstream, argmax, rois, features.shape, scale)
     expected = roi_pool.roi_pool_backward(upstream, argmax, rois, features.shape)
     assert_same_bits(gradient, expected)
 

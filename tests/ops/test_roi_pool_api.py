@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -574,8 +575,9 @@ G, A, SHAPE = EXPECTED, EXPECTED_ARGMAX, FEATURES.shape
         (lambda: fe.roi_pool_backward(G, A, ROIS, SHAPE[1:]),
          r"input_shape must be \(N, C, H, W\)"),
         *[(lambda scale=scale: fe.roi_pool_backward(G, A, ROIS, SHAPE, scale),
-           f"spatial_scale must be a positive number, or 0 .*, got {scale:g}")
-          for scale in (-1.0, NAN, INF)],
+           "spatial_scale must be a positive number in float32, or 0 .*, got "
+           + re.escape(f"{scale:g}"))
+          for scale in (-1.0, -1e-60, 1e300, NAN, INF)],
         (lambda: fe.roi_pool_backward(G, A, ROIS, None),
          r"input_shape must be \(N, C, H, W\), got None"),
         *[(lambda dtype=dtype: fe.roi_pool_backward(G, A.astype(dtype), ROIS, SHAPE),

@@ -40,7 +40,7 @@ def problem(layout: str, dtype: type) -> tuple[np.ndarray, np.ndarray]:
 def results(features, rois) -> list[np.ndarray]:
     alone = fe.roi_pool(features, rois, 7, 1 / 16)  # not as with argmax, for so many RoIs
     values, argmax = fe.roi_pool_with_argmax(features, rois, 7, 1 / 16)
-    gradient = fe.roi_pool_backward(values, argmax, rois, features.shape)
+    gradient = fe.roi_pool_backward(values, argmax, rois, features.shape, 1 / 16)
     return [np.asarray(array) for array in (alone, values, argmax, gradient)]
 
 

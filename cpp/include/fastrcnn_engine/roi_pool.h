@@ -41,7 +41,7 @@ struct RoiPoolBackward {
   MapView<T> grad_input;            // (N, C, H, W), same layout
   int threads = 0;                  // as above
   // That of the forward pass, where known: it tells in which cells an argmax may be, which makes it faster on
-  // some machines and changes no result. 0: of rois only the batch index is read.
+  // some machines and changes no result (but the bits of a NaN). 0: of rois only the batch index is read.
   float spatial_scale = 0;
 };
 

@@ -116,7 +116,7 @@ def opened_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         with Image.open(path, formats=FORMATS) as image:
             # Pillow turns such files, and no others, some of them wrongly.
             turned = image.getexif().get(EXIF_ORIENTATION, 1) if image.format == "TIFF" else 1
-            if turned != 1:
+            if turned in range(2, 9):
                 raise ValueError(f"a TIFF with orientation {turned}; save it as it is to be seen")
             yield image
     except MemoryError:

@@ -209,12 +209,11 @@ def _roi_pool(input, boxes, output_size, spatial_scale):
 
 
 def _keep_argmax(ctx, inputs, output):
-    input, boxes, _, _ = inputs
+    input, boxes, _, ctx.spatial_scale = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], boxes)
     ctx.input_shape = input.shape
     ctx.channels_last = is_channels_last(input)
-    ctx.spatial_scale = inputs[3]
 
 
 def _roi_pool_gradient(ctx, grad_output, grad_argmax):
