@@ -58,6 +58,31 @@ def test_unnormalise_uses_the_buffers_which_are_part_of_the_state():
     assert {"delta_mean", "delta_std"} <= set(model.state_dict())
 
 
+def test_other_statistics_change_no_prediction_of_a_network_that_has_learned():
+    model, hidden = own(), torch.randn(7, 16)
+    with torch.no_grad():
+        model.bbox_pred.bias.normal_()
+    new = {name: value.clone() for name, value in model.bbox_pred.named_parameters()}
+    mean, std = torch.randn(12), torch.rand(12) + 0.1
+    model.renormalise(mean, std)  # has learned nothing that could be kept
+    for name, value in model.bbox_pred.named_parameters():
+        assert torch.equal(value, new[name])
+    assert torch.equal(model.delta_mean, mean) and torch.equal(model.delta_std, std)
+    predicted = model.unnormalise(model.bbox_pred(hidden))
+
+    other_mean, other_std = torch.randn(12), torch.rand(12) + 0.1
+    other_mean[8:], other_std[8:] = 0, 1  # a class that the other data do not have
+    model.renormalise(other_mean, other_std)
+    assert torch.equal(model.delta_mean, torch.cat([other_mean[:8], mean[8:]]))
+    assert torch.equal(model.delta_std, torch.cat([other_std[:8], std[8:]]))
+    torch.testing.assert_close(model.unnormalise(model.bbox_pred(hidden)), predicted)
+    assert torch.equal(model.bbox_pred.weight[8:], new["weight"][8:])
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.renormalise(model.delta_mean.clone(), model.delta_std.clone())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_frozen_modules_need_no_gradient_and_keep_their_batch_statistics():
     model = own(frozen=["backbone"])
     assert not any(p.requires_grad for p in model.backbone.parameters())

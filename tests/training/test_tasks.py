@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -157,6 +158,29 @@ def test_a_run_starts_from_weights_and_preprocessing_of_a_checkpoint(voc, tmp_pa
     for name, value in second.model.state_dict().items():
         assert torch.equal(value, first.model.state_dict()[name]), name
     assert second.model.preprocessing == replace(first.model.preprocessing, short_side=(60, 72))
+
+
+def test_a_start_on_other_data_predicts_what_the_checkpoint_does(voc, tmp_path):
+    first = run(voc)
+    annotations = voc.data / "Annotations"
+    for path in annotations.glob("*.xml"):  # leaves too thin to learn from, and other bricks
+        tree = ElementTree.parse(path)
+        for thing in tree.findall("object"):
+            box = thing.find("bndbox")
+            is_leaf = thing.findtext("name") == "leaf"
+            box.find("xmin").text = str(float(box.findtext("xmax")) - 0.5) if is_leaf else "15"
+        tree.write(path)
+    second = run(
+        replace(voc, init=first.checkpoint, output=tmp_path / "next", learning_rate=1e-30,
+                iterations=1)
+    )  # fmt: skip
+    one, other = first.model, second.model
+    assert not torch.equal(one.delta_std, other.delta_std)
+    leaf = 4 * (1 + one.classes.index("leaf"))
+    assert torch.equal(one.delta_std[leaf : leaf + 4], other.delta_std[leaf : leaf + 4])
+    hidden = torch.randn(5, one.bbox_pred.in_features)
+    predicted = [model.unnormalise(model.bbox_pred(hidden)) for model in (one, other)]
+    torch.testing.assert_close(*predicted)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(voc, tmp_path):

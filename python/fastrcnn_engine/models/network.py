@@ -69,7 +69,8 @@ class FastRCNN(nn.Module):
 
     The box deltas the network puts out are normalised per class (original code,
     lib/roi_data_layer/roidb.py). ``delta_mean`` and ``delta_std`` undo that; they are buffers, set
-    by training, and are never folded into the weights: a folded checkpoint cannot be resumed.
+    by training (``renormalise``), and are never folded into the weights: a folded checkpoint cannot
+    be resumed.
 
     ``box_regression`` says whether ``bbox_pred`` is of any use. Training without box regression
     turns it off, and detection then keeps the proposals as they are.
@@ -255,6 +256,27 @@ class FastRCNN(nn.Module):
     def unnormalise(self, deltas: torch.Tensor) -> torch.Tensor:
         """Undo the per-class normalisation of deltas (R, 4(K+1))."""
         return deltas * self.delta_std + self.delta_mean
+
+    @torch.no_grad()
+    def renormalise(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Normalise by other statistics of the targets, (4(K+1),) each, from now on.
+
+        What a network that has learned predicts stays the same: ``bbox_pred`` is rescaled, as it
+        puts out normalised deltas. Where it has learned, a mean of 0 with a std of 1, of a class
+        that the new data do not have, leaves the old statistics. A new network has nothing to keep.
+        """
+        old_mean, old_std = self.delta_mean.clone(), self.delta_std.clone()
+        unknown = (mean == 0) & (std == 1)
+        self.delta_mean.copy_(torch.where(unknown, old_mean, mean))
+        self.delta_std.copy_(torch.where(unknown, old_std, std))
+        learned = bool((old_mean != 0).any() or (old_std != 1).any())
+        changed = (self.delta_mean != old_mean) | (self.delta_std != old_std)
+        if learned and bool(changed.any()):
+            scale = old_std / self.delta_std
+            shift = (old_mean - self.delta_mean) / self.delta_std
+            weight, bias = self.bbox_pred.weight, self.bbox_pred.bias
+            weight.copy_(torch.where(changed[:, None], weight * scale[:, None], weight))
+            bias.copy_(torch.where(changed, bias * scale + shift, bias))
 
 
 def _shown(value: object) -> str:

@@ -272,8 +272,8 @@ class _Run:
         self.from_scratch = model is None and not (config.weights or config.init or config.resume)
         self.model, self.layers = starting_network(config, model, classes)
         mean, std = target_statistics(self.entries, len(classes), flip=config.flip)
-        self.model.delta_mean.copy_(torch.from_numpy(mean).flatten())
-        self.model.delta_std.copy_(torch.from_numpy(std).flatten())
+        device = self.model.delta_mean.device
+        self.model.renormalise(*(torch.from_numpy(x).flatten().to(device) for x in (mean, std)))
         if processes.count > 1:
             join_batch_norm(self.model)
         self.model.to(processes.device).train()
