@@ -133,9 +133,15 @@ def test_images_without_objects_are_learned_from_if_there_are_others():
         build_roidb([empty], {"image": boxes}, CONFIG)
 
 
-def test_proposals_of_no_width_are_not_used():
+def test_boxes_thinner_than_two_pixels_are_not_used():
     made = entry([BOX], [1], [[20, 20, 20, 59], [20, 59, 59, 59], [59, 20, 20, 59], BOX])
     assert len(made.boxes) == 2
+    # A part of a pixel is no width to divide by: here the target would be dx = 500.
+    pair = [10, 20, 11, 59]
+    made = entry([BOX, pair], [1, 2], [[10, 20, 10.001, 59], [10, 20, 11, 58]])
+    assert made.boxes.tolist() == [BOX, pair, [10, 20, 11, 58]]
+    made = entry([[10, 20, 10.5, 59], BOX], [2, 1], [[10, 20, 11, 59], BOX])
+    assert made.objects.tolist() == [BOX] and made.labels.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(

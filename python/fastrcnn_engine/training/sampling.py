@@ -88,6 +88,11 @@ def best_objects(boxes: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np
     return best, iou[np.arange(len(boxes)), best]
 
 
+def _is_wide(boxes: np.ndarray) -> np.ndarray:
+    """Which of the boxes (R, 4) are two pixels wide and high at least, (R,) bool."""
+    return (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
+
+
 def build_entry(
     record: ImageRecord, proposals: np.ndarray, *, foreground_iou: float, background_low: float
 ) -> RoiEntry:
@@ -98,14 +103,16 @@ def build_entry(
     comparisons are made in float32. Objects marked difficult count like any other, as in the
     author's code, unless TrainConfig.difficult is False: then the record has none. Crowds are left
     out (``without_crowds``). In an image without objects the lower bound, a rule for picking hard
-    examples near objects, has no meaning: every proposal is background. Proposals of no width or
-    height (x2 <= x1: one pixel or less) are not used: regression divides by that width.
+    examples near objects, has no meaning: every proposal is background. Objects and proposals
+    narrower or lower than two pixels (x2 - x1 < 1) are not used: regression divides by x2 - x1, and
+    a single box of 1.001 pixels would decide how the targets of its class are normalised.
     """
     truth, truth_labels, proposals = without_crowds(record, proposals)
-    wide = (proposals[:, 2:] > proposals[:, :2]).all(axis=1)
+    wide = _is_wide(proposals)
     if not wide.all():
         proposals = proposals[wide]
-    truth = truth.astype(np.float32, copy=False)
+    wide = _is_wide(truth)
+    truth, truth_labels = truth[wide].astype(np.float32, copy=False), truth_labels[wide]
     if len(truth) == 0:
         best = np.zeros(len(proposals), dtype=np.int32)
         is_foreground = np.zeros(len(proposals), dtype=bool)
