@@ -56,6 +56,8 @@ class LinearSVM:
 
     def mine(self, features: np.ndarray) -> None:
         """Take the hard ones of these negatives (P, F); train again once there are many."""
+        if len(self.positives) == 0:
+            return
         hard = features[self.scores(features) > HARD_SCORE]
         self.negatives = np.concatenate([self.negatives, hard])
         self._new += len(hard)
@@ -65,14 +67,15 @@ class LinearSVM:
     def fit(self) -> None:
         """Train on all positives and the negatives held, then let the easy ones of these go.
 
-        A class without positives scores -1 from then on; one without negatives stays as it is.
+        A class without positives scores -inf from then on, which is never a detection; one without
+        negatives stays as it is.
         """
         from sklearn.svm import LinearSVC
 
         self.fits += 1
         self._new = 0
         if len(self.positives) == 0:
-            self.bias = -1.0
+            self.bias = -np.inf
             return
         if len(self.negatives) == 0:
             return
