@@ -206,6 +206,25 @@ def test_two_runs_do_not_write_the_same_lines(tmp_path):
         assert refused
 
 
+def test_an_image_that_torch_refuses_stops_no_run(trained, drawn, tmp_path, monkeypatch):
+    """A backbone of one's own may have no cell for a thin image; memory may be too small for one."""
+
+    def detect(model, pixels, proposals, **detection):
+        if pixels.shape[0] == 16:
+            raise RuntimeError("Calculated padded input size per channel: (3 x 250)")
+        return detect_image(model, pixels, proposals, **detection)
+
+    monkeypatch.setattr(bulk, "detect_image", detect)
+    for name, height in (("a", 120), ("b", 16), ("c", 120)):
+        Image.new("RGB", (160, height)).save(tmp_path / f"{name}.png")
+    images = [tmp_path / f"{name}.png" for name in "abc"]
+    run_with_failures("detect", *images, "--many", "--checkpoint", trained, "--out", tmp_path / "o")
+    rows = [json.loads(line) for line in (tmp_path / "o/detections.jsonl").read_text().splitlines()]
+    assert [set(row) for row in rows] == [{"image", "detections"}, {"image", "error"},
+                                          {"image", "detections"}]  # fmt: skip
+    assert "3 x 250" in rows[1]["error"]
+
+
 @pytest.mark.parametrize("by_turns", [True, False])
 def test_only_some_images_are_made_and_not_taken(by_turns):
     made = []

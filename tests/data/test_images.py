@@ -210,11 +210,17 @@ def test_short_sides_rise_and_stay_below_the_cap(short_side):
 
 
 def test_batches_are_zero_padded_right_and_below():
-    a, b = torch.ones(3, 4, 7), torch.full((3, 6, 5), 2.0)
+    a, b = torch.ones(3, 34, 57), torch.full((3, 36, 55), 2.0)
     batch = batch_images([a, b])
-    assert batch.shape == (2, 3, 6, 7)
-    assert torch.equal(batch[0, :, :4], a) and torch.equal(batch[1, :, :, :5], b)
+    assert batch.shape == (2, 3, 36, 57)
+    assert torch.equal(batch[0, :, :34], a) and torch.equal(batch[1, :, :, :55], b)
     assert batch.sum() == a.sum() + b.sum()
+    assert torch.equal(batch_images([a]), a[None])
+    thin = torch.ones(3, 10, 1000)
+    for images in ([thin], [thin, thin]):
+        batch = batch_images(images)
+        assert batch.shape == (len(images), 3, 32, 1000)
+        assert torch.equal(batch[0, :, :10], thin) and not batch[:, :, 10:].any()
     with pytest.raises(ValueError, match="empty"):
         batch_images([])
     with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\)"):

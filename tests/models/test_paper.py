@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastrcnn_engine.data.images import batch_images
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.models.paper import STAGES, ResponseNorm
 
@@ -213,6 +214,19 @@ def test_stages_that_are_not_there():
     with torch.device("meta"), pytest.raises(ValueError, match=words):
         build_network("vgg16", ["a"], freeze_to="conv2_2")
     assert STAGES[0] == "conv1" and STAGES[-1] == "fc7"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thin_image_has_a_map(name):
+    """Of 16 x 1600 pixels 10 x 1000 are left. They are padded; M has no cell for fewer than 25."""
+    with torch.device("meta"):
+        model = build_network(name, CLASSES)
+    for height, width in ((10, 1000), (1000, 10), (1, 1)):
+        images = batch_images([torch.zeros(3, height, width, device="meta")])
+        assert min(model.backbone(images).shape) >= 1
+        if name == "vgg_cnn_m_1024":
+            with pytest.raises(RuntimeError, match="size"):
+                model.backbone(images[:, :, :24])
 
 
 def test_rois_at_the_edge_that_the_map_of_m_does_not_reach():

@@ -227,13 +227,11 @@ def detect_many(
         for image, prepared in _ahead(prepare, left, usable_cores(), by_turns=by_turns):
             row: dict[str, Any] = {"image": _text(image)}
             try:
-                pixels, proposals = prepared.result()
-            except (OSError, ValueError) as error:
+                found = detect_image(model, *prepared.result(), **detection)
+                row["detections"] = detection_rows(found, model.classes)
+            except (OSError, ValueError, RuntimeError) as error:  # torch's are the last
                 row["error"] = _text(error)
                 failed += 1
-            else:
-                found = detect_image(model, pixels, proposals, **detection)
-                row["detections"] = detection_rows(found, model.classes)
             rows.add(row)
             bar.advance(task)
         seconds = bar.tasks[task].elapsed or 0.0

@@ -202,15 +202,22 @@ def prepare_image(
     return resized[:, : size[0], : size[1]].contiguous(), factor
 
 
+# Of an image 16 times as long as it is wide too little may be left of its width for the layers of a
+# network: those of model M need 25 pixels.
+LEAST_SIDE = 32
+
+
 def batch_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stacks (3, h_i, w_i) tensors into (N, 3, H, W), the largest h and w, zeros right and
-    below."""
+    """Stacks (3, h_i, w_i) tensors into (N, 3, H, W), the largest h and w and at least 32, zeros
+    right and below."""
     if not images:
         raise ValueError("images is empty; a batch needs at least one image")
     if any(image.ndim != 3 or image.shape[0] != images[0].shape[0] for image in images):
         raise ValueError(f"images must all be (C, h, w), got {[tuple(i.shape) for i in images]}")
-    height = max(image.shape[1] for image in images)
-    width = max(image.shape[2] for image in images)
+    height = max(LEAST_SIDE, *(image.shape[1] for image in images))
+    width = max(LEAST_SIDE, *(image.shape[2] for image in images))
+    if len(images) == 1 and images[0].shape[1:] == (height, width):
+        return images[0][None]
     batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image

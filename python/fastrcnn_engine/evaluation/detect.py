@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastrcnn_engine.data.images import check_image, prepare_image
+from fastrcnn_engine.data.images import batch_images, check_image, prepare_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.ops import Detections, detections, roi_pool_with_argmax
 
@@ -219,7 +219,7 @@ def pyramid_maps(model: FastRCNN, image: np.ndarray, proposals: np.ndarray) -> I
             tensor, scale = prepare_image(image, level)
             boxes = np.insert(proposals[rows].astype(np.float64) * scale, 0, 0, axis=1)
             rois = torch.from_numpy(boxes.astype(np.float32)).to(device)
-            features = model.backbone(tensor[None].to(device))
+            features = model.backbone(batch_images([tensor]).to(device))
             yield LevelMap(features, rois, rows, scale, sides[number])
 
 
