@@ -207,7 +207,7 @@ def test_two_runs_do_not_write_the_same_lines(tmp_path):
 
 
 def test_an_image_that_torch_refuses_stops_no_run(trained, drawn, tmp_path, monkeypatch):
-    """A backbone of one's own may have no cell for a thin image; memory may be too small for one."""
+    """A backbone of one's own may have no cell for it; memory may be too small for it."""
 
     def detect(model, pixels, proposals, **detection):
         if pixels.shape[0] == 16:

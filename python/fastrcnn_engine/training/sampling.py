@@ -90,7 +90,7 @@ def best_objects(boxes: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np
 
 def _is_wide(boxes: np.ndarray) -> np.ndarray:
     """Which of the boxes (R, 4) are two pixels wide and high at least, (R,) bool."""
-    return (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
+    return (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= 1
 
 
 def build_entry(
