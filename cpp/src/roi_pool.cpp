@@ -246,9 +246,9 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
   check(call);
   // Also names a bad row when there are no channels.
   const RowsByImage by_image = rows_by_image(call.rois, call.features.n);
+  if (call.output.size() == 0) return;
   const PooledRois located =
       locate(by_image, call.rois, call.spatial_scale, call.features, call.output);
-  if (call.output.size() == 0) return;
   const RoiPoolKernels<T, Index> kernels = FRCNN_CHOSEN(roi_pool_kernels<T, Index>);
   const auto bytes = static_cast<int64_t>(call.output.size() *
                                           (sizeof(T) + (call.argmax.data ? sizeof(Index) : 0)));
