@@ -743,10 +743,28 @@ HELP_WITHOUT_TORCH = """
 """
 
 
+WHILE_TORCH_IS_IMPORTED = """
+    import sys
+    import types
+    import fastrcnn_engine as fe
+    import numpy as np
+
+    sys.modules["torch"] = types.ModuleType("torch")  # by another thread, which has just begun
+    boxes = np.float32([[0, 0, 2, 1], [0, 0, 1, 1]])
+    rois = np.float32([[0, 0, 0, 5, 3]])
+    assert fe.roi_pool(np.ones((1, 2, 4, 6), np.float32), rois, 2).sum() == 8
+    assert fe.nms(boxes, np.float32([1, 2]), 0.4).tolist() == [1]
+    assert fe.smooth_l1(boxes, boxes) == 0
+    assert fe.decode_boxes(fe.encode_boxes(boxes, boxes), boxes).tolist() == boxes.tolist()
+    assert fe.clip_boxes_to_image(boxes, (1, 1)).max() == 1
+    assert len(fe.detections(boxes, np.float32([[0.1, 0.9]] * 2), None, (5, 5)).rows) == 1
+"""
+
+
 @pytest.mark.parametrize(
     "script",
-    [WITHOUT_TORCH, LAZY_TORCH, HELP_WITHOUT_TORCH],
-    ids=["blocked", "not-needed", "help"],
+    [WITHOUT_TORCH, LAZY_TORCH, HELP_WITHOUT_TORCH, WHILE_TORCH_IS_IMPORTED],
+    ids=["blocked", "not-needed", "help", "half-imported"],
 )
 def test_without_torch(script):
     done = subprocess.run(

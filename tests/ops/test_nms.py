@@ -264,3 +264,9 @@ def test_class_ids_of_any_integers_are_accepted(dtype, face):
     idxs = np.array([0, 1, 1, 0])
     kept = fe.batched_nms(*(give(x, face) for x in (BOXES, SCORES, idxs.astype(dtype))), 0.0)
     assert kept.tolist() == fe.batched_nms(BOXES, SCORES, idxs, 0.0).tolist()
+
+
+def test_few_kept_boxes_do_not_keep_the_memory_of_all():
+    boxes = torch.tensor([[0.0, 0, 9, 9]]).repeat(5000, 1)
+    keep = fe.nms(boxes, torch.rand(5000), 0.5)
+    assert keep.shape == (1,) and keep.untyped_storage().nbytes() == 8

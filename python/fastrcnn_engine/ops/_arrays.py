@@ -249,7 +249,7 @@ class TorchArrays:
         self._narrow = (torch.float16, torch.bfloat16)
         self._floats = (*self._narrow, torch.float32, torch.float64)
         self._dtypes = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32,
-                        "uint16": getattr(torch, "uint16", None)}  # fmt: skip
+                        "uint16": torch.uint16}  # fmt: skip
 
     @property
     def threads(self) -> int:
@@ -343,7 +343,9 @@ class TorchArrays:
         return self._torch.cat(rows) if rows else self.empty((0, 5), "float32", like)
 
     def first(self, array: Any, count: int) -> Any:
-        # In place: half of what a slice costs. The memory is kept either way.
+        if 2 * count < len(array) and len(array) > 1000:
+            return array[:count].clone()  # else the memory of all would be kept
+        # In place: half of what a slice costs.
         return array.resize_((count, *array.shape[1:])) if count < len(array) else array
 
     def join_rows(self, results: Sequence[Any]) -> Any:
@@ -507,9 +509,9 @@ def is_traced(array: Any) -> TypeGuard[Tensor]:
     """Whether torch looks at the call instead of making it: torch.compile, export, jit.trace, fake
     tensors, vmap and the like. Then it goes to `ops.torch_ops`.
     """
-    torch = sys.modules.get("torch")
-    if torch is None:
+    if not is_tensor(array):
         return False
+    torch = sys.modules["torch"]
     if type(array) is torch.Tensor or type(array) is torch.nn.Parameter:
         c = torch._C  # asked in every call: the way to each answer counts
         return (
@@ -521,7 +523,7 @@ def is_traced(array: Any) -> TypeGuard[Tensor]:
             or c._get_tracing_state() is not None
             or torch.autograd.forward_ad._current_level >= 0
         )
-    return isinstance(array, torch.Tensor)  # of another class: fake, functional
+    return True  # of another class: fake, functional
 
 
 def widened(array: Any) -> Any:
@@ -563,8 +565,9 @@ def is_bfloat16(array: Any) -> bool:
 
 def is_tensor(array: Any) -> bool:
     """Asked before its members: torch.compile of 2.4 does not follow `getattr` with a default."""
-    torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
-    return torch is not None and isinstance(array, torch.Tensor)
+    torch: Any = sys.modules.get("torch")  # whoever holds a tensor has imported it
+    # Another thread may be importing it just now: then it has no Tensor yet.
+    return hasattr(torch, "Tensor") and isinstance(array, torch.Tensor)
 
 
 def _require_boxes(boxes: Any, i: int) -> None:

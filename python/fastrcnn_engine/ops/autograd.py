@@ -35,7 +35,7 @@ class RoIPoolFunction(torch.autograd.Function):
         arrays = arrays_of(input, "input")
         # Nobody sees this argmax: the narrow type saves a quarter of the memory.
         cells = math.prod(input.shape[2:])
-        narrow = cells < 65536 and hasattr(torch, "uint16")
+        narrow = cells < 65536
         output, argmax = pool(
             arrays, input, boxes, output_size, spatial_scale,
             argmax_dtype="uint16" if narrow else "int32",
