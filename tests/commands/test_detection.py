@@ -172,6 +172,10 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
         parts += [json.loads(line) for line in text.splitlines()]
     assert len(list((tmp_path / "parts").iterdir())) == 3  # and what made them
     assert len(parts) == 8 and {p["image"] for p in parts} == set(named)
+    capsys.readouterr()
+    run_with_failures(*command[:-1], tmp_path / "parts")  # the whole: its parts have all
+    assert "images: 0 done, 8 done before" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "parts/detections.jsonl").read_bytes() == b""
     assert "shard is '3/2'" in failure(capsys, *command, "--shard", "3/2")
     assert "only --many" in failure(capsys, "detect", folder, "--shard", "1/2")
     for other in ('{"other": 1}\n', 10**5 * "[" + "\n"):
@@ -182,7 +186,7 @@ def test_many_images_have_a_line_each_and_a_stopped_run_goes_on(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_told_with_the_file(monkeypatch):
-    monkeypatch.setattr(bulk, "is_alone", lambda _: True)  # it is the whole machine's file
+    monkeypatch.setattr(bulk, "try_lock", lambda _: True)  # it is the whole machine's file
     with bulk.JsonLines(Path("/dev/full")) as rows, pytest.raises(OSError) as error:
         rows.add({"image": "a"})
     assert str(error.value) == "cannot write /dev/full: No space left on device"
@@ -304,6 +308,11 @@ def test_a_setting_that_is_no_more_makes_other_rows_too(tmp_path):
     path.write_text('{"image": "a"}\n')
     with pytest.raises(ValueError, match="another way .*: sieve was 3, is None; give another"):
         bulk.check_made_by(path, {"score": 0.5})
+    # The first rows take their time: until then another start may not say what makes them.
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="other settings .*sieve was 3.* delete .*made-by.json if"):
+        bulk.check_made_by(path, {"score": 0.5})
+    bulk.check_made_by(path, {"score": 0.5, "sieve": 3})
 
 
 def test_a_refused_run_does_not_say_what_made_the_rows_of_another(

@@ -25,7 +25,7 @@ from fastrcnn_engine.commands.stages import detection_rows
 from fastrcnn_engine.data.images import load_image
 from fastrcnn_engine.data.progress import progress_bar, usable_cores
 from fastrcnn_engine.evaluation.detect import detect_image
-from fastrcnn_engine.files import is_alone, read_json, whole_file, write_json, write_row
+from fastrcnn_engine.files import read_json, try_lock, whole_file, write_json, write_row
 from fastrcnn_engine.models import FastRCNN
 
 Propose = Callable[[np.ndarray, Path], np.ndarray]  # an image and its file -> its proposals
@@ -36,23 +36,30 @@ PART_SECONDS = 600
 
 
 class JsonLines:
-    """A file with a line of JSON for each row, on the disk at once. `known` are its images, and
-    whether their rows tell an error.
+    """A file with a line of JSON for each row, on the disk at once. `known` are the images of it
+    and of the job's other parts, and whether their rows tell an error.
 
     A last line that was cut off is taken away. Raises ValueError for a file of other content, or
     that another run is writing, before anything is written to it, and OSError when it cannot be
     written.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, whole: Path, shard: str = WHOLE):
+        """whole: the file of the whole job; that of a part lies beside it."""
+        self.path = path = shard_file(whole, shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer: what cannot be written now is not tried again while the file is closed.
         self.file = open(path, "ab", buffering=0)
         try:
-            if not is_alone(self.file.fileno()):
+            if not try_lock(self.file.fileno()):
                 raise ValueError(f"{path}: another run works on the same part; wait for its end")
-            self.known = _whole_lines(path)
+            # Of all parts, of a job that was cut otherwise too, as with Parquet.
+            self.known = {}
+            for part in _files_of(whole):
+                known, size = _whole_lines(part)
+                self.known |= known
+                if part == path:
+                    self.file.truncate(size)
         except BaseException:
             self.file.close()
             raise
@@ -158,9 +165,8 @@ def check_made_by(path: Path, made_by: dict[str, Any]) -> None:
     if path.is_dir():
         rows = any(path.glob("part-*.parquet"))
     else:
-        files = [one for one in (path, *shard_files(path)) if one.is_file()]
-        rows = any(one.stat().st_size for one in files)
-    if not rows:
+        rows = any(one.stat().st_size for one in _files_of(path))
+    if not rows and not note.is_file():
         write_json(note, made_by)
         return
     if not note.is_file():
@@ -174,6 +180,11 @@ def check_made_by(path: Path, made_by: dict[str, Any]) -> None:
         for name in before | made_by
         if before.get(name) != made_by.get(name)
     ]
+    if changed and not rows:  # yet: what is being searched or pooled has none
+        raise ValueError(
+            f"{path} is of a run with other settings ({note.name}): {'; '.join(changed)}; give "
+            f"another folder, or delete {note} if nobody is at work there"
+        )
     if changed:
         raise ValueError(
             f"{path} has rows that were made in another way ({note.name}): {'; '.join(changed)}; "
@@ -268,15 +279,18 @@ def _text(value: object) -> str:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def _whole_lines(path: Path) -> dict[str, bool]:
-    """The images that have a line, and whether it tells an error; what follows the last whole line
-    is cut off.
+def _files_of(whole: Path) -> list[Path]:
+    """The files of JSON lines that are there, of the whole job and of parts."""
+    return [one for one in (whole, *shard_files(whole)) if one.is_file()]
 
-    Raises ValueError for a file of other content, before anything is written to it.
+
+def _whole_lines(path: Path) -> tuple[dict[str, bool], int]:
+    """The images that have a line, and whether it tells an error; and where the last whole line
+    ends.
+
+    Raises ValueError for a file of other content.
     """
     known: dict[str, bool] = {}
-    if not path.is_file():
-        return known
     size = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -290,6 +304,4 @@ def _whole_lines(path: Path) -> dict[str, bool]:
                     f"{path}, line {number}: not a line of detections; give another folder"
                 ) from None
             size += len(line)
-    with open(path, "r+b") as file:
-        file.truncate(size)
-    return known
+    return known, size

@@ -29,7 +29,7 @@ from fastrcnn_engine.commands.common import (
     resize,
     search_of_training,
 )
-from fastrcnn_engine.commands.shards import WHOLE, shard_file, shard_of
+from fastrcnn_engine.commands.shards import WHOLE, shard_of
 from fastrcnn_engine.commands.stages import detections_as_json
 from fastrcnn_engine.data.images import load_image, opened_image
 from fastrcnn_engine.data.progress import counted
@@ -127,7 +127,7 @@ def _detect_many(
     if parquet:
         rows = ParquetParts(path, options.shard)
     else:
-        rows = JsonLines(shard_file(path, options.shard))
+        rows = JsonLines(path, options.shard)
     with rows:  # they are ours before anything is said of them
         check_made_by(path, made_by)
         many = detect_many(model, images, rows, propose=propose, detection=detection)
