@@ -250,6 +250,16 @@ def test_a_link_to_the_checkpoint_of_another_run_leaves_that_one_alone(tmp_path)
     assert kept == [before, second.read_bytes()]
 
 
+def test_the_newest_checkpoint_is_kept_beside_later_ones_of_another_run(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for iteration in (40, 50):
+        path.with_name(f"checkpoint-{iteration}.pt").touch()
+    for iteration in (10, 20, 30):
+        save_checkpoint(path, MODEL, iteration=iteration)
+        keep_checkpoints(path, iteration, keep=2)
+    assert sorted(int(p.stem[11:]) for p in tmp_path.glob("checkpoint-*")) == [20, 30, 40, 50]
+
+
 def test_a_link_to_the_log_of_another_run_leaves_that_one_alone(tmp_path):
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     first.write_text('{"iteration": 1}\n{"iteration": 2}\n')

@@ -124,10 +124,10 @@ def write_row(file: FileIO, row: dict[str, Any], name: str) -> None:
         raise OSError(f"cannot write {name}: {error.strerror}") from error
 
 
-def is_alone(descriptor: int) -> bool:
-    """Whether no other process, and nobody else in this one, holds an open file or folder. It is
-    held by the caller then until it is closed, at the latest with the process; where a file system
-    has no locks, by everybody.
+def try_lock(descriptor: int) -> bool:
+    """Locks an open file or folder until it is closed, at the latest with the process. False where
+    another process, or somebody else in this one, holds it; where a file system has no locks,
+    everybody gets one.
     """
     try:
         if fcntl is not None:
@@ -150,7 +150,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         return
     held = os.open(folder, os.O_RDONLY)
     try:
-        if not is_alone(held):
+        if not try_lock(held):
             raise ValueError(
                 f"another run is at work in {folder}; wait for its end, or give another folder"
             )
@@ -176,7 +176,7 @@ def one_at_a_time(path: Path, tell: Callable[[], None]) -> Iterator[None]:
         except OSError:
             break
         with file:
-            if fcntl is not None and not is_alone(file.fileno()):
+            if fcntl is not None and not try_lock(file.fileno()):
                 tell()
                 fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_nlink == 0:

@@ -63,6 +63,12 @@ def test_results_classes_mistakes_and_differences_stand_side_by_side():
     assert "flip" not in text and "output" not in text  # the same; different by nature
 
 
+def test_iterations_are_whole_numbers():
+    log = [{"iteration": i, "loss": 1234.5678} for i in (20_000, 40_000)]
+    text = rows_of(Page(render_comparison([ONE, RunFiles("long", METRICS, log, {})])))
+    assert "iterations 9 40,000" in text and "loss at the end 0.2222 1235" in text
+
+
 def test_what_a_run_has_not_got_is_left_out():
     bare = RunFiles("bare", None, (), {})
     page = render_comparison([bare])

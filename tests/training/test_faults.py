@@ -377,6 +377,22 @@ def test_a_validation_image_without_proposals_is_named_before_the_training(voc):
     assert not (voc.output / "log.jsonl").exists()
 
 
+def test_an_image_of_the_validation_split_that_cannot_be_read_loses_no_iteration(voc):
+    voc = replace(voc, iterations=6, checkpoint_every=6, val_split="train", val_every=6,
+                  log_every=1)  # fmt: skip
+    path = voc.data / "JPEGImages" / "third.png"
+    good = path.read_bytes()
+    path.write_bytes(good[:5000])  # the size is there, pixels are not
+    broken = replace(voc, val_every=2, on_bad_image="skip")
+    with pytest.raises(ValueError, match=r"third\.png: not.*after iteration 2, --resume goes on"):
+        run(broken)
+    assert load_checkpoint(voc.output / "checkpoint.pt")["iteration"] == 2
+    path.write_bytes(good)
+    resumed = run(replace(voc, on_bad_image="skip", resume=True))
+    assert load_checkpoint(resumed.checkpoint)["iteration"] == 6
+    assert [line["iteration"] for line in lines_of(resumed.log)] == [1, 3, 4, 5, 6]
+
+
 def test_the_best_network_on_a_validation_split_is_kept(voc, tmp_path):
     voc = replace(voc, network="tiny", iterations=10, log_every=4, checkpoint_every=5,
                   val_split="train", val_every=3)  # fmt: skip

@@ -169,6 +169,20 @@ def test_a_kill_on_top_of_ctrl_c_is_no_second_one(ctrl_c):
     assert stopped.value.number == signal.SIGINT
 
 
+def test_ctrl_c_at_the_end_of_the_block_is_not_lost(ctrl_c, monkeypatch):
+    real, late = signal.signal, []
+
+    def restore(number, handler):
+        if number == signal.SIGINT and handler is signal.default_int_handler and not late:
+            late.append(number)
+            ctrl_c()  # just before the handler is gone
+        return real(number, handler)
+
+    with pytest.raises(KeyboardInterrupt) as stopped, Interrupt():
+        monkeypatch.setattr(signal, "signal", restore)
+    assert late and stopped.value.number == signal.SIGINT
+
+
 def test_ctrl_c_after_the_last_iteration_is_not_lost(ctrl_c):
     with pytest.raises(KeyboardInterrupt), Interrupt():
         ctrl_c()
@@ -283,8 +297,6 @@ def test_a_model_of_ones_own_goes_by_its_own_name_and_by_the_recipe_that_is_aske
     content = load_checkpoint(path)
     assert content["config"]["network"] == content["network"]["name"] == "custom"
     assert content["config"]["background_low"] == 0.1  # vgg16's
-    # Once the settings named the network by its recipe.
-    torch.save(content | {"config": content["config"] | {"network": "vgg16"}}, path)
     run(replace(config, iterations=4, resume=True))
     with pytest.raises(ValueError, match="network was 'custom', is 'tiny'"):
         train(replace(voc, background_low=0.1, resume=True), progress=False)

@@ -50,13 +50,17 @@ def _table(first: str, runs: Sequence[RunFiles], rows: Mapping[str, Sequence[str
     )
 
 
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
 def _results(runs: Sequence[RunFiles]) -> str:
     def of_test(read: Callable[[Mapping[str, Any]], Any]) -> list[str]:
         return [escape(str(read(r.metrics))) if r.metrics else "not tested" for r in runs]
 
     def of_log(key: str, pick: Callable[[list], Any]) -> list[str]:
         values = [[row[key] for row in run.log if row.get(key) is not None] for run in runs]
-        return [f"{pick(found):.4g}" if found else "" for found in values]
+        return [_number(pick(found)) if found else "" for found in values]
 
     rows = {
         "mAP": _best([run.metrics["mAP"] if run.metrics else None for run in runs]),

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import numpy as np
 import torch
@@ -67,16 +68,17 @@ class ImageCache:
     """Decoded images (H, W, 3) uint8, kept in memory until ``limit`` bytes are spent."""
 
     def __init__(self, limit: int):
-        self.left = limit
+        self.left, self.lock = limit, Lock()
         self.images: dict[str, np.ndarray] = {}
 
     def __getitem__(self, record: ImageRecord) -> np.ndarray:
         image = self.images.get(record.image_id)
         if image is None:
             image = load_image(record.image_path)
-            if image.nbytes <= self.left:
+            with self.lock:
                 # Of several threads that missed the same image one keeps it.
-                if self.images.setdefault(record.image_id, image) is image:
+                if image.nbytes <= self.left and record.image_id not in self.images:
+                    self.images[record.image_id] = image
                     self.left -= image.nbytes
         return image
 

@@ -66,7 +66,8 @@ def save_checkpoint(path: Path, model: FastRCNN, **state: Any) -> None:
 
 
 def keep_checkpoints(path: Path, iteration: int, keep: int) -> None:
-    """Keep the checkpoint beside itself as ``checkpoint-ITERATION.pt``, and the ``keep`` newest.
+    """Keep the checkpoint beside itself as ``checkpoint-ITERATION.pt``, and of those up to it the
+    ``keep`` newest. Later ones are of another run, or of this one before it went back.
 
     Raises OSError when it cannot be written.
     """
@@ -80,7 +81,7 @@ def keep_checkpoints(path: Path, iteration: int, keep: int) -> None:
     sync_folder(kept.parent)
     pattern = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
     numbered = [(int(m[1]), f) for f in path.parent.iterdir() if (m := pattern.fullmatch(f.name))]
-    for _, old in sorted(numbered)[:-keep]:
+    for _, old in sorted(one for one in numbered if one[0] <= iteration)[:-keep]:
         old.unlink()
 
 

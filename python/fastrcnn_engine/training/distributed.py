@@ -105,7 +105,7 @@ class Processes:
         self._parallel.append(DistributedDataParallel(model))
         return self._parallel[-1]
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """End what holds the group of processes beside Python, for whoever ends it next.
 
         The last to hold it waits for gloo's threads, and these for Python's lock if they still have
@@ -160,7 +160,7 @@ def join(device: str) -> Iterator[Processes]:
             f"from it ({str(error).splitlines()[0]})"
         ) from error
     finally:
-        processes.part()
+        processes.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
         del group

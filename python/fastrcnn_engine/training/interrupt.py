@@ -28,14 +28,14 @@ class Interrupt:
 
     def __init__(self):
         self.asked = 0
-        self.installed: list[int] = []
+        self.installed: set[int] = set()
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             for number, default in self.DEFAULTS.items():
                 if signal.getsignal(number) is default:
                     signal.signal(number, self._note)
-                    self.installed.append(number)
+                    self.installed.add(number)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -45,7 +45,7 @@ class Interrupt:
 
     def _restore(self, number: int) -> None:
         signal.signal(number, self.DEFAULTS[signal.Signals(number)])
-        self.installed.remove(number)
+        self.installed.discard(number)  # by a signal meanwhile, it may be gone
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for number in list(self.installed):

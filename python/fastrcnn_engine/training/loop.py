@@ -363,9 +363,19 @@ class _Run:
                 f"{', '.join(batch.image_ids)}; {advice}. {self.checkpoint} was not written to"
             )
 
-    def test(self, validation: Validation, done: int) -> float:
-        """Mean AP on the validation split; the network with the highest is kept as best.pt."""
-        value = validation.mean_ap(self.model)
+    def test(self, validation: Validation, done: int, log: TrainLog | None) -> float:
+        """Mean AP on the validation split; the network with the highest is kept as best.pt.
+
+        Raises OSError or ValueError, after a checkpoint, for an image that cannot be read.
+        """
+        try:
+            value = validation.mean_ap(self.model)
+        except (OSError, ValueError) as error:
+            self.write_checkpoint(done, log)
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(
+                f"{error}; stopped after iteration {done}, --resume goes on from there"
+            ) from error
         self.meter.start_clock()
         if self.best is None or value > self.best["mAP"]:
             self.best = {"split": self.config.val_split, "iteration": done, "mAP": value}
@@ -475,7 +485,7 @@ def _loop(
             if done % config.log_every == 0 or validation is not None or ends:
                 entry = {"iteration": done, **meter.read(), "learning_rate": rate}
                 if validation is not None:
-                    entry["val_mAP"] = run.test(validation, done)
+                    entry["val_mAP"] = run.test(validation, done, log)
                 if log is not None:
                     log.write(entry)
                     if on_log is not None:

@@ -126,8 +126,7 @@ def checked_to_resume(
             f"cannot resume from {path}: iterations is {config.iterations}, and it has "
             f"{content['iteration']} behind it already. Give at least as many"
         )
-    # A network of one's own once went by the name of its recipe in the settings.
-    now, before = config.to_dict(), content["config"] | {"network": content["network"]["name"]}
+    now, before = config.to_dict(), content["config"]
     changed = [
         f"{key} was {before.get(key)!r}, is {now[key]!r}"
         for key in now

@@ -59,6 +59,8 @@ class LinearSVM:
         if len(self.positives) == 0:
             return
         hard = features[self.scores(features) > HARD_SCORE]
+        if len(hard) == 0:
+            return
         self.negatives = np.concatenate([self.negatives, hard])
         self._new += len(hard)
         if self._new > RETRAIN_AFTER:

@@ -41,17 +41,23 @@ class Validation:
         """Mean AP of a network in training, which is in training again afterwards.
 
         Several processes share the images.
+
+        Raises:
+            OSError, ValueError: an image that cannot be read, in all processes.
         """
         model.eval()
-        found = {
-            record.image_id: detect_image(
-                model, load_image(record.image_path), self.store[record.image_id]
-            )
-            for record in self.processes.share(self.dataset.records)
-        }
+        found, failure = {}, None
+        try:
+            for record in self.processes.share(self.dataset.records):
+                pixels = load_image(record.image_path)
+                found[record.image_id] = detect_image(model, pixels, self.store[record.image_id])
+        except (OSError, ValueError) as error:
+            failure = error
         model.train()
         everything = {}
-        for part in self.processes.gathered(found):
+        for part, told in self.processes.gathered((found, failure and str(failure))):
+            if told is not None:
+                raise failure or OSError(f"another process could not test: {told}")
             everything |= part
         value = evaluate_voc(self.dataset.records, self.dataset.classes, everything).mean_ap
         assert value is not None  # there are objects
