@@ -26,9 +26,15 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing == "fastrcnn_engine":
             raise  # a broken installation, not a missing extra
+        if sys.argv[1:] == ["env"]:
+            from fastrcnn_engine.report.environment import print_environment
+
+            print_environment()
+            return
         print(
             f"fastrcnn-engine: the package {missing!r} is missing; "
-            "pip install '.[train]' in the checkout brings what the commands need",
+            "pip install '.[train]' -c constraints.txt in the checkout brings what the commands "
+            "need",
             file=sys.stderr,
         )
         sys.exit(2)

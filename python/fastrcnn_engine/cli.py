@@ -171,7 +171,9 @@ def _run(options: Any, command: str) -> None:
 
             report(options)
         case Env():
-            _print_environment()
+            from fastrcnn_engine.report.environment import print_environment
+
+            print_environment()
         case _:
             from fastrcnn_engine.commands.training import train
 
@@ -188,16 +190,6 @@ def _keep_freed_memory() -> None:
     # The last alone would have every tensor mapped anew. Older glibc take no more than 2**25.
     if mallopt and (mallopt(M_MMAP_THRESHOLD, 2**27) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, 2**30)
-
-
-def _print_environment() -> None:
-    from fastrcnn_engine.report.environment import environment
-
-    for group, facts in environment().items():
-        print(f"{group}:")
-        for name, value in facts.items():
-            shown = ("yes" if value else "no") if isinstance(value, bool) else value
-            print(f"  {name}: {shown}")
 
 
 def _print_help() -> None:

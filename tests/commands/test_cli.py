@@ -184,14 +184,26 @@ def test_env_prints_what_a_bug_report_needs(capsys, monkeypatch):
     for words in ("fastrcnn_engine:", "python:", "torch:", "numpy:", "compiler:", "cuda:",
                   "cuda_reason:", "cores:", "contrib modules:", "CUDA available:"):  # fmt: skip
         assert words in text
-    for contrib, told in ((object(), "yes"), (None, "no: install opencv-contrib-python-headless")):
-        opencv = types.ModuleType("cv2")
-        opencv.__version__ = "4"
+    whole, left = types.SimpleNamespace(segmentation=1), types.SimpleNamespace()
+    for contrib, told in ((whole, "yes"), (left, "no: uninstall every"), (None, "no: uninstall")):
+        opencv = types.ModuleType("cv2")  # where another was taken away it has no version
         if contrib:
             opencv.ximgproc = contrib
         monkeypatch.setitem(sys.modules, "cv2", opencv)
         run("env")
-        assert f"selective search: {told}\n" in capsys.readouterr().out
+        assert f"selective search: {told}" in capsys.readouterr().out
+
+
+def test_env_works_without_what_the_other_commands_need():
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['tyro', 'rich', 'torch', 'cv2', 'PIL']));"
+        "from fastrcnn_engine.__main__ import main; main()"
+    )
+    env = [sys.executable, "-c", program, "env"]
+    done = subprocess.run(env, capture_output=True, text=True)
+    assert done.returncode == 0 and "compiler:" in done.stdout, done.stderr
+    done = subprocess.run([*env[:-1], "demo"], capture_output=True, text=True)
+    assert done.returncode == 2 and "'.[train]' -c constraints.txt" in done.stderr
 
 
 def test_defaults_are_those_of_the_functions():

@@ -484,6 +484,21 @@ def test_a_folder_is_its_images_by_name_and_one_without_any_is_named(trained, tm
     assert expand_folders([notes], lists=True) == [Path("no image")]
 
 
+def test_images_in_subfolders_are_told(trained, drawn, tmp_path, capsys):
+    inside = tmp_path / "photos" / "a folder"
+    inside.mkdir(parents=True)
+    shutil.copy(next((drawn / "JPEGImages").glob("test*.jpg")), inside / "one.jpg")
+    (tmp_path / "photos" / "empty").mkdir()
+    command = ("--checkpoint", trained, "--out", tmp_path / "out", "--many")
+    assert f"there are some in {inside}" in failure(capsys, "detect", inside.parent, *command)
+    shutil.copy(inside / "one.jpg", inside.parent)
+    run("detect", inside.parent, *command)
+    text = capsys.readouterr().out
+    assert f"not looked at: {inside} (1 images)" in text and "empty" not in text
+    run("detect", inside.parent, inside, *command)
+    assert "not looked at" not in capsys.readouterr().out
+
+
 def test_lists_of_images_are_read_like_splits(drawn, trained, tmp_path, capsys):
     images, listed = sorted((drawn / "JPEGImages").glob("test*.jpg")), tmp_path / "list.txt"
     text = "".join(f"  {path}\t\r\n\r\n" for path in images)

@@ -145,8 +145,12 @@ def test_a_missing_opencv_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match="pip install opencv-contrib-python-headless"):
         selective_search(scene()[0])
-    monkeypatch.setitem(sys.modules, "cv2", type(sys)("cv2"))  # OpenCV without contrib
+    opencv = type(sys)("cv2")  # OpenCV without contrib
+    monkeypatch.setitem(sys.modules, "cv2", opencv)
     with pytest.raises(ImportError, match="no contrib.*opencv-contrib-python-headless"):
+        selective_search(scene()[0])
+    opencv.ximgproc = type(sys)("ximgproc")  # what is left where another is installed over it
+    with pytest.raises(ImportError, match="two OpenCVs.*--force-reinstall"):
         selective_search(scene()[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from rich.console import Console
@@ -20,4 +21,7 @@ def plain_console() -> Console:
     """The console of every command. It prints texts as they are: a path or the name of a class may
     hold brackets, which are no markup, or colons around a word, which are no emoji. What a terminal
     would obey is spelt out."""
-    return _PlainConsole(highlight=False, markup=False, emoji=False)
+    console = _PlainConsole(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160  # a file or a pipe is not 80 columns wide: paths stay whole
+    return console

@@ -22,8 +22,9 @@ import numpy as np
 
 from fastrcnn_engine.commands.shards import WHOLE, shard_file, shard_files
 from fastrcnn_engine.commands.stages import detection_rows
+from fastrcnn_engine.data.cores import usable_cores
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.progress import progress_bar, usable_cores
+from fastrcnn_engine.data.progress import progress_bar
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.files import read_json, try_lock, whole_file, write_json, write_row
 from fastrcnn_engine.models import FastRCNN

@@ -66,6 +66,10 @@ def detect(options: Detect) -> None:
                 "be replaced; give another folder"
             )
     everything = list(dict.fromkeys(expand_folders(options.images, lists=options.many)))
+    for folder, count in subfolders_of(options.images):
+        console.print(
+            f"not looked at: {folder} ({count} images); name this folder too", soft_wrap=True
+        )
     images = shard_of(everything, options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
     content = load_checkpoint(checkpoint, tensors=False)
@@ -283,13 +287,25 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
             # macOS leaves ._NAME.jpg, which are no images.
             inside = [one for one in inside if one.name[0] != "." and not _is_drawn(one)]
             if not inside:
-                raise ValueError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
+                deeper = ", ".join(str(sub) for sub, _ in subfolders_of([path]))
+                raise ValueError(
+                    f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})"
+                    + (f"; there are some in {deeper}" if deeper else "")
+                )
             files += inside
         elif lists and path.suffix.lower() == ".txt":
             files += [Path(line) for line in read_lines(path) if line]
         else:
             files.append(path)
     return files
+
+
+def subfolders_of(paths: Sequence[Path]) -> list[tuple[Path, int]]:
+    """The folders right inside of those that are named which hold images, and how many."""
+    inside = [sub for path in paths if path.is_dir() for sub in sorted(path.iterdir())]
+    others = [sub for sub in inside if sub.is_dir() and sub not in paths]
+    counts = [sum(p.suffix.lower() in IMAGE_SUFFIXES for p in sub.iterdir()) for sub in others]
+    return [(sub, count) for sub, count in zip(others, counts, strict=True) if count]
 
 
 def _is_drawn(path: Path) -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from fastrcnn_engine.data.cores import usable_cores
 from fastrcnn_engine.data.images import EXIF_ORIENTATION, load_image, opened_image
 from fastrcnn_engine.data.layouts import load_dataset
-from fastrcnn_engine.data.progress import progress_bar, usable_cores
+from fastrcnn_engine.data.progress import progress_bar
 from fastrcnn_engine.data.proposals import ProposalStore, proposal_recall
 from fastrcnn_engine.data.proposals.boxes import well_formed, within
 from fastrcnn_engine.data.records import Dataset, ImageRecord, collecting

@@ -1,8 +1,7 @@
-"""Work on many images: its live line, and how many are worked on at once."""
+"""The live line of work on many images."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -54,11 +53,6 @@ def counted(
                 bar.advance(task)
 
         yield one_by_one()
-
-
-def usable_cores() -> int:
-    """A container or a batch system may lend fewer cores than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _RateColumn(ProgressColumn):

@@ -54,8 +54,12 @@ else:
 
     def __getattr__(name: str) -> object:
         if name == "RoIPool":  # a torch module: looked up only when asked for
-            from fastrcnn_engine.ops.autograd import RoIPool
-
+            try:
+                from fastrcnn_engine.ops.autograd import RoIPool
+            except ModuleNotFoundError as error:
+                raise ImportError(
+                    f"RoIPool is a torch module: {error}; roi_pool takes NumPy arrays"
+                ) from error
             return RoIPool
         if name == "onnx_translations":  # needs onnxscript
             from fastrcnn_engine.ops.onnx_ops import onnx_translations

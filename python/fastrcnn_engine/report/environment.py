@@ -7,7 +7,7 @@ import os
 import platform
 from typing import Any
 
-from fastrcnn_engine.data.progress import usable_cores
+from fastrcnn_engine.data.cores import usable_cores
 
 PACKAGES = (
     "numpy", "torch", "torchvision", "opencv-contrib-python-headless", "opencv-contrib-python",
@@ -87,9 +87,20 @@ def _opencv() -> dict[str, Any]:
         import cv2
     except ImportError as error:
         return {"importable": f"no: {error}", "selective search": "no"}
-    contrib = hasattr(cv2, "ximgproc")
+    # Of two installed over each other, or one taken away again, parts are left.
+    contrib = hasattr(getattr(cv2, "ximgproc", None), "segmentation")
     return {
-        "version": cv2.__version__,
+        "version": getattr(cv2, "__version__", "broken"),
         "contrib modules": contrib,
-        "selective search": "yes" if contrib else "no: install opencv-contrib-python-headless",
+        "selective search": "yes" if contrib else "no: uninstall every OpenCV named above, then "
+        "pip install --force-reinstall opencv-contrib-python-headless",
     }
+
+
+def print_environment() -> None:
+    """The command `env`, which works without what the other commands need."""
+    for group, facts in environment().items():
+        print(f"{group}:")
+        for name, value in facts.items():
+            shown = ("yes" if value else "no") if isinstance(value, bool) else value
+            print(f"  {name}: {shown}")

@@ -100,7 +100,7 @@ def load_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     Raises:
         ValueError: no such file, or not a checkpoint of this package.
     """
-    path = Path(path)
+    path = checkpoint_file(Path(path))
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     mapped = not tensors and zipfile.is_zipfile(path)  # else torch complains of the mapping
@@ -153,6 +153,7 @@ def load_network(
     """A trained network from a checkpoint, in evaluation mode.
 
     Args:
+        path: the file, or the folder of a run.
         model: for a backbone or head of your own: the network, built as for the training, which is
             filled in and returned. Its weights, how images are prepared for it and what it puts
             out are those of the checkpoint. None builds one of the networks with a name.

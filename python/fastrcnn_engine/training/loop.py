@@ -157,7 +157,10 @@ def settled(config: TrainConfig) -> ResolvedConfig:
         summary_writer()
     if config.resume:
         if not checkpoint.is_file():
-            raise ValueError(f"resume: checkpoint {checkpoint} does not exist")
+            raise ValueError(
+                f"resume: checkpoint {checkpoint} does not exist; no run there got so far as to "
+                "write one: begin again without resume"
+            )
         if config.learning_rate_steps is None:
             before = load_checkpoint(checkpoint, tensors=False).get("config", {})
             if isinstance(steps := before.get("learning_rate_steps"), list):  # else it is refused

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from rich import get_console
 
+from fastrcnn_engine.data.cores import usable_cores
 from fastrcnn_engine.data.images import load_image
-from fastrcnn_engine.data.progress import progress_bar, usable_cores
+from fastrcnn_engine.data.progress import progress_bar
 from fastrcnn_engine.data.proposals.opencv import one_thread_each
 from fastrcnn_engine.data.proposals.search import Search, same_boxes
 from fastrcnn_engine.data.proposals.store import ProposalStore, fingerprint, write_proposals

@@ -20,10 +20,12 @@ def contrib_opencv() -> Any:
             "searching for proposals needs OpenCV with its contrib modules: "
             "pip install opencv-contrib-python-headless"
         ) from error
-    if not hasattr(cv2, "ximgproc"):
+    # Another OpenCV installed over it leaves a part of ximgproc.
+    if not hasattr(getattr(cv2, "ximgproc", None), "segmentation"):
         raise ImportError(
-            "this OpenCV has no contrib modules (cv2.ximgproc), which searching for proposals "
-            "needs: pip uninstall opencv-python opencv-python-headless, then "
+            "this OpenCV has no contrib modules (cv2.ximgproc), or two OpenCVs are installed over "
+            "each other; searching for proposals needs them: pip uninstall opencv-python "
+            "opencv-python-headless, then "
             "pip install --force-reinstall opencv-contrib-python-headless"
         )
     return cv2
