@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import nn
 
 from fastrcnn_engine import spp_pool
-from fastrcnn_engine.data.images import Preprocessing, prepare_image
+from fastrcnn_engine.data.preparation import Preprocessing, prepare_image
 from fastrcnn_engine.models.tiny import tiny_head
 from rivals.rcnn import CROP
 from rivals.stages import Job, Stages, fine_tune, scored_boxes, train_regressors, train_svms

@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastrcnn_engine.data.images import (
-    Preprocessing,
-    batch_images,
-    flip_boxes,
-    load_image,
-    prepare_image,
-)
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.preparation import Preprocessing, batch_images, flip_boxes, prepare_image
 from fastrcnn_engine.data.proposals.store import fingerprint
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing, prepare_image
+from fastrcnn_engine.data.preparation import Preprocessing, prepare_image
 from fastrcnn_engine.evaluation import detect
 from fastrcnn_engine.evaluation.detect import (
     detect_image,

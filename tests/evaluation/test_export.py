@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from build.cuda_on_the_cpu import CudaOnTheCpu
-from fastrcnn_engine.data.images import Preprocessing, prepare_image
+from fastrcnn_engine.data.preparation import Preprocessing, prepare_image
 from fastrcnn_engine.evaluation.detect import detect_image, pyramid_maps
 from fastrcnn_engine.evaluation.export import INPUTS, OUTPUTS, DetectionGraph, export_onnx
 from fastrcnn_engine.models import build_network

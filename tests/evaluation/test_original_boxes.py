@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from data.voc_files import VOC_DEMO
-from fastrcnn_engine.data.images import Preprocessing, load_image, prepare_image
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.preparation import Preprocessing, prepare_image
 from fastrcnn_engine.data.proposals import read_proposals
 from fastrcnn_engine.evaluation.detect import same_window
 from fastrcnn_engine.ops import roi_pool, roi_pool_with_argmax

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.evaluation.detect import detect_image
 from fastrcnn_engine.evaluation.paper_protocol import best_of_set, detect_set
 from fastrcnn_engine.models import FastRCNN, FullyConnectedHead

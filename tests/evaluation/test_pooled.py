@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing, prepare_image
+from fastrcnn_engine.data.preparation import Preprocessing, prepare_image
 from fastrcnn_engine.evaluation.detect import nearest_levels
 from fastrcnn_engine.evaluation.pooled import where_pooled
 from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, compress

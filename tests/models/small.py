@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.models import FastRCNN, FullyConnectedHead
 from fastrcnn_engine.models.paper import frozen_layers
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrcnn_engine.data.images import batch_images
+from fastrcnn_engine.data.preparation import batch_images
 from fastrcnn_engine.models import build_network
 from fastrcnn_engine.models.paper import STAGES, ResponseNorm
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.data.records import record_of
 from fastrcnn_engine.evaluation.mistakes import find_mistakes
 from fastrcnn_engine.evaluation.pooled import PooledRoI, where_pooled

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.models import FastRCNN, FullyConnectedHead
 from fastrcnn_engine.training import load_checkpoint
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrcnn_engine.data.images import Preprocessing, load_image, prepare_image
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.preparation import Preprocessing, prepare_image
 from fastrcnn_engine.data.proposals import ProposalStore, write_proposals
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.detect import detect_image

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastrcnn_engine.data.images import batch_images, check_image, prepare_image
+from fastrcnn_engine.data.images import check_image
+from fastrcnn_engine.data.preparation import batch_images, prepare_image
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.ops import Detections, detections, roi_pool_with_argmax
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.models.caffemodel import read_caffemodel
 from fastrcnn_engine.models.compress import (
     RANKS,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.data.records import checked_classes
 from fastrcnn_engine.ops import roi_pool
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.models.network import FastRCNN, FullyConnectedHead
 
 # The last stage that does not learn; a stage of VGG16 is all its convolutions.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.models.caffemodel import read_caffemodel
 from fastrcnn_engine.models.network import FastRCNN
 from fastrcnn_engine.models.paper import pretrained_layers

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastrcnn_engine.data.images import batch_images, load_image, prepare_image
+from fastrcnn_engine.data.images import load_image
+from fastrcnn_engine.data.preparation import batch_images, prepare_image
 from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.training.config import TrainConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.files import sync_folder, whole_file
 from fastrcnn_engine.models import NETWORKS, FastRCNN, build_network, ranks_of, split_layers
 from fastrcnn_engine.models.pretrained import load_plain

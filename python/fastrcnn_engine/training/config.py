@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.models import FreezeTo
 
 Config = TypeVar("Config", bound="TrainConfig")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastrcnn_engine.data.images import Preprocessing
+from fastrcnn_engine.data.preparation import Preprocessing
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import Dataset, ImageRecord
 from fastrcnn_engine.models import (

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastrcnn_engine.data.images import flip_boxes
+from fastrcnn_engine.data.preparation import flip_boxes
 from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.data.records import ImageRecord
 from fastrcnn_engine.ops import box_iou
