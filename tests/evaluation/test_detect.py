@@ -61,6 +61,11 @@ def assert_same(one, two):
     np.testing.assert_allclose(one.boxes, two.boxes, rtol=0, atol=1e-4)
 
 
+def every_roi_by_itself(monkeypatch):
+    rows = lambda rois, *_: (np.arange(len(rois)), np.arange(len(rois)))  # noqa: E731
+    monkeypatch.setattr(detect, "same_window", rows)
+
+
 def test_deduplication_changes_nothing_but_the_work(model, monkeypatch):
     seen = []
     classify = model.classify
@@ -69,8 +74,8 @@ def test_deduplication_changes_nothing_but_the_work(model, monkeypatch):
     boxes = np.concatenate([proposals(200), proposals(200) + np.float32(0.8)])
     options = {"nms_threshold": 0.8, "max_detections": 1000}
     merged = detect_image(model, IMAGE, boxes, **options)
-    plain = detect_image(model, IMAGE, boxes, deduplicate=False, **options)
-    assert_same(merged, plain)
+    every_roi_by_itself(monkeypatch)
+    assert_same(merged, detect_image(model, IMAGE, boxes, **options))
     assert len(merged.rows) > 50 and set(merged.labels) == {1, 2}
     assert 200 <= seen[0] < 350 and seen[1] == 400
 
@@ -171,7 +176,8 @@ def test_equally_good_levels_give_the_first():
     assert nearest_levels(np.zeros((0, 4), np.float32), factors).tolist() == []
 
 
-def test_one_scale_is_the_plain_network(model):
+def test_one_scale_is_the_plain_network(model, monkeypatch):
+    every_roi_by_itself(monkeypatch)
     # The steps one by one, without anything that knows of several sizes.
     boxes = proposals()
     with torch.inference_mode():
@@ -180,11 +186,11 @@ def test_one_scale_is_the_plain_network(model):
         logits, deltas = model(tensor[None], torch.from_numpy(rois))
         scores, deltas = logits.softmax(dim=1).numpy(), model.unnormalise(deltas).numpy()
     plain = detections(boxes, scores, deltas, IMAGE.shape[:2], nms_threshold=0.3, inclusive=True)
-    found = detect_image(model, IMAGE, boxes, deduplicate=False)
+    found = detect_image(model, IMAGE, boxes)
     for one, two in zip(found, plain, strict=True):
         np.testing.assert_array_equal(one, two)
     model.preprocessing = replace(model.preprocessing, short_side=(180,))
-    for one, two in zip(detect_image(model, IMAGE, boxes, deduplicate=False), plain, strict=True):
+    for one, two in zip(detect_image(model, IMAGE, boxes), plain, strict=True):
         np.testing.assert_array_equal(one, two)
 
 
@@ -239,7 +245,8 @@ def test_deduplication_keeps_to_each_level(pyramid, monkeypatch):
     options = {"nms_threshold": 0.8, "max_detections": 1000}
     merged = detect_image(pyramid, IMAGE, boxes, **options)
     rows, seen[:] = sum(seen), []
-    assert_same(merged, detect_image(pyramid, IMAGE, boxes, deduplicate=False, **options))
+    every_roi_by_itself(monkeypatch)
+    assert_same(merged, detect_image(pyramid, IMAGE, boxes, **options))
     assert 200 <= rows < 350 and sum(seen) == 400
 
 

@@ -175,7 +175,7 @@ def test_grid_places_pictures_row_by_row():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="image must be"):
         draw_marks(np.zeros((5, 5), np.uint8), [])
-    with pytest.raises(ValueError, match=r"image must be .*, got \(5, 5, 3\) float32"):
+    with pytest.raises(ValueError, match="image must be uint8 .*, got float32"):
         draw_marks(np.zeros((5, 5, 3), np.float32), [])
     with pytest.raises(ValueError, match="0 pictures"):
         picture_grid([])

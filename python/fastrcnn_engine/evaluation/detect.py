@@ -103,7 +103,7 @@ def same_window(
 
 @torch.inference_mode()
 def score_proposals(
-    model: FastRCNN, image: np.ndarray, proposals: np.ndarray, *, deduplicate: bool = True
+    model: FastRCNN, image: np.ndarray, proposals: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network says about each proposal of an image.
 
@@ -113,7 +113,6 @@ def score_proposals(
         model: in evaluation mode, on any device.
         image: (H, W, 3) uint8 RGB.
         proposals: (P, 4) in pixels of ``image``.
-        deduplicate: run RoIs with identical pooled windows through the head once.
 
     Returns:
         probabilities (P, K+1), background in column 0, or the scores of a network's SVMs, where
@@ -131,7 +130,7 @@ def score_proposals(
 
     columns = len(model.classes) + 1
     scores, deltas = run_proposals(
-        model, image, proposals, outputs, (columns, 4 * columns), deduplicate=deduplicate
+        model, image, proposals, outputs, (columns, 4 * columns)
     )
     return scores, deltas
 
@@ -147,7 +146,7 @@ def proposal_features(model: FastRCNN, image: np.ndarray, proposals: np.ndarray)
         return (model.head(pooled),)
 
     width = model.cls_score.in_features
-    return run_proposals(model, image, proposals, outputs, (width,), deduplicate=True)[0]
+    return run_proposals(model, image, proposals, outputs, (width,))[0]
 
 
 def run_proposals(
@@ -156,13 +155,11 @@ def run_proposals(
     proposals: np.ndarray,
     outputs: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
     widths: Sequence[int],
-    *,
-    deduplicate: bool,
 ) -> tuple[np.ndarray, ...]:
     """What a function of the pooled features gives for each proposal of an image.
 
     Args:
-        model, image, proposals, deduplicate: as for ``score_proposals``.
+        model, image, proposals: as for ``score_proposals``.
         outputs: (r, C, S, S) -> several (r, width), for any number r of pooled proposals.
         widths: of each output.
 
@@ -174,7 +171,7 @@ def run_proposals(
     """
     results = tuple(np.empty((len(proposals), width), dtype=np.float32) for width in widths)
     for level in pyramid_maps(model, image, proposals):
-        found = _run_at(level, model, outputs, deduplicate)
+        found = _run_at(level, model, outputs)
         for result, own in zip(results, found, strict=True):
             result[level.rows] = own
     return results
@@ -228,23 +225,21 @@ def _run_at(
     level: LevelMap,
     model: FastRCNN,
     outputs: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
-    deduplicate: bool,
 ) -> list[np.ndarray]:
-    """``run_proposals`` for those of one level, at least one."""
-    rois = level.rois
-    inverse = None
-    if deduplicate:
-        height, width = level.features.shape[-2:]
-        first, inverse = same_window(
-            rois, (height, width), model.pooled_size, 1.0 / model.stride
-        )
-        rois = rois[torch.from_numpy(first).to(rois.device)]
+    """``run_proposals`` for those of one level, at least one. RoIs with the same pooled window go
+    through the head once.
+    """
+    height, width = level.features.shape[-2:]
+    first, inverse = same_window(
+        level.rois, (height, width), model.pooled_size, 1.0 / model.stride
+    )
+    rois = level.rois[torch.from_numpy(first).to(level.rois.device)]
     chunks = [
         outputs(model.pool(level.features, rois[start : start + ROIS_PER_CHUNK]))
         for start in range(0, len(rois), ROIS_PER_CHUNK)
     ]
     joined = [torch.cat(parts).float().cpu().numpy() for parts in zip(*chunks, strict=True)]
-    return joined if inverse is None else [one[inverse] for one in joined]
+    return [one[inverse] for one in joined]
 
 
 def detect_image(
@@ -256,9 +251,9 @@ def detect_image(
     nms_threshold: float = 0.3,
     max_detections: int = 100,
     box_regression: bool = True,
-    deduplicate: bool = True,
 ) -> Detections:
-    """Detect objects in one image, scaled as the model's preprocessing says.
+    """Detect objects in one image, scaled as the model's preprocessing says. RoIs with the same
+    pooled window are scored once, and each keeps its own box.
 
     Args:
         model: in evaluation mode, on any device.
@@ -269,8 +264,6 @@ def detect_image(
             inclusively, as VOC does.
         box_regression: False keeps the proposals as they are, clipped (paper table 6). So does a
             model that was trained without box regression.
-        deduplicate: run RoIs with identical pooled windows through the head once. Each keeps its
-            own box.
 
     Returns:
         Detections with NumPy boxes (M, 4), scores (M,), labels (M,) from 1 to K and rows (M,), the
@@ -282,7 +275,7 @@ def detect_image(
     """
     if score_threshold is None:
         score_threshold = SCORE_THRESHOLDS[model.classifier]
-    scores, deltas = score_proposals(model, image, proposals, deduplicate=deduplicate)
+    scores, deltas = score_proposals(model, image, proposals)
     return detections(
         np.ascontiguousarray(proposals, dtype=np.float32),
         scores,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fastrcnn_engine.data.images import check_image
 from fastrcnn_engine.evaluation.voc import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, ImageMatch
 from fastrcnn_engine.report.text import spelt_out
 
@@ -115,8 +116,7 @@ def draw_marks(
     and text fit the size of the result. Labels stand above their box; where that place is
     taken or outside, beside it.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    check_image(image)
     canvas = Image.fromarray(image)
     scale = min(1.0, LONGEST / max(canvas.size))
     if width is not None:

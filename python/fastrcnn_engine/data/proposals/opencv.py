@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrcnn_engine.data.images import check_image
 from fastrcnn_engine.data.proposals.boxes import at_least
 
 
@@ -48,11 +49,7 @@ def shrunk(image: np.ndarray, short_side: int | None) -> np.ndarray:
 
     Raises ValueError for an image that is not (H, W, 3) uint8, and for a `short_side` below 1.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(
-            "image must be (H, W, 3) uint8 RGB with H, W above 0, got shape "
-            f"{image.shape}, {image.dtype}"
-        )
+    check_image(image)
     if short_side is not None and short_side < 1:
         raise ValueError(f"short_side must be above 0 or None, got {short_side}")
     height, width = image.shape[:2]
