@@ -13,7 +13,8 @@
 
 namespace fastrcnn_engine {
 
-// An array without elements needs no memory. Sizes whose product 64 bits do not hold were forgotten.
+// An array without elements needs no memory. A product beyond 64 bits is no large array, but a shape that
+// nobody set.
 inline void require_memory(const void* data, std::span<const int64_t> shape, int64_t element_bytes,
                            const char* name) {
   bool negative = false, empty = false, overflows = false;
@@ -48,7 +49,7 @@ inline void require_number(const void* number, const char* name) {
   require(number != nullptr, name, " must point to memory of one number, got null");
 }
 
-// These ask for memory too.
+// Each of these calls require_memory as well.
 template <typename T>
 void require_boxes(const View<T, 2>& boxes, const char* name) {
   require(boxes.shape[1] == 4, name, " must be (R, 4) rows of [x1, y1, x2, y2], got (",

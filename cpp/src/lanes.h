@@ -382,7 +382,7 @@ FRCNN_INLINE Vector<LaneOf<T>, Lanes> load_result(const L* from) {
   }
 }
 
-// As many numbers beyond a run are read with its last vector, at most.
+// The most numbers beyond the end of a run that put_run reads.
 template <typename L>
 constexpr int64_t kRunSpare = 4 * kLanes<L>;
 

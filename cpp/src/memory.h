@@ -10,8 +10,8 @@ namespace fastrcnn_engine::cpu {
 // memory takes several times as long as the operator. Memory in use already is left as it is.
 void advise_huge_pages(void* data, int64_t bytes);
 
-// A piece of memory for every thread of a call, each beginning on a cache line. There is more than was
-// asked for: kernels read the last vectors whole, two lines of sums for one of 16-bit results.
+// A piece of memory for every thread of a call, each beginning on a cache line. Each is
+// longer than was asked for: put_run reads whole vectors, and two lines of sums for one of 16-bit results.
 class Scratch {
  public:
   Scratch(int64_t bytes_per_thread, int threads)

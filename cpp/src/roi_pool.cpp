@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -239,6 +240,46 @@ constexpr int64_t kPastCaches = FRCNN_PAST_CACHES;
 
 int64_t ceil_div(int64_t total, int64_t part) { return (total + part - 1) / part; }
 
+// By lanes each block of channels of a row is read by itself, at which memory is slow: gradient and argmax of
+// more bytes than this were slower so. Measured.
+constexpr int64_t kMostByLanes = int64_t{64} << 20;
+
+// How a gradient is shared out: items of work have so many channels of one image.
+struct GradientPlan {
+  int64_t channels;
+  bool by_lanes = false;    // channels-last, where a RoI's bins are not too large
+  PooledRois located = {};  // in that case
+};
+
+template <typename T, typename Index>
+GradientPlan plan_gradient(const RoiPoolBackward<T, Index>& call, const RowsByImage& by_image,
+                           bool lanes_pay, double microseconds) {
+  using Wide = semantics::Wide<T>;
+  const int64_t images = call.grad_input.n, cells = call.grad_input.cells();
+  // Fewer channels than follow where a thread would have none.
+  const int64_t parts = ceil_div(
+      worthwhile_threads(images * call.grad_input.c, microseconds, call.threads), images);
+  const int64_t share = ceil_div(call.grad_input.c, parts);
+  if (call.grad_input.layout == Layout::nchw) {
+    // As many planes as make their runs of the gradient long enough to read ahead, fewer of large ones, of
+    // which 16 are more than 2 MiB and do not stay in the L2 cache (and took 1.15 times as long).
+    const int64_t together = cells * sizeof(Wide) <= 128 << 10 ? 16 : 8;
+    return {std::min(share, together)};
+  }
+  const int64_t whole_lines = ceil_div(share, 16) * 16;  // of floats
+  // By lanes it costs a pass over the map, worth it where there are many bins to a cell.
+  const int64_t bins = call.rois.shape[0] * call.grad_output.cells();
+  const int64_t bytes = call.grad_output.size() * static_cast<int64_t>(sizeof(T) + sizeof(Index));
+  if (lanes_pay && call.spatial_scale > 0 && whole_lines >= kGradientBlock<Wide> &&
+      2 * bins >= images * cells && bytes <= kMostByLanes) {
+    PooledRois located =
+        locate(by_image, call.rois, call.spatial_scale, call.grad_input, call.grad_output);
+    if (located.cells_read <= kMostCellsByLanes * bins)
+      return {kGradientBlock<Wide>, true, std::move(located)};
+  }
+  return {whole_lines};
+}
+
 }  // namespace
 
 template <typename T, typename Index>
@@ -287,51 +328,27 @@ void roi_pool_forward(const RoiPoolForward<T, Index>& call) {
 template <typename T, typename Index>
 void roi_pool_backward(const RoiPoolBackward<T, Index>& call) {
   check(call);
-  using Wide = semantics::Wide<T>;
   const RowsByImage by_image = rows_by_image(call.rois, call.grad_input.n);
   if (call.grad_input.size() == 0) return;
   const RoiPoolGradientKernels<T, Index> kernels =
       FRCNN_CHOSEN(roi_pool_gradient_kernels<T, Index>);
-  const bool planes = call.grad_input.layout == Layout::nchw;
   const double microseconds = call.grad_output.size() * 0.001;  // on one core, roughly: a nanosecond each
-  const int64_t images = call.grad_input.n, cells = call.grad_input.cells();
-  const int64_t bins = call.rois.shape[0] * call.grad_output.cells();
-  const int64_t parts = ceil_div(
-      worthwhile_threads(images * call.grad_input.c, microseconds, call.threads), images);
-  const int64_t share = ceil_div(call.grad_input.c, parts), lines = ceil_div(share, 16) * 16;
-  // Channels-last, by lanes: it costs a pass over the map, worth it where there are many bins to a cell. And
-  // it reads a block of each row at a time, at which memory itself is slow: it must lie in the last cache.
-  const int64_t bytes = call.grad_output.size() * static_cast<int64_t>(sizeof(T) + sizeof(Index));
-  bool by_lanes = !planes && kernels.by_lanes && call.spatial_scale > 0 && lines >= kGradientBlock<Wide> &&
-                  2 * bins >= images * cells && bytes <= 4 * kLastCache;
-  PooledRois located;
-  if (by_lanes) {
-    located = locate(by_image, call.rois, call.spatial_scale, call.grad_input, call.grad_output);
-    by_lanes = located.cells_read <= kMostCells * bins;
-  }
-  // NCHW: as many planes as make their runs of the gradient long enough to read ahead, fewer of large ones,
-  // of which 16 are more than 2 MiB and do not stay in the L2 cache (and took 1.15 times as long).
-  // Channels-last: blocks or whole rows, or parts of whole lines of floats. Fewer of all where a thread would
-  // have none.
-  const int64_t together = cells * sizeof(Wide) <= 128 << 10 ? 16 : 8;
-  const int64_t channels = planes     ? std::min(share, together)
-                           : by_lanes ? kGradientBlock<Wide>
-                                      : lines;
-  const int64_t blocks = ceil_div(call.grad_input.c, channels);
-  const int64_t items = images * blocks;
+  const GradientPlan plan = plan_gradient(call, by_image, kernels.lanes_pay, microseconds);
+  const int64_t blocks = ceil_div(call.grad_input.c, plan.channels);
+  const int64_t items = call.grad_input.n * blocks;
   const int threads = worthwhile_threads(items, microseconds, call.threads);
-  const Scratch scratch(channels * cells * sizeof(Wide), threads);
+  const Scratch scratch(plan.channels * call.grad_input.cells() * sizeof(semantics::Wide<T>), threads);
   parallel_for(items, threads, [&](int thread, int64_t item) {
-    const int64_t image = item / blocks, channel = item % blocks * channels;
-    const int64_t last = std::min(channel + channels, call.grad_input.c);
+    const int64_t image = item / blocks, channel = item % blocks * plan.channels;
+    const int64_t last = std::min(channel + plan.channels, call.grad_input.c);
     const int64_t begin = by_image.begin[image], count = by_image.begin[image + 1] - begin;
     const int64_t* const rows = by_image.rows.data() + begin;
-    auto* const sums = static_cast<Wide*>(scratch.of(thread));
-    if (planes)
+    auto* const sums = static_cast<semantics::Wide<T>*>(scratch.of(thread));
+    if (call.grad_input.layout == Layout::nchw)
       kernels.scatter_planes(call, image, channel, last, rows, count, sums);
     else
       kernels.scatter_cells(call, image, channel, last, rows,
-                            by_lanes ? located.rois.data() + begin : nullptr, count, sums);
+                            plan.by_lanes ? plan.located.rois.data() + begin : nullptr, count, sums);
   });
 }
 

@@ -190,7 +190,7 @@ void scatter_cells(const RoiPoolBackward<T, Index>& call, int64_t image, int64_t
     const T* grad = call.grad_output.data + place;
     const Index* argmax = call.argmax.data + place;
     [[maybe_unused]] const bool by_lanes =
-        rois != nullptr && block == kGradientBlock<W> && rois[r].cells <= kMostCells * bins;
+        rois != nullptr && block == kGradientBlock<W> && rois[r].cells <= kMostCellsByLanes * bins;
     for (int64_t bin = 0; bin < bins; ++bin, grad += channels, argmax += channels) {
       if constexpr (kByLanes<W>) {
         if (by_lanes) {

@@ -62,11 +62,11 @@ struct RoiPoolGradientKernels {
                          const int64_t* rows, int64_t count, Wide* sums);
   void (*scatter_cells)(const Backward& call, int64_t image, int64_t channel, int64_t last,
                         const int64_t* rows, const PooledRoi* rois, int64_t count, Wide* sums);
-  bool by_lanes;  // blocks of channels of located RoIs are faster than whole rows: vectors are long enough
+  bool lanes_pay;  // blocks of channels of located RoIs are faster than whole rows: vectors are long enough
 };
 
 // Bins with more cells than this, on average, are added faster one by one than by lanes. Measured.
-constexpr int64_t kMostCells = 12;
+constexpr int64_t kMostCellsByLanes = 12;
 
 // Channels whose sums lie together: as many as leave those of a usual map in the L2 cache.
 template <typename W>

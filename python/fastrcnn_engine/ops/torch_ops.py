@@ -37,7 +37,7 @@ _ARRAYS = TorchArrays()
 
 def call(name: str, *arguments: Any, detached: bool = False) -> Any:
     """The result of an operator of this module, its tensors `detached` where it is outside
-    autograd. What autocast made narrow is widened, but the maps of RoI pooling.
+    autograd. 16-bit tensors of autocast become float32, except the maps of RoI pooling.
     """
     tensors = _TENSORS[name]
     # Cut, because torch.compile of torch 2.4 refuses to zip unequal lengths.
