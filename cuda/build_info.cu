@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <string>
+
 namespace fastrcnn_engine::cuda {
 
 std::string why_unavailable() {
@@ -10,6 +12,10 @@ std::string why_unavailable() {
   const cudaError_t status = cudaGetDeviceCount(&devices);
   if (status == cudaSuccess) return devices > 0 ? "" : "the driver reports no CUDA device";
   cudaGetLastError();  // clears it: asking is not a fault
+  // CUDA speaks of a version that is insufficient, also where there is no driver at all.
+  if (status == cudaErrorInsufficientDriver)
+    return "no NVIDIA driver, or one that is too old for CUDA " + std::to_string(CUDART_VERSION / 1000) +
+           "." + std::to_string(CUDART_VERSION % 1000 / 10);
   return cudaGetErrorString(status);
 }
 

@@ -30,7 +30,8 @@
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorEmulated = 1 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorEmulated = 1, cudaErrorInsufficientDriver = 35 };
+#define CUDART_VERSION 13000
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
