@@ -162,7 +162,7 @@ def test_classes_that_are_never_found_are_named(tmp_path, capsys):
     result = evaluate_voc([record], dataset.classes, {"a": found})
     print_result(plain_console(), stages.Run("", tmp_path, "", 3), dataset, result, None)
     said = capsys.readouterr().out
-    assert "1 classes with objects and without a detection:\n  cat\n" in said  # and not of emu
+    assert "1 class with objects and without a detection:\n  cat\n" in said  # and not of emu
 
 
 def test_the_table_of_a_test_says_what_its_columns_say(tmp_path, monkeypatch, capsys):

@@ -41,7 +41,7 @@ def test_a_training_skips_images_that_have_no_proposals_as_they_cannot_be_read(
     search = ("--method", "grid", "--max-boxes", 20)
     run_with_failures("proposals", *command, "--out", out, *search)
     text = capsys.readouterr().out
-    assert "2 images that cannot be read, which have no proposals" in text
+    assert "2 images that cannot be read, without proposals" in text
     assert "train_0001.jpg: not readable" in text and "train_0002.jpg: no such image" in text
     assert [len(ProposalStore(out)[f"train_000{i}"]) for i in range(4)] == [20, 0, 0, 20]
     run("train", *command, "--network", "tiny", "--proposals", out, "--out", tmp_path / "run",
@@ -121,9 +121,9 @@ def test_published_proposals_go_to_a_file(drawn, tmp_path, capsys):
     test = published("test.mat", one, two)
     train = published("train.mat", two, one, two, one)
     both = ("proposals", "--data", drawn, "--split", "train", "test", "--out", out, "--read")
-    assert "1 files without names of images for 2 splits" in failure(capsys, *both, test)
+    assert "splits: 2, files without names of images: 1;" in failure(capsys, *both, test)
     line = failure(capsys, *both, test, train)
-    assert "test.mat is about 2 images, train has 4" in line
+    assert "test.mat: 2, in train: 4" in line
     line = failure(capsys, *both, train, published("far.mat", one, [[1, 1, 241, 320]]))
     assert "far.mat has boxes outside of image test_0001" in line
     run(*both, train, test)

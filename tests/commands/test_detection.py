@@ -84,7 +84,7 @@ def test_an_image_that_cannot_be_read_costs_no_other_its_detections(
     assert list(found) == [str(good)]
     text = capsys.readouterr().out
     assert "none" in text  # of so short a training is as certain as that
-    assert "1 images that cannot be read" in text and f"{bad}: not readable as an image" in text
+    assert "1 image that cannot be read" in text and f"{bad}: not readable as an image" in text
     worse = tmp_path / "worse.jpg"
     worse.write_bytes(b"")
     run_with_failures("detect", bad, worse, "--checkpoint", trained, "--out", tmp_path / "none")
@@ -494,7 +494,7 @@ def test_images_in_subfolders_are_told(trained, drawn, tmp_path, capsys):
     shutil.copy(inside / "one.jpg", inside.parent)
     run("detect", inside.parent, *command)
     text = capsys.readouterr().out
-    assert f"not looked at: {inside} (1 images)" in text and "empty" not in text
+    assert f"not looked at: {inside} (1 image)" in text and "empty" not in text
     run("detect", inside.parent, inside, *command)
     assert "not looked at" not in capsys.readouterr().out
 

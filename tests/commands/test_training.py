@@ -282,7 +282,7 @@ def test_proposals_that_are_turned_round_are_told(capsys, drawn, trained, tmp_pa
         "--short-side", 120, "--proposals", tmp_path / "p.npz", "--out", tmp_path / "run",
     )  # fmt: skip
     told = " ".join(capsys.readouterr().out.split())
-    assert "1 images with proposals of x2 < x1 or y2 < y1" in told and "?): train_0001" in told
+    assert "1 image with proposals of x2 < x1 or y2 < y1" in told and "?): train_0001" in told
 
 
 def test_table_6(capsys, drawn, trained, tmp_path):
@@ -329,9 +329,9 @@ def test_where_the_time_of_a_training_went_and_what_became_of_layers_and_images(
     training._print_training(plain_console(), trained)
     text = " ".join(re.sub(r"[^\w\s:.,%]", "", capsys.readouterr().out).split())
     for words in (
-        "fc6: copied, as it is", "1 boxes or images dropped or clipped: a",
-        "1 images without a usable RoI, not trained on: b",
-        "1 images that cannot be read, replaced by others: c",
+        "fc6: copied, as it is", "1 note on the data it learned from: a",
+        "1 image without a usable RoI, not trained on: b",
+        "1 image that cannot be read, replaced by others: c",
         "ms % waiting for data 1.0 25.0 loss 3.0 75.0 whole 4.0",
     ):  # fmt: skip
         assert words in text, words

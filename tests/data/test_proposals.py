@@ -216,7 +216,7 @@ def test_equal_contents_are_equal_files(tmp_path):
 
 def test_a_missing_image_is_named_with_the_file(tmp_path):
     write_proposals(tmp_path / "p.npz", [("a", some_boxes(4))])
-    with pytest.raises(ValueError, match=r"p\.npz: .* 'b' .*1 images in it, such as 'a'"):
+    with pytest.raises(ValueError, match=r"p\.npz: .* 'b'; images in it: 1, such as 'a'"):
         ProposalStore(tmp_path / "p.npz")["b"]
 
 

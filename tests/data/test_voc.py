@@ -253,7 +253,7 @@ def test_an_image_without_a_header_has_its_stated_size_if_asked_for(tmp_path, si
     assert "a.jpg: not readable" in dataset.problems[0] and len(dataset.problems) == 2
     # So has one that is missing, if not all are.
     (tmp_path / "JPEGImages/a.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"none of the 1 images of train is there"):
+    with pytest.raises(FileNotFoundError, match=r"none of the images of train is there"):
         load_voc(tmp_path, "train", stated_sizes=True)
     write_image(tmp_path, "b")
     write_annotation(tmp_path, "b", [])

@@ -22,7 +22,7 @@ from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
 from fastrcnn_engine.evaluation.voc import METRICS, VOCResult
 from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.options import Detect, Eval, Export, Metric, SearchOptions
-from fastrcnn_engine.report.text import number
+from fastrcnn_engine.report.text import number, several
 from fastrcnn_engine.training.checkpoint import path_of_training
 from fastrcnn_engine.training.distributed import rank_and_count
 
@@ -58,7 +58,7 @@ def print_result(
         for name, meaning in NUMBERS.items():
             console.print(f"{name:>5} {number(coco.numbers[name])}  {meaning}")
     never = [one.name for one in result.per_class if one.npos and not one.ndet]
-    print_notes(console, "classes with objects and without a detection", never)
+    print_notes(console, "class with objects and without a detection", never)
     total = sum(run.seconds.values())
     console.print(f"{headline}:", Text(number(value), "bold"), f"  {total:.0f} s")
     console.print(f"figures: {run.out / 'metrics.json'}", soft_wrap=True)
@@ -69,9 +69,10 @@ def print_result(
 
 
 def print_notes(console: Console, what: str, notes: list[str], most: int = 5) -> None:
-    """How many notes there are, and the first of them; nothing where there are none."""
+    """How many notes there are, and the first of them; nothing where there are none. what: begins
+    with the name of one of the things that are noted."""
     if notes:
-        console.print(f"{len(notes)} {what}:", style="yellow")
+        console.print(f"{several(len(notes), what)}:", style="yellow")
         for note in notes[:most]:
             console.print(f"  {note}", soft_wrap=True)
         if len(notes) > most:
@@ -153,7 +154,7 @@ def check_proposals(console: Console, datasets: list[Dataset], store: ProposalSt
         if not well_formed(store[record.image_id]).all()
     ]
     if turned and rank_and_count()[0] == 0:  # of several processes it alone prints
-        what = "images with proposals of x2 < x1 or y2 < y1, which find nothing (are they x y w h?)"
+        what = "image with proposals of x2 < x1 or y2 < y1, which find nothing (are they x y w h?)"
         print_notes(console, what, turned)
 
 

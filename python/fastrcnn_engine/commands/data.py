@@ -40,9 +40,9 @@ def check_data(options: CheckData) -> None:
         options.data, options.split, options.classes, proposals=options.proposals
     )
     for kind, lines in check.errors.items():
-        print_notes(console, f"errors, {kind}", lines, len(lines))
+        print_notes(console, f"error, {kind}", lines, len(lines))
     for kind, lines in check.warnings.items():
-        print_notes(console, f"warnings, {kind}", lines, 20)
+        print_notes(console, f"warning, {kind}", lines, 20)
     content = check.to_dict()
     console.print(_class_facts(content["classes"]))
     write_json(options.out / "check.json", content)
@@ -105,7 +105,7 @@ def proposals(options: Proposals) -> None:
         table.add_row(dataset.split, str(len(own)), boxes, *shares)
     console.print(table)
     console.print(f"proposals: {store.path}", soft_wrap=True)
-    what = "images that cannot be read, which have no proposals"
+    what = "image that cannot be read, without proposals"
     print_notes(console, what, sorted(unreadable), len(unreadable))
     if unreadable:
         sys.exit(1)
@@ -137,5 +137,5 @@ def _read_and_merged(
         settings |= {"max_boxes": search.max_boxes, "seed": search.seed}
     write_proposals(out, merged.boxes.items(), settings=settings)
     names = [f"{path.name}: {name}" for path, name in merged.unknown]
-    print_notes(console, "images in the files that none of the splits has, left out", names)
+    print_notes(console, "image in the files that none of the splits has, left out", names)
     return ProposalStore(out)

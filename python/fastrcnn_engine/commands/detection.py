@@ -43,6 +43,7 @@ from fastrcnn_engine.models import FastRCNN
 from fastrcnn_engine.ops import Detections
 from fastrcnn_engine.options import Detect, Detection
 from fastrcnn_engine.report.draw import detection_marks, draw_marks
+from fastrcnn_engine.report.text import several
 from fastrcnn_engine.training import load_checkpoint, load_network
 from fastrcnn_engine.training.checkpoint import checkpoint_file
 
@@ -68,7 +69,8 @@ def detect(options: Detect) -> None:
     everything = list(dict.fromkeys(expand_folders(options.images, lists=options.many)))
     for folder, count in subfolders_of(options.images):
         console.print(
-            f"not looked at: {folder} ({count} images); name this folder too", soft_wrap=True
+            f"not looked at: {folder} ({several(count, 'image')}); name this folder too",
+            soft_wrap=True,
         )
     images = shard_of(everything, options.shard)
     checkpoint = checkpoint_file(options.checkpoint)
@@ -108,7 +110,7 @@ def detect(options: Detect) -> None:
         table.add_row(str(path), counts or "none", str(drawn))
     console.print(table)
     console.print(f"boxes: {options.out / 'detections.json'}", soft_wrap=True)
-    print_notes(console, "images that cannot be read, left out", unreadable, len(unreadable))
+    print_notes(console, "image that cannot be read, left out", unreadable, len(unreadable))
     if unreadable:
         sys.exit(1)
 

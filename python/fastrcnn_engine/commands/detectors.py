@@ -90,7 +90,7 @@ def svm(options: Svm) -> None:
         table.add_row(one.name, str(one.objects), str(one.negatives), str(one.fits))
     save_checkpoint(out, model, **_of_the_training(content))
     console.print(table)
-    print_notes(console, "images that cannot be read, left out", unreadable)
+    print_notes(console, "image that cannot be read, left out", unreadable)
     console.print(f"checkpoint: {out}", soft_wrap=True)
 
 

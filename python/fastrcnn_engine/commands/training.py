@@ -231,9 +231,9 @@ def _print_training(console: Console, trained: TrainResult) -> None:
     """What became of layers and images, where the time went, and the files."""
     for change in trained.layers:
         console.print(f"{change.layer}: {change.action}, {change.detail}", soft_wrap=True)
-    print_notes(console, "boxes or images dropped or clipped", trained.problems)
-    print_notes(console, "images without a usable RoI, not trained on", trained.unusable)
-    print_notes(console, "images that cannot be read, replaced by others", trained.bad_images)
+    print_notes(console, "note on the data it learned from", trained.problems)
+    print_notes(console, "image without a usable RoI, not trained on", trained.unusable)
+    print_notes(console, "image that cannot be read, replaced by others", trained.bad_images)
     if trained.seconds is not None:
         table = Table("an iteration", "ms", "%")
         whole = sum(trained.seconds.values())

@@ -149,9 +149,7 @@ def check_dataset(
                         found[OUTDATED].append(record.image_id)
             bar.advance(task)
     if dataset.records and not any((~record.crowd).any() for record in dataset.records):
-        found[NOTHING].append(
-            f"none of the {len(dataset.records)} images of {split} has an object to train on"
-        )
+        found[NOTHING].append(f"none of the images of {split} has an object to train on")
     recall = None if store is None else proposal_recall(known, store)
     return DataCheck(
         dataset,

@@ -109,8 +109,8 @@ def load_voc(
             )
     if records and not any(record.image_path.name in image_names for record in records):
         raise FileNotFoundError(
-            f"{image_dir}: none of the {len(records)} images of {split} is there; looked for files "
-            f"named by their ids with {', '.join(IMAGE_SUFFIXES)}"
+            f"{image_dir}: none of the images of {split} is there; looked for files named by their "
+            f"ids with {', '.join(IMAGE_SUFFIXES)}"
         )
     return Dataset(classes, records, problems, root, split)
 

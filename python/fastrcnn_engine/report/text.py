@@ -18,3 +18,10 @@ def spelt_out(text: str) -> str:
 def number(value: float | None) -> str:
     """Three decimals; n/a for None."""
     return "n/a" if value is None else f"{value:.3f}"
+
+
+def several(count: int, what: str) -> str:
+    """`1 image without objects`, `2 images without objects`, `2 classes`."""
+    if count != 1:  # the first word becomes many
+        what = re.sub(r"^\w+", lambda one: one[0] + ("es" if one[0][-1] == "s" else "s"), what)
+    return f"{count} {what}"

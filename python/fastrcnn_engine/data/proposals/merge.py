@@ -52,8 +52,8 @@ def merge_proposals(
     ordered = [file for file in files if isinstance(file.boxes, list)]
     if len(ordered) % len(datasets):
         raise ValueError(
-            f"{len(ordered)} files without names of images for {len(datasets)} splits; give as many"
-            f" for each: {', '.join(str(file.path) for file in ordered)}"
+            f"splits: {len(datasets)}, files without names of images: {len(ordered)}; give as many "
+            f"for each split: {', '.join(str(file.path) for file in ordered)}"
         )
     parts: dict[str, list[np.ndarray]] = {}
     sources: dict[str, list[ProposalFile]] = {}
@@ -63,7 +63,7 @@ def merge_proposals(
             dataset = datasets[ordered.index(file) % len(datasets)]
             if len(file.boxes) != len(dataset.records):
                 raise ValueError(
-                    f"{file.path} is about {len(file.boxes)} images, {dataset.split} has "
+                    f"images in {file.path}: {len(file.boxes)}, in {dataset.split}: "
                     f"{len(dataset.records)}; give the file of that split"
                 )
             pairs = [(r.image_id, file.boxes[n]) for n, r in enumerate(dataset.records)]

@@ -80,8 +80,8 @@ class ProposalStore:
             if image_id not in self._offsets:
                 known = next((f", such as {name!r}" for name in self), "")
                 raise ValueError(
-                    f"{self.path}: no proposals for image {image_id!r} among the {len(self)} "
-                    f"images in it{known}; compute them with `fastrcnn-engine proposals`"
+                    f"{self.path}: no proposals for image {image_id!r}; images in it: "
+                    f"{len(self)}{known}; compute them with `fastrcnn-engine proposals`"
                 )
             self._arrays[image_id] = self._map(image_id)
         return self._arrays[image_id]
