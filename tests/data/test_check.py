@@ -87,7 +87,8 @@ def test_all_faults_of_a_voc_set_are_found(voc, tmp_path):
     assert others == [[], []]
     assert about(
         unusable, "broken.xml: not readable as XML", "nameless.xml, object 1: has no name",
-        "no image for id 'pictureless'", "text.jpg: not readable", "'good' stands already",
+        "line 9: no image JPEGImages/pictureless.{jpg,jpeg,png,bmp,tif,tiff,webp}",
+        "text.jpg: not readable", "'good' stands already",
         "expected one image id, got 'two words'", "absent.xml: no such file",
     )  # fmt: skip
     assert about(undecodable, "truncated.jpg: not readable")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import time
 
@@ -152,6 +153,30 @@ def test_the_image_is_found_by_id_whatever_the_suffix_then_by_filename(root):
     assert names == ["c.PNG", "photo 7.png", "photo 8.png", "photo 9.png"]
 
 
+def test_images_may_lie_in_subfolders(root):
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / "sub" / "deep").mkdir(parents=True)
+    write_image(root, "sub/a", suffix=".png")
+    write_annotation(root, "sub/a", [object_xml("emu")])
+    write_image(root, "sub/deep/photo 7")
+    write_annotation(root, "sub/deep/c", [object_xml("owl")], filename="photo 7.jpg")
+    (root / "Annotations" / ".old").mkdir()
+    write_annotation(root, ".old/a", [object_xml("rat")])
+    write_split(root, "train", ["a", "sub/a", "sub/deep/c"])
+    dataset = load_voc(root, "train")
+    assert dataset.classes == ("cat", "dog", "emu", "owl") and dataset.missing == ()
+    assert [r.image_id for r in dataset.records] == ["a", "sub/a", "sub/deep/c"]
+    assert [r.image_path.relative_to(root / "JPEGImages").as_posix() for r in dataset.records] == [
+        "a.jpg", "sub/a.png", "sub/deep/photo 7.jpg"
+    ]  # fmt: skip
+    assert dataset.records[1].labels.tolist() == [3]
+    assert load_voc(root, "train", ["cat", "dog", "emu", "owl"]).problems == []
+    shutil.rmtree(root / "JPEGImages" / "sub")
+    with pytest.raises(FileNotFoundError, match=r"line 2: no image JPEGImages/sub/a\.\{jpg,"):
+        load_voc(root, "train")
+    assert len(load_voc(root, "train", stated_sizes=True).missing) == 2
+
+
 @pytest.mark.parametrize("suffix", [".TIF", ".tiff", ".webp", ".BMP"])
 def test_every_kind_of_picture_is_found_by_id(root, suffix):
     write_image(root, "c", suffix=suffix)
@@ -216,11 +241,25 @@ def test_a_missing_split_names_the_splits_there_are(root):
 
 def test_missing_files_are_named(root):
     (root / "JPEGImages/a.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"JPEGImages: no image for id 'a'.*a\.png"):
-        load_voc(root, "train")
+    listed = root / "ImageSets/Main/train.txt"
+    fact = f"{listed}, line 2: no image JPEGImages/a.{{jpg,jpeg,png,bmp,tif,tiff,webp}}"
+    skip = "; a training on this split goes on without it if on_bad_image is skip"
+
+    def told() -> str:
+        with pytest.raises(FileNotFoundError) as error:
+            load_voc(root, "train", ["cat", "dog"])
+        return str(error.value)
+
+    assert told() == f"{fact}; take the id out of the list{skip}"
+    assert len(load_voc(root, "train", stated_sizes=True).missing) == 1  # as such a training reads
+    write_annotation(root, "a", size=None, filename="photo.jpg")
+    fact += ", nor photo.jpg, which its annotation names"
+    assert told() == f"{fact}; take the id out of the list"  # it cannot be skipped
+    errors = []
+    load_voc(root, "train", ["cat", "dog"], errors=errors)
+    assert errors == [fact]
     (root / "Annotations/b.xml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b\.xml: no such file"):
-        load_voc(root, "train")
+    assert re.search(rf"b\.xml: no such file; .*: write it, or take .* out of {listed}$", told())
     shutil.rmtree(root / "Annotations")
     with pytest.raises(FileNotFoundError, match="Annotations: no such folder; a VOC data set has"):
         load_voc(root, "train", ["dog"])

@@ -79,6 +79,8 @@ class Dataset:
     root: Path
     split: str
     coco: CocoSource | None = None  # None: not from a COCO file
+    # Image files of the split that are not there. COCO's are left out, VOC's are records.
+    missing: tuple[Path, ...] = ()
 
     def without_difficult(self) -> Dataset:
         """What a training with --no-difficult learns from.

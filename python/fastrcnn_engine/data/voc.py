@@ -11,6 +11,7 @@ import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from fastrcnn_engine.data.records import (
@@ -44,12 +45,12 @@ def load_voc(
     `problems`. The image's own size rules where the annotation states another, and of several files
     of an id the one whose name it states; both are told. An image without objects is a record with
     G = 0. With `stated_sizes` an image that is missing or cannot be read has the size its
-    annotation states, which `problems` tell.
+    annotation states, which `problems` tell. The id of an image in a subfolder is SUB/NAME.
 
-    `classes` None: all names found in all annotation files of the folder, sorted, so that every
-    split of a data set gets the same numbers. With `needs_annotations` False there may be no folder
-    of them, nor a link in its place, as of a test set whose objects are kept secret: then no image
-    has objects, which `problems` tell, and no class is known but `classes`.
+    `classes` None: all names found in all annotation files of the folder and those in it, sorted,
+    so that every split of a data set gets the same numbers. With `needs_annotations` False there
+    may be no folder of them, nor a link in its place, as of a test set whose objects are kept
+    secret: then no image has objects, which `problems` tell, and no class is known but `classes`.
 
     Raises FileNotFoundError for a missing folder, split, annotation or image (with `stated_sizes`
     only if none is there), and ValueError for a file that cannot be read, a class that is not in
@@ -58,6 +59,7 @@ def load_voc(
     """
     root = Path(root)
     ids = _read_split(root, split, errors)
+    listed = split_file(root, split)
     annotation_dir, image_dir = root / "Annotations", root / "JPEGImages"
     # A link that leads nowhere is there: it was meant to be the folder.
     annotated = needs_annotations or os.path.lexists(annotation_dir)
@@ -68,10 +70,11 @@ def load_voc(
     trees: dict[str, ElementTree.Element] = {}
     if classes is None and annotated:
         names = set()
-        for path in sorted(annotation_dir.glob("[!.]*.xml")):  # macOS leaves ._NAME.xml
+        for annotated_id in _annotated(annotation_dir):
+            path = annotation_dir / f"{annotated_id}.xml"
             with collecting(errors):
-                trees[path.stem] = _parse(path)
-                for number, obj in enumerate(trees[path.stem].findall("object"), start=1):
+                trees[annotated_id] = tree = _parse(path, listed)
+                for number, obj in enumerate(tree.findall("object"), start=1):
                     with collecting(errors):
                         names.add(_class_name(obj, path, number))
         classes = sorted(names)
@@ -82,37 +85,49 @@ def load_voc(
     classes = checked_classes(classes) if classes is not None else ()
     label_of = {name: label for label, name in enumerate(classes, start=1)}
 
-    image_names = {entry.name for entry in os.scandir(image_dir)}
+    names_in = cache(_names_in)  # an image is looked for under many names
+    gone: set[str] = set()
     problems: list[str] = []
     if not annotated:
         trees = dict.fromkeys(ids, ElementTree.Element("annotation"))
         problems.append(f"{annotation_dir}: no such folder, so no image of {split} has objects")
     records = []
-    for image_id in ids:
+    for image_id, line in ids.items():
         path = annotation_dir / f"{image_id}.xml"
         with collecting(errors):
             tree = trees.get(image_id)
             if tree is None:
-                tree = _parse(path)
-            image_path = _find_image(
-                image_dir, image_names, image_id, tree, stated_sizes, problems
-            )
-            if image_path.stem != image_id and (annotation_dir / f"{image_path.stem}.xml").exists():
+                tree = _parse(path, listed)
+            inside, _, name = image_id.rpartition("/")
+            folder = image_dir / inside if inside else image_dir
+            image_path = _find_image(folder, names_in(folder), name, tree, problems)
+            if image_path is None:
+                if not stated_sizes:
+                    # Faults are collected by those who need every image, or do nothing with it.
+                    how = "" if errors is not None else _without_the_image(tree)
+                    raise FileNotFoundError(
+                        f"{listed}, line {line}: no image {_looked_for(image_id, tree)}{how}"
+                    )
+                gone.add(image_id)
+                image_path = folder / (_stated_name(tree) or name + IMAGE_SUFFIXES[0])
+            stem = image_path.stem
+            if stem != name and path.with_name(f"{stem}.xml").exists():
                 raise ValueError(
                     f"{path}: there is no image {image_id!r}, and {image_path.name}, which it "
-                    f"names, is that of {image_path.stem!r}"
+                    f"names, is that of {stem!r}"
                 )
             records.append(
                 _read_record(
                     image_id, image_path, tree, path, label_of, problems, errors, stated_sizes
                 )
             )
-    if records and not any(record.image_path.name in image_names for record in records):
+    missing = tuple(record.image_path for record in records if record.image_id in gone)
+    if records and len(missing) == len(records):
         raise FileNotFoundError(
             f"{image_dir}: none of the images of {split} is there; looked for files named by their "
             f"ids with {', '.join(IMAGE_SUFFIXES)}"
         )
-    return Dataset(classes, records, problems, root, split)
+    return Dataset(classes, records, problems, root, split, missing=missing)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -132,7 +147,8 @@ def split_file(root: Path, split: str) -> Path:
     return root / "ImageSets" / "Main" / f"{split}.txt"
 
 
-def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
+def _read_split(root: Path, split: str, errors: list[str] | None) -> dict[str, int]:
+    """The ids, and the line of each."""
     path = split_file(root, split)
     if not path.is_file():
         found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
@@ -156,19 +172,36 @@ def _read_split(root: Path, split: str, errors: list[str] | None) -> list[str]:
                     f"line {line_of[words[0]]}; name each image once"
                 )
             line_of[words[0]] = number
-            ids.append(words[0])
-    if not ids:
+    if not line_of:
         raise ValueError(f"{path}: names no image")
-    return ids
+    return line_of
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def _annotated(folder: Path) -> list[str]:
+    """What has an annotation in the folder or in those in it, sorted: NAME or SUB/NAME."""
+    found = []
+    for place, subfolders, files in os.walk(folder):
+        # macOS leaves ._NAME.xml, editors leave folders with old copies.
+        subfolders[:] = [name for name in subfolders if name[0] != "."]
+        inside = "" if place == str(folder) else f"{Path(place).relative_to(folder).as_posix()}/"
+        found += [inside + name for name in files if name[0] != "." and name.endswith(".xml")]
+    return [name.removesuffix(".xml") for name in sorted(found)]
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):  # of an id with a subfolder
+        return set()
+
+
+def _parse(path: Path, listed: Path) -> ElementTree.Element:
     try:
         root = ElementTree.parse(path).getroot()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path}: no such file; every image of a split needs an annotation "
-            "(one without objects if nothing is in it)"
+            f"{path}: no such file; every image of a split needs an annotation (one without "
+            f"objects if nothing is in it): write it, or take the id out of {listed}"
         ) from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # unknown encodings, too
         raise ValueError(f"{path}: not readable as XML: {error}") from None
@@ -180,26 +213,44 @@ def _parse(path: Path) -> ElementTree.Element:
 def _find_image(
     folder: Path,
     names: set[str],
-    image_id: str,
+    name: str,
     tree: ElementTree.Element,
-    may_be_missing: bool,
     problems: list[str],
-) -> Path:
+) -> Path | None:
+    """The image of an id that ends with `name`, among the names in its folder; None if there is
+    none."""
     # The id comes first: annotation tools leave stale names in `filename`, VOC itself goes by the
     # id.
-    candidates = [image_id + suffix for suffix in IMAGE_SUFFIXES]
-    candidates += [image_id + suffix.upper() for suffix in IMAGE_SUFFIXES]
-    stated = (tree.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
-    found = [name for name in candidates if name in names] or [stated] * (stated in names)
+    candidates = [name + suffix for suffix in IMAGE_SUFFIXES]
+    candidates += [name + suffix.upper() for suffix in IMAGE_SUFFIXES]
+    stated = _stated_name(tree)
+    found = [one for one in candidates if one in names] or [stated] * (stated in names)
     if not found:
-        if may_be_missing:
-            return folder / (stated or candidates[0])
-        looked = ", ".join(candidates + [stated] * bool(stated))
-        raise FileNotFoundError(f"{folder}: no image for id {image_id!r}; looked for {looked}")
-    name = stated if stated in found else found[0]
+        return None
+    used = stated if stated in found else found[0]
     if len(found) > 1:
-        problems.append(f"{folder}: {', '.join(found)} are of one id, {image_id!r}; {name} is used")
-    return folder / name
+        problems.append(f"{folder}: {', '.join(found)} are of one id, {name!r}; {used} is used")
+    return folder / used
+
+
+def _stated_name(tree: ElementTree.Element) -> str:
+    """The image's file as its annotation has it, without folders; "" if it has none."""
+    return (tree.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _looked_for(image_id: str, tree: ElementTree.Element) -> str:
+    suffixes = ",".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    stated = _stated_name(tree)
+    named = f", nor {stated}, which its annotation names" if stated else ""
+    return f"JPEGImages/{image_id}.{{{suffixes}}}{named}"
+
+
+def _without_the_image(tree: ElementTree.Element) -> str:
+    """What to do where the image of this annotation is missing."""
+    sides = [(tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+    # Another image takes its place only where its annotation tells how large it was.
+    skip = "; a training on this split goes on without it if on_bad_image is skip"
+    return f"; take the id out of the list{skip if all(map(str.isdecimal, sides)) else ''}"
 
 
 def _class_name(obj: ElementTree.Element, path: Path, number: int) -> str:
