@@ -191,7 +191,7 @@ def test_coco_data_has_proposals_and_mistakes_are_named(drawn, trained, tmp_path
     before = ProposalStore(trained / "proposals.npz")
     assert np.array_equal(store["test/7"], before["test_0000"])
     line = failure(capsys, "eval", "--run", trained, "--data", data, "--split", "val")
-    assert "instances_val.json: no such file; splits found beside it: test" in line
+    assert "instances_val.json: no such file; splits found beside it: test; give one" in line
     line = failure(capsys, "train", "--data", tmp_path, "--split", "val", "--network", "tiny")
     assert "looked for annotations/instances_val.json" in line and "ImageSets/Main/val.txt" in line
     path = data / "annotations" / "instances_test.json"

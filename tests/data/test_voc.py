@@ -235,7 +235,7 @@ def test_a_split_of_another_encoding_is_named(root, encoding):
 
 def test_a_missing_split_names_the_splits_there_are(root):
     write_split(root, "val", ["a"])
-    with pytest.raises(FileNotFoundError, match=r"test\.txt.*train, val"):
+    with pytest.raises(FileNotFoundError, match=r"test\.txt.*train, val; give one of .* by split$"):
         load_voc(root, "test")
 
 

@@ -16,7 +16,7 @@ from fastrcnn_engine.commands.stages import Run
 from fastrcnn_engine.data.layouts import load_dataset
 from fastrcnn_engine.data.proposals import ProposalStore, Search
 from fastrcnn_engine.data.proposals.boxes import well_formed
-from fastrcnn_engine.data.records import Dataset
+from fastrcnn_engine.data.records import Dataset, NoSuchSplit
 from fastrcnn_engine.data.voc import split_file
 from fastrcnn_engine.evaluation.coco import NUMBERS, COCOResult, pycocotools
 from fastrcnn_engine.evaluation.voc import METRICS, VOCResult
@@ -77,6 +77,38 @@ def print_notes(console: Console, what: str, notes: list[str], most: int = 5) ->
             console.print(f"  {note}", soft_wrap=True)
         if len(notes) > most:
             console.print(f"  and {len(notes) - most} more")
+
+
+def print_data(console: Console, dataset: Dataset, doing: str, most: int = 5) -> None:
+    """What is to be known of a data set before something is done with it: images that are missing,
+    and the first of its notes. doing: with the images that are there."""
+    if rank_and_count()[0] != 0:  # of several processes one alone prints
+        return
+    if dataset.missing:
+        gone = set(dataset.missing)
+        there = sum(record.image_path not in gone for record in dataset.records)
+        if dataset.coco is None:
+            listed, folder = split_file(dataset.root, dataset.split).name, "JPEGImages"
+        else:
+            listed, folder = dataset.coco.path.name, dataset.split
+        count = len(dataset.missing)
+        console.print(
+            f"{count} of {several(count + there, 'image')} of {listed} "
+            f"{'has' if count == 1 else 'have'} no file in {dataset.root / folder}; "
+            f"{doing} {there}",
+            style="bold red",
+            soft_wrap=True,
+        )
+    print_notes(console, f"note on the data of {dataset.split}", dataset.problems, most)
+
+
+@contextmanager
+def split_of(option: str) -> Iterator[None]:
+    """Where the block finds no split, the error names the option that chooses it."""
+    try:
+        yield
+    except NoSuchSplit as error:
+        raise NoSuchSplit(error.path, error.found, option) from None
 
 
 def check_metric(metric: Metric) -> None:
@@ -159,14 +191,23 @@ def check_proposals(console: Console, datasets: list[Dataset], store: ProposalSt
 
 
 def load_test_set(
-    data: Path, split: str, classes: Sequence[str], *, needs_annotations: bool = True
+    data: Path,
+    split: str,
+    classes: Sequence[str],
+    *,
+    option: str = "--split",
+    needs_annotations: bool = True,
 ) -> Dataset:
-    """A split that AP is computed on, here or, without annotations, by a server.
+    """A split that AP is computed on, here or, without annotations, by a server. option: what names
+    the split.
 
     ValueError for the first fault of an image or object.
     """
     faults: list[str] = []
-    dataset = load_dataset(data, split, classes, errors=faults, needs_annotations=needs_annotations)
+    with split_of(option):
+        dataset = load_dataset(
+            data, split, classes, errors=faults, needs_annotations=needs_annotations
+        )
     if faults:
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
         raise ValueError(f"{faults[0]}{more}; {_every_image_counts(dataset)}")

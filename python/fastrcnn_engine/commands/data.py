@@ -11,7 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fastrcnn_engine.commands import plain_console
-from fastrcnn_engine.commands.common import CACHE, check_out_folder, print_notes, search_of
+from fastrcnn_engine.commands.common import (
+    CACHE,
+    check_out_folder,
+    print_notes,
+    search_of,
+    split_of,
+)
 from fastrcnn_engine.commands.shards import WHOLE
 from fastrcnn_engine.commands.stages import RECALL_THRESHOLDS, search_datasets
 from fastrcnn_engine.data.check import check_dataset
@@ -36,9 +42,10 @@ def check_data(options: CheckData) -> None:
     """See options.CheckData."""
     console = plain_console()
     check_out_folder(options.out)
-    check = check_dataset(
-        options.data, options.split, options.classes, proposals=options.proposals
-    )
+    with split_of("--split"):
+        check = check_dataset(
+            options.data, options.split, options.classes, proposals=options.proposals
+        )
     for kind, lines in check.errors.items():
         print_notes(console, f"error, {kind}", lines, len(lines))
     for kind, lines in check.warnings.items():
@@ -80,10 +87,11 @@ def _class_facts(classes: list[dict[str, Any]]) -> Table:
 def proposals(options: Proposals) -> None:
     """See options.Proposals."""
     console = plain_console()
-    datasets = [
-        load_dataset(options.data, split, stated_sizes=True, needs_annotations=False)
-        for split in options.split
-    ]
+    with split_of("--split"):
+        datasets = [
+            load_dataset(options.data, split, stated_sizes=True, needs_annotations=False)
+            for split in options.split
+        ]
     out = options.out or options.data / CACHE
     if options.read and options.shard != WHOLE:
         raise ValueError(f"--shard is {options.shard}, but with --read there is nothing to search")

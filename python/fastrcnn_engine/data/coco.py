@@ -21,6 +21,7 @@ from fastrcnn_engine.data.records import (
     CocoSource,
     Dataset,
     ImageRecord,
+    NoSuchSplit,
     Stated,
     checked_classes,
     collecting,
@@ -136,11 +137,8 @@ def read_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=kept)
     except FileNotFoundError:
-        splits = sorted(p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*"))
-        found = ", ".join(splits) or "none"
-        raise FileNotFoundError(
-            f"{path}: no such file; splits found beside it: {found}"
-        ) from None
+        splits = (p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*.json"))
+        raise NoSuchSplit(path, sorted(splits)) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(content, dict):

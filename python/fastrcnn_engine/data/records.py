@@ -105,6 +105,17 @@ class Dataset:
         return replace(self, records=records, problems=problems)
 
 
+class NoSuchSplit(FileNotFoundError):
+    """A data set has no split of that name: `path` is not there. `found` are those it has;
+    argument: where another is to be named."""
+
+    def __init__(self, path: Path, found: list[str], argument: str = "split"):
+        self.path, self.found = path, found
+        advice = f"; give one of them by {argument}" if found else ""
+        there = ", ".join(found) or "none"
+        super().__init__(f"{path}: no such file; splits found beside it: {there}{advice}")
+
+
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple.
 

@@ -18,6 +18,7 @@ from fastrcnn_engine.data.records import (
     Box,
     Dataset,
     ImageRecord,
+    NoSuchSplit,
     checked_classes,
     collecting,
     image_size,
@@ -151,9 +152,7 @@ def _read_split(root: Path, split: str, errors: list[str] | None) -> dict[str, i
     """The ids, and the line of each."""
     path = split_file(root, split)
     if not path.is_file():
-        found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"{path}: no such file; splits found beside it: {found}")
-    ids: list[str] = []
+        raise NoSuchSplit(path, sorted(p.stem for p in path.parent.glob("*.txt")))
     line_of: dict[str, int] = {}
     for number, line in enumerate(read_lines(path), start=1):
         words = line.split()
