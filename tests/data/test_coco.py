@@ -306,6 +306,65 @@ def test_the_layout_decides_which_reader(tmp_path):
         load_dataset(coco, "val")
 
 
+def test_images_are_found_where_other_programs_leave_them(tmp_path):
+    path = write(tmp_path, [annotation(1, 70, 9, [1, 2, 9, 9])], [IMAGES[0]])
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = "val/a.jpg"
+    path.write_text(json.dumps(content))
+    assert load_coco(tmp_path, "val").records[0].image_path == tmp_path / "val" / "a.jpg"
+    content["images"][0]["file_name"] = "a.jpg"
+    content["images"].append({"id": 71, "file_name": "val/a.jpg"})  # another name of the same file
+    content["images"].append({"id": 72, "file_name": "b.jpg"})
+    path.write_text(json.dumps(content))
+    dataset = load_coco(tmp_path, "val")
+    assert "image id 71: its file, val/a.jpg, is that of image id 70 too" in dataset.problems[0]
+    assert dataset.missing == (tmp_path / "val" / "b.jpg",)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "val").rename(tmp_path / "images" / "val")
+    dataset = load_coco(tmp_path, "val")
+    assert dataset.records[0].image_path == tmp_path / "images" / "val" / "a.jpg"
+    assert len(dataset.records) == 1 and len(dataset.missing) == 2
+    (tmp_path / "images" / "val" / "a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg; looked in \S+, \S+, \S+/images/val$"):
+        load_coco(tmp_path, "val")
+
+
+def test_other_layouts_are_named_with_what_to_do(tmp_path):
+    def told(root=tmp_path, split="train"):
+        with pytest.raises(FileNotFoundError) as error:
+            load_dataset(root, split)
+        return str(error.value)
+
+    assert told().endswith("ImageSets/Main/train.txt (VOC)")
+    assert told(tmp_path / "absent") == f"{tmp_path / 'absent'}: no such folder"
+    for folders in (("images/train", "labels/train"), ("train/images", "train/labels")):
+        root = tmp_path / folders[0].replace("/", "-")
+        for folder in folders:
+            (root / folder).mkdir(parents=True)
+        assert "labels looks like YOLO's: its labels are not read, convert" in told(root)
+    for inside in ("VOC2007", "VOCdevkit/VOC2012"):
+        kit = tmp_path / inside.replace("/", "-")
+        (kit / inside / "ImageSets" / "Main").mkdir(parents=True)
+        assert told(kit).endswith(f"; {kit / inside} looks like one: give that folder")
+    write(tmp_path / "above" / "coco", [])
+    assert told(tmp_path / "above").endswith(f"; {tmp_path / 'above/coco'} looks like one: give "
+                                             "that folder")  # fmt: skip
+    roboflow = tmp_path / "roboflow"
+    for split in ("train", "valid"):
+        path = write_instances(roboflow, split, IMAGES[:1], [], CATEGORIES)
+        write_picture(roboflow, split, "a.jpg")
+        path.rename(roboflow / split / "_annotations.coco.json")
+    move = "valid/_annotations.coco.json to annotations/instances_valid.json"
+    first = "move train/_annotations.coco.json to annotations/instances_train.json"
+    assert told(roboflow).endswith(f": {first}, {move}")
+    (roboflow / "train" / "_annotations.coco.json").rename(
+        roboflow / "annotations" / "instances_train.json"
+    )
+    assert len(load_dataset(roboflow, "train").records) == 1
+    assert told(roboflow, "valid").endswith(f": move {move}")  # one was done, one forgotten
+    assert told(roboflow, "test").endswith("beside it: train; give one of them by split")
+
+
 def test_a_copy_of_a_voc_set_gives_the_same_records(tmp_path):
     voc = write_demo_set(tmp_path / "voc", seed=10, train=12, test=2)
     coco = coco_copy(voc, tmp_path / "coco", ["train", "test"], crowds=True)

@@ -1,4 +1,5 @@
-"""Reads a data set in the layout of COCO: annotations/instances_SPLIT.json, images in SPLIT.
+"""Reads a data set in the layout of COCO: annotations/instances_SPLIT.json, images in SPLIT or in
+images/SPLIT.
 
 COCO's boxes [x, y, w, h] are continuous: x + w is the right edge. Here a box names the pixels it
 holds, both ends inclusive: x2 = x + w - 1, y2 = y + h - 1. As for VOC nothing is repaired in
@@ -52,6 +53,9 @@ def load_coco(
 ) -> Dataset:
     """Reads `annotations/instances_SPLIT.json` under `root`, with the images in the folder SPLIT.
 
+    An image that is not there is looked for as `root`/file_name, as the name may hold the folder,
+    and then in images/SPLIT.
+
     Records are in the order of the file; an image without objects is one with G = 0. Their ids are
     SPLIT/ID, as a second split may use the same numbers for other images. Objects with `iscrowd` or
     `ignore` are crowds: not trained on, and not counted by the evaluation.
@@ -74,8 +78,6 @@ def load_coco(
     root = Path(root)
     path, folder = instances_file(root, split), root / split
     content = read_instances(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; the images of {path.name} belong there")
     category_of = _categories(content["categories"], path)  # name -> id, by rising id
     classes = tuple(category_of) if classes is None else checked_classes(classes)
     unknown = [name for name in classes if name not in category_of]
@@ -85,7 +87,8 @@ def load_coco(
             "name it there (a category may have no objects), or not among the classes"
         )
     problems: list[str] = []
-    images = _images(content["images"], path, folder, problems)
+    places = [folder, root, root / "images" / split]
+    images, missing = _images(content["images"], path, places, problems)
     stated = {
         entry["id"]: (entry.get("width"), entry.get("height"))
         for entry in content["images"]
@@ -121,7 +124,7 @@ def load_coco(
                 )  # fmt: skip
             )
     source = CocoSource(path, tuple(category_of[name] for name in classes))
-    return Dataset(classes, records, problems, root, split, source)
+    return Dataset(classes, records, problems, root, split, source, tuple(missing))
 
 
 def read_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -200,12 +203,15 @@ def _categories(entries: list[dict[str, Any]], path: Path) -> dict[str, int]:
 
 
 def _images(
-    entries: list[dict[str, Any]], path: Path, folder: Path, problems: list[str]
-) -> dict[int, Path]:
-    """The image files that are there, by id."""
+    entries: list[dict[str, Any]], path: Path, places: list[Path], problems: list[str]
+) -> tuple[dict[int, Path], list[Path]]:
+    """The image files that are there, by id, each in the first of the places that has it; and where
+    the others belong."""
     images: dict[int, Path] = {}
+    missing: list[Path] = []
+    folder = places[0]
     seen: set[int] = set()
-    id_of: dict[str, int] = {}
+    id_of: dict[Path, int] = {}
     for number, entry in enumerate(entries):
         where = f"{path}, image {_shown_id(entry, number)}"
         image_id, name = entry.get("id"), entry.get("file_name")
@@ -215,19 +221,27 @@ def _images(
         if image_id in seen:
             raise ValueError(f"{where}: this id comes twice; name each image once")
         seen.add(image_id)
-        if os.path.isfile(folder / name):  # a name may be longer than names can be
-            images[image_id] = folder / name
-            if id_of.setdefault(name, image_id) != image_id:
-                problems.append(
-                    f"{where}: its file, {name}, is that of image id {id_of[name]} too; objects of "
-                    "one are background in the other"
-                )
-        else:
+        # A name may be longer than names can be.
+        file = next((place / name for place in places if os.path.isfile(place / name)), None)
+        if file is None:
             problems.append(f"{where}: dropped with its objects, no file {folder / name}")
+            missing.append(folder / name)
+            continue
+        images[image_id] = file
+        if id_of.setdefault(file, image_id) != image_id:
+            problems.append(
+                f"{where}: its file, {name}, is that of image id {id_of[file]} too; objects of "
+                "one are background in the other"
+            )
     if not images:
+        if not any(place.is_dir() for place in (places[0], places[2])):
+            raise FileNotFoundError(
+                f"{folder}: no such folder; the images of {path.name} belong there"
+            )
         first = f"; {problems[0]}" if problems else ""
-        raise FileNotFoundError(f"{folder}: none of the images of {path} is there{first}")
-    return images
+        tried = f"; looked in {', '.join(map(str, places))}" if missing else ""
+        raise FileNotFoundError(f"{folder}: none of the images of {path} is there{first}{tried}")
+    return images, missing
 
 
 def _read_record(
