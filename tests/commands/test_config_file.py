@@ -142,6 +142,7 @@ def test_a_missing_config_is_a_mistake_and_not_a_training(capsys):
 def test_the_settings_saved_with_a_run_are_a_config(tmp_path, monkeypatch):
     """Written by the command, read by the command: the same settings, resolved."""
     monkeypatch.setattr(training, "load_dataset", lambda *_, **__: None)
+    monkeypatch.setattr(training, "print_data", lambda *_, **__: None)
     monkeypatch.setattr(training, "ProposalStore", lambda _: type("Store", (), {"settings": None}))
     monkeypatch.setattr(training, "check_proposals", lambda *_: None)
 

@@ -424,6 +424,40 @@ def test_a_training_that_skips_images_searches_past_them_and_svms_leave_them_out
     assert "AP counts every image of test: mend what is wrong, or take" in again
 
 
+def test_notes_on_the_data_are_printed_before_the_work(drawn, tmp_path, capsys, monkeypatch):
+    data = coco_copy(drawn, tmp_path / "data", ["train", "test"], crowds=False)
+    for name in ("train_0001", "train_0002", "train_0003"):
+        (data / "train" / f"{name}.jpg").unlink()
+    (data / "test" / "test_0001.jpg").unlink()
+    command = ("train", "--data", data, "--network", "tiny", "--out", tmp_path / "run")
+    nothing_is_begun(monkeypatch)
+    with pytest.raises(pytest.fail.Exception, match="went on"):
+        run(*command, "--split", "train", "--test-split", "test")
+    told = capsys.readouterr().out
+    assert told.startswith(
+        f"3 of 4 images of instances_train.json have no file in {data / 'train'}; training on 1\n"
+        f"3 notes on the data of train:\n  {data}/annotations/instances_train.json, image id 10: "
+    )
+    assert "train_0001.jpg\n  and 2 more\n1 of 2 images of instances_test.json has no fi" in told
+    assert "; testing on 1\n1 note on the data of test:\n  " in told
+    for option in ("--split", "--test-split", "--val-split"):
+        splits = {"--split": "train"} | {option: "absent"}
+        line = failure(capsys, *command, *sum(splits.items(), ()))
+        assert f"found beside it: test, train; give one of them by {option}\n" in line
+
+
+def test_images_that_a_training_skips_are_told_before_it(drawn, tmp_path, capsys, monkeypatch):
+    data = shutil.copytree(drawn, tmp_path / "data")
+    (data / "JPEGImages" / "train_0001.jpg").unlink()
+    nothing_is_begun(monkeypatch)
+    with pytest.raises(pytest.fail.Exception, match="went on"):
+        run("train", "--data", data, "--network", "tiny", "--out", tmp_path / "run",
+            "--split", "train", "--on-bad-image", "skip")  # fmt: skip
+    folder = data / "JPEGImages"
+    line = f"1 of 4 images of train.txt has no file in {folder}; training on 3\n1 note on the data"
+    assert capsys.readouterr().out.startswith(line)
+
+
 def test_demo_ends_with_a_report_and_the_seed_decides_the_numbers(tmp_path, capsys):
     def demo(name, seed):
         out = tmp_path / name

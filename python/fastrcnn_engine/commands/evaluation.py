@@ -15,7 +15,7 @@ from fastrcnn_engine.commands.common import (
     load_test_set,
     needing_all_images,
     needs_proposals,
-    print_notes,
+    print_data,
     print_result,
     resize,
     search_of_training,
@@ -68,8 +68,7 @@ def evaluate(options: Eval, command: str) -> None:
         foreign = learned is None or data.resolve() != learned.resolve()
         # What was learned from had annotations: without them it has lost them.
         dataset = load_test_set(data, options.split, model.classes, needs_annotations=not foreign)
-        if processes.rank == 0:
-            print_notes(console, "notes on the data", dataset.problems)
+        print_data(console, dataset, "testing on")
         name = f"eval-{data.name}-{options.split}" if foreign else f"eval-{options.split}"
         # A run is judged by eval-SPLIT: what best.pt or an older checkpoint gets is not for there.
         prefix = "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}-"

@@ -23,9 +23,11 @@ from fastrcnn_engine.commands.common import (
     check_proposals,
     load_test_set,
     needing_all_images,
+    print_data,
     print_notes,
     print_result,
     search_of,
+    split_of,
 )
 from fastrcnn_engine.commands.config_file import read_settings
 from fastrcnn_engine.commands.stages import (
@@ -144,12 +146,16 @@ def train(options: Train, command: str) -> None:
         check_idle(config.output)  # the training asks again and holds the folder
     run = Run(f"Fast R-CNN on {options.data.name}", config.output, command, config.seed)
     skips = config.on_bad_image == "skip"
-    datasets = [load_dataset(config.data, config.split, config.classes, stated_sizes=skips)]
-    if options.test_split is not None:
-        datasets.append(load_test_set(config.data, options.test_split, datasets[0].classes))
-    test_set = datasets[1] if len(datasets) > 1 else None
-    if config.val_split is not None:
-        datasets.append(load_test_set(config.data, config.val_split, datasets[0].classes))
+    with split_of("--split"):
+        datasets = [load_dataset(config.data, config.split, config.classes, stated_sizes=skips)]
+    print_data(console, datasets[0], "training on", most=1)  # all come after it
+    others = (("--test-split", options.test_split), ("--val-split", config.val_split))
+    for option, split in others:
+        if split is not None:
+            one = load_test_set(config.data, split, datasets[0].classes, option=option)
+            datasets.append(one)
+            print_data(console, one, "testing on")
+    test_set = datasets[1] if options.test_split is not None else None
     first = rank_and_count()[0] == 0  # of several processes it alone prints
     if config.device == "cpu" and first:
         with suppress(ValueError):
