@@ -186,6 +186,39 @@ struct Sums {
 
 constexpr unsigned kNoCell = 0xffffffff;
 
+// In shared memory a word for each cell of a plane, and one for lanes without a cell: there the lanes of a
+// warp find which of them share one. The two warps of a plane use the same words, as they take turns.
+struct CellWords {
+  unsigned* first;
+  bool are_there;  // or there is no room for them
+
+  FRCNN_HD static int64_t count(int64_t cells) { return cells + 1; }
+
+  // The lanes that share this one's cell, step by step. With the instruction that was made for it a step took
+  // 275 cycles on an H200, far more than its chain explains.
+  template <int Count>
+  __device__ void find_sharing(const unsigned (&cell)[Count], unsigned cells,
+                               unsigned (&sharing)[Count]) const {
+    if (!are_there) {
+#pragma unroll
+      for (int i = 0; i < Count; ++i) sharing[i] = __match_any_sync(kAllLanes, cell[i]);
+      return;
+    }
+    const unsigned mine = 1u << lane_of();
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      // Without a condition, for which there would be a branch around the atomic.
+      unsigned* const word = first + (cell[i] < cells ? cell[i] : cells);
+      *const_cast<volatile unsigned*>(word) = 0;  // by all who share it
+      __syncwarp();
+      atomicOr(word, mine);  // the same bits in the end whoever comes first, as they would not be of a sum
+      __syncwarp();
+      sharing[i] = *word;
+      __syncwarp();  // the next step's zeros may come there
+    }
+  }
+};
+
 // What a warp adds of a batch. Of the lanes that share a cell, the first adds for all, in their order. What
 // the next three have it fetches before any sum is needed, so that a step waits for nothing but its sums;
 // mostly no cell has more than four bins.
@@ -206,7 +239,7 @@ struct Additions {
 
   // `left`: how many bins there are, from the first step's first.
   template <typename T>
-  __device__ void prepare(const Steps<T>& steps, int left, unsigned cells) {
+  __device__ void prepare(const Steps<T>& steps, int left, unsigned cells, const CellWords& words) {
     const int lane = lane_of();
 #pragma unroll
     for (int i = 0; i < kSteps<T>; ++i) {
@@ -219,17 +252,18 @@ struct Additions {
       for (int i = 0; i < kSteps<T>; ++i)
         if (i * kWarp + lane >= left) cell[i] = kNoCell;
     }
+    unsigned sharing[kSteps<T>];
+    words.find_sharing(cell, cells, sharing);
 #pragma unroll
     for (int i = 0; i < kSteps<T>; ++i) {
-      const unsigned sharing = __match_any_sync(kAllLanes, cell[i]);
-      const unsigned after = sharing & lanes_after(lane);
+      const unsigned after = sharing[i] & lanes_after(lane);
       next[i] = after != 0 ? __popc(~after & (after - 1)) : lane;
       const W one = fetch(i, gradient[i]);
       fetched[i][0] = after != 0 ? one : W(-0.0);  // which changes no sum
 #pragma unroll
       for (int k = 1; k < kFetched; ++k) fetched[i][k] = fetch(i, fetched[i][k - 1]);
-      if ((sharing & lanes_before(lane)) != 0 || cell[i] >= cells) cell[i] = kNoCell;
-      others[i] = __popc(sharing) - 1 - kFetched;
+      if ((sharing[i] & lanes_before(lane)) != 0 || cell[i] >= cells) cell[i] = kNoCell;
+      others[i] = __popc(sharing[i]) - 1 - kFetched;
       is_more[i] = __ballot_sync(kAllLanes, cell[i] != kNoCell && others[i] > 0) != 0;
     }
   }
@@ -261,10 +295,11 @@ struct Additions {
 };
 
 // Sums are in shared memory (known when this is compiled, or loads would have to ask), or, where it is too
-// small, in `spare`, of the size of grad_input. Two blocks of many warps shall have registers.
+// small, in `spare`, of the size of grad_input. `with_words`: behind the sums there are CellWords. Two blocks
+// of many warps shall have registers.
 template <typename T, typename Index, int Channels, bool InShared>
 __global__ __launch_bounds__(kTeams * Channels * kWarp, Channels > 1 ? 2 : 1) void scatter_kernel(
-    RoiPoolBackward<T, Index> call, Wide<T>* spare) {
+    RoiPoolBackward<T, Index> call, Wide<T>* spare, bool with_words) {
   using W = Wide<T>;
   using Walk = StepWalk<T, Index, Channels>;
   const MapView<T>& result = call.grad_input;
@@ -279,10 +314,15 @@ __global__ __launch_bounds__(kTeams * Channels * kWarp, Channels > 1 ? 2 : 1) vo
   for (int64_t group = blockIdx.x; group < groups * result.n; group += gridDim.x) {
     const int64_t image = group / groups, first = group % groups * Channels;
     Sums<W> sums;
-    if constexpr (InShared)
-      sums = {reinterpret_cast<W*>(exchange + (Channels > 1)), 1, cells};
-    else
+    CellWords words{nullptr, false};
+    if constexpr (InShared) {
+      W* const begin = reinterpret_cast<W*>(exchange + (Channels > 1));
+      sums = {begin, 1, cells};
+      words = {reinterpret_cast<unsigned*>(begin + Channels * cells) + added * CellWords::count(cells),
+               with_words};
+    } else {
       sums = {spare + result.offset(image, first, 0), result.cell_stride(), result.channel_stride()};
+    }
     for (int64_t cell = team * kWarp + lane_of(); cell < cells; cell += kTeams * kWarp)
       sums.at(cell, added) = 0;
 
@@ -308,7 +348,8 @@ __global__ __launch_bounds__(kTeams * Channels * kWarp, Channels > 1 ? 2 : 1) vo
         }
         if (prepares) {
           const int64_t left = bins - begin;
-          additions.prepare(steps, left < Walk::kBatch ? static_cast<int>(left) : Walk::kBatch, numbered);
+          additions.prepare(steps, left < Walk::kBatch ? static_cast<int>(left) : Walk::kBatch, numbered,
+                            words);
           walk.load(steps);  // on their way while this team adds
         } else {
           additions.add(sums, added);  // at first nothing
@@ -336,12 +377,19 @@ int64_t scatter_bytes(const RoiPoolBackward<T, Index>& call) {
   return kListBytes<T, Index> + (Channels > 1 ? sizeof(Exchange<T, Index, Channels>) : 0) + sums;
 }
 
+// `limit`: bytes of shared memory that a block may have. Words go where there is room, though fewer planes
+// then share a multiprocessor, half as many at the least: a step is expected to take less than half the time.
 template <int Channels, bool InShared, typename T, typename Index>
-void launch_scatter(const RoiPoolBackward<T, Index>& call, Wide<T>* spare, const Stream& stream) {
+void launch_scatter(const RoiPoolBackward<T, Index>& call, Wide<T>* spare, int64_t limit,
+                    const Stream& stream) {
   const int64_t groups = ceil_div(call.grad_input.c, Channels) * call.grad_input.n;
-  const int64_t shared_bytes = InShared ? scatter_bytes<Channels>(call) : kListBytes<T, Index>;
+  int64_t shared_bytes = InShared ? scatter_bytes<Channels>(call) : kListBytes<T, Index>;
+  const int64_t words =
+      CellWords::count(call.grad_input.cells()) * Channels * static_cast<int64_t>(sizeof(unsigned));
+  const bool with_words = InShared && shared_bytes + words <= limit;
+  if (with_words) shared_bytes += words;
   launch_blocks("roi_pool_backward", scatter_kernel<T, Index, Channels, InShared>, groups,
-                {kTeams * Channels * kWarp, shared_bytes}, stream, call, spare);
+                {kTeams * Channels * kWarp, shared_bytes}, stream, call, spare, with_words);
 }
 
 }  // namespace
@@ -360,14 +408,14 @@ void roi_pool_backward(const RoiPoolBackward<T, Index>& call, const Stream& stre
   // image would be blocks for half of the multiprocessors.
   constexpr int together = 4;
   if (call.grad_input.layout == Layout::nhwc && scatter_bytes<together>(call) <= limit) {
-    launch_scatter<together, true>(call, nullptr, stream);
+    launch_scatter<together, true>(call, nullptr, limit, stream);
   } else if (scatter_bytes<1>(call) <= limit) {
-    launch_scatter<1, true>(call, nullptr, stream);
+    launch_scatter<1, true>(call, nullptr, limit, stream);
   } else if constexpr (std::is_same_v<T, Wide<T>>) {
-    launch_scatter<1, false>(call, call.grad_input.data, stream);
+    launch_scatter<1, false>(call, call.grad_input.data, limit, stream);
   } else {
     const TemporaryBuffer<Wide<T>> spare(call.grad_input.size(), stream);
-    launch_scatter<1, false>(call, spare.data(), stream);
+    launch_scatter<1, false>(call, spare.data(), limit, stream);
   }
 }
 

@@ -26,6 +26,8 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 # Added by whichever thread comes first, a sum would depend on the run. sm_90 writes REDG for RED;
 # REDUX, which stays within a warp, is none of them.
 ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
+# Bits that are put into a word of shared memory are the same whichever thread comes first.
+SAME_IN_ANY_ORDER = "ATOMS.OR"
 LOCAL = ("LDL", "STL")
 # Where the compiler does not know which memory a pointer is into: slower than LDS and STS.
 GENERIC = ("LD", "ST")
@@ -36,7 +38,7 @@ INSTRUCTIONS = {
     # two maxima an instruction
     "pool_slabs_kernel<(float16|bfloat16)": (("HMNMX2",), ()),
     "pool_directly_kernel": (("LDG",), LOCAL + GENERIC),
-    "scatter_kernel<.*true>": (("LDS", "STS"), LOCAL + GENERIC + ATOMICS),
+    "scatter_kernel<.*true>": (("LDS", "STS", SAME_IN_ANY_ORDER), LOCAL + GENERIC + ATOMICS),
     "scatter_kernel<.*false>": (("LDG", "STG"), LOCAL + GENERIC + ATOMICS),
     "gather_kernel": (("LDS", "STS"), LOCAL + GENERIC),
     "rank_kernel": (("LDS.128",), LOCAL + GENERIC),  # two boxes a load, or one of float64
@@ -189,6 +191,8 @@ def test_kernels_are_made_of_the_instructions_meant(
         used = {line.split()[0] for line in code}
         known = [o for o in needed if int(architecture[3:]) >= int(FIRST.get(o, "sm_0")[3:])]
         wrong = [f"lacks {o}" for o in known if not uses(used, o)]
+        # What is needed is meant, though others of its name are refused.
+        used = {opcode for opcode in used if opcode not in needed}
         wrong += [f"has {o}" for o in refused if uses(used, o)]
         if wrong:
             faults.append(f"{name}: {', '.join(wrong)}")

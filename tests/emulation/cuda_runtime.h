@@ -102,6 +102,10 @@ T atomicMax(T* place, T value) {
   return old;
 }
 template <typename T>
+T atomicOr(T* place, T value) {
+  return __atomic_fetch_or(place, value, __ATOMIC_RELAXED);
+}
+template <typename T>
 T atomicCAS(T* place, T expected, T value) {
   using Any [[gnu::may_alias]] = T;
   __atomic_compare_exchange_n(static_cast<Any*>(place), &expected, value, false, __ATOMIC_RELAXED,

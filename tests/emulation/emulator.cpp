@@ -395,9 +395,14 @@ unsigned __match_any_sync(unsigned mask, unsigned value, Here here) {
 void __syncwarp(unsigned mask, Here here) { the_block->exchange(mask, 0, true, here); }
 
 #ifdef FRCNN_RACES
-// Races that are meant are volatile, and not watched.
+// Races that are meant are volatile, and not watched. A word that is written so may be written by several at
+// once, but who reads it in the usual way must come before or after them: as if it were written by atomics.
+extern "C" int __tsan_atomic32_fetch_or(volatile int* place, int bits, int order);
 extern "C" void __tsan_volatile_read4(void*) {}
 extern "C" void __tsan_volatile_write1(void*) {}
+extern "C" void __tsan_volatile_write4(void* place) {
+  __tsan_atomic32_fetch_or(static_cast<volatile int*>(place), 0, __ATOMIC_RELAXED);
+}
 #endif
 
 const char* cudaGetErrorString(cudaError_t) { return "emulated failure"; }

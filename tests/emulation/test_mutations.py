@@ -234,7 +234,62 @@ BUGS = [
     ),
     Bug(
         "all lanes of one cell add", "roi_pool_gradient.cu",
-        "if ((sharing & lanes_before(lane)) != 0 || cell[i] >= cells)", "if (cell[i] >= cells)",
+        "if ((sharing[i] & lanes_before(lane)) != 0 || cell[i] >= cells)", "if (cell[i] >= cells)",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a word is made zero after others have put their bits there", "roi_pool_gradient.cu",
+        "= 0;  // by all who share it\n      __syncwarp();\n", "= 0;\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a word is read before all have put their bits there", "roi_pool_gradient.cu",
+        "not be of a sum\n      __syncwarp();\n", "not be of a sum\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a word is made zero before all have read it", "roi_pool_gradient.cu",
+        "      __syncwarp();  // the next step's zeros may come there\n", "",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a word is not made zero", "roi_pool_gradient.cu",
+        "*const_cast<volatile unsigned*>(word) = 0;", "",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a lane puts its neighbour's bit into a word", "roi_pool_gradient.cu",
+        "mine = 1u << lane_of();", "mine = 1u << (lane_of() ^ 1);",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "half of the lanes put no bit into a word", "roi_pool_gradient.cu",
+        "mine = 1u << lane_of();", "mine = static_cast<uint16_t>(1u << lane_of());",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a lane without a cell uses a word beyond its plane's", "roi_pool_gradient.cu",
+        "first + (cell[i] < cells ? cell[i] : cells);", "first + cell[i];",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a lane without a cell uses the next plane's first word", "roi_pool_gradient.cu",
+        "{ return cells + 1; }", "{ return cells; }",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "all planes of a group use the same words", "roi_pool_gradient.cu",
+        " + added * CellWords::count(cells)", "",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "words are used where there is no room for them", "roi_pool_gradient.cu",
+        "InShared && shared_bytes + words <= limit", "InShared",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "without words lanes do not find each other", "roi_pool_gradient.cu",
+        "__match_any_sync(kAllLanes, cell[i])", "1u << lane_of()",
         "roi_pool_backward",
     ),
     Bug(

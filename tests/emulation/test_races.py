@@ -55,6 +55,16 @@ BUGS = [
         "roi_pool_backward",
     ),
     Bug(
+        "a word is read before all have put their bits there", "roi_pool_gradient.cu",
+        "not be of a sum\n      __syncwarp();\n", "not be of a sum\n",
+        "roi_pool_backward",
+    ),
+    Bug(
+        "a word is made zero before all have read it", "roi_pool_gradient.cu",
+        "      __syncwarp();  // the next step's zeros may come there\n", "",
+        "roi_pool_backward",
+    ),
+    Bug(
         "columns are overwritten before all lanes have compared", "nms_steps.cuh",
         "      __syncwarp();\n    }\n    // Volatile", "    }\n    // Volatile",
         "nms_of_long_lists", "nms.cu",

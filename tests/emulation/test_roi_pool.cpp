@@ -258,6 +258,9 @@ void roi_pool_backward_of() {
   if (sizeof(T) == 4) {
     shapes.push_back({1, 5, 3, 3, 17, 17, 0.5f});  // more bins than a warp takes together
     if (!kWatchesRaces) shapes.push_back(kManyNumbers);
+    // Room for the sums of four planes, and of one, but not for the words of their cells.
+    shapes.push_back({1, 5, 95, 95, 3, 3, 1.0f});
+    shapes.push_back({1, 1, 170, 170, 2, 2, 1.0f});
   }
   if (sizeof(Index) == 2) shapes.push_back({1, 1, 255, 257, 2, 2, 1.0f});  // as many cells as uint16 numbers
   for (const PoolShape& shape : shapes)
