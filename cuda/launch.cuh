@@ -25,6 +25,12 @@ inline void expect_success(cudaError_t status, const std::string& call) {
   throw DeviceError(call + ": " + cudaGetErrorString(status));
 }
 
+// What CUDA calls the stream. A null handle means the legacy default stream, says stream.h, but to CUDA's
+// functions it is the thread's own one where somebody builds with --default-stream per-thread.
+inline cudaStream_t handle_of(const Stream& stream) {
+  return stream.handle() == nullptr ? cudaStreamLegacy : stream.handle();
+}
+
 // Makes the stream's device current, and the caller's again at the end of the scope.
 class DeviceGuard {
  public:
@@ -61,13 +67,13 @@ class TemporaryBuffer {
       return;
     }
     void* memory = nullptr;
-    expect_success(cudaMallocAsync(&memory, bytes, stream.handle()),
+    expect_success(cudaMallocAsync(&memory, bytes, handle_of(stream)),
                    "cudaMallocAsync of " + std::to_string(bytes) + " bytes");
     data_ = static_cast<T*>(memory);
   }
   ~TemporaryBuffer() {
     if (data_ == nullptr || stream_.memory() != nullptr) return;
-    if (cudaFreeAsync(data_, stream_.handle()) != cudaSuccess) cudaGetLastError();
+    if (cudaFreeAsync(data_, handle_of(stream_)) != cudaSuccess) cudaGetLastError();
   }
   TemporaryBuffer(const TemporaryBuffer&) = delete;
   TemporaryBuffer& operator=(const TemporaryBuffer&) = delete;
@@ -119,7 +125,7 @@ template <typename T>
 void fill_bytes(T* data, int byte, int64_t count, const Stream& stream) {
   if (count <= 0) return;
   expect_success(
-      cudaMemsetAsync(data, byte, static_cast<size_t>(count) * sizeof(T), stream.handle()),
+      cudaMemsetAsync(data, byte, static_cast<size_t>(count) * sizeof(T), handle_of(stream)),
       "cudaMemsetAsync");
 }
 
@@ -127,9 +133,9 @@ void fill_bytes(T* data, int byte, int64_t count, const Stream& stream) {
 inline int64_t fetch(const int64_t* value, const Stream& stream) {
   int64_t result = 0;
   expect_success(cudaMemcpyAsync(&result, value, sizeof result, cudaMemcpyDeviceToHost,
-                                 stream.handle()),
+                                 handle_of(stream)),
                  "cudaMemcpyAsync");
-  expect_success(cudaStreamSynchronize(stream.handle()), "cudaStreamSynchronize");
+  expect_success(cudaStreamSynchronize(handle_of(stream)), "cudaStreamSynchronize");
   return result;
 }
 
@@ -169,7 +175,7 @@ void launch_blocks(const char* name, void (*kernel)(Parameters...), int64_t bloc
   config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, kMaxBlocks)));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
-  config.stream = stream.handle();
+  config.stream = handle_of(stream);
   expect_success(cudaLaunchKernelEx(&config, kernel, arguments...),
                  std::string("launch of ") + name);
 }

@@ -29,6 +29,7 @@
 
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
+inline const cudaStream_t cudaStreamLegacy = reinterpret_cast<cudaStream_t>(1);
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorEmulated = 1, cudaErrorInsufficientDriver = 35 };
 #define CUDART_VERSION 13000
@@ -161,6 +162,8 @@ constexpr int kMultiprocessors = 5;
 // The one stream there is, and its device. Another device is current when a test begins.
 cudaStream_t stream();
 constexpr int kDevice = 1;
+// Or the legacy default stream, which calls must then name: null may be another one.
+inline bool is_stream_legacy = false;
 
 // Lets the `nth` call of the runtime from now fail, counting from 1; 0: none. Returns whether the
 // failure set before this one has happened.

@@ -313,7 +313,8 @@ cudaError_t begin_call() {
 }
 
 cudaError_t begin_stream_call(cudaStream_t stream) {
-  if (stream != &the_stream) throw Error("a call on another stream than the one given");
+  if (stream != (is_stream_legacy ? cudaStreamLegacy : &the_stream))
+    throw Error("a call on another stream than the one given");
   if (current_device != kDevice) throw Error("the device of the stream is not current");
   return begin_call();
 }

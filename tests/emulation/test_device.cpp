@@ -172,6 +172,16 @@ void device_errors() {
     emulation::finish();
     expect(refused, "the caller's exception arrives");
   }
+  // Buffers, memsets, launches, a copy and a wait.
+  emulation::is_stream_legacy = true;
+  const Stream legacy = Stream::legacy_default(emulation::kDevice);
+  const std::vector<int64_t> kept = keep;
+  keep.assign(keep.size(), -1);
+  cuda::nms(suppression, legacy);
+  cuda::smooth_l1_forward(SmoothL1<float>{rows_of(boxes, 4), rows_of(boxes, 4)}, iou.data(), legacy);
+  emulation::is_stream_legacy = false;
+  emulation::finish();
+  expect(keep == kept, "the legacy default stream");
   std::vector<float16> map(4 * 9), pooled(40 * 4 * 4);
   std::vector<float> rois(40 * 5);
   std::vector<int32_t> argmax(pooled.size());

@@ -426,6 +426,11 @@ BUGS = [
         "roi_pool_backward",
     ),
     Bug(
+        "the legacy default stream is the builder's default", "launch.cuh",
+        "stream.handle() == nullptr ? cudaStreamLegacy : stream.handle()", "stream.handle()",
+        "device_errors", "smooth_l1.cu",
+    ),
+    Bug(
         "the fold of the loss forgets its barrier", "smooth_l1.cu",
         "    __syncthreads();\n    if (lane < half)", "    if (lane < half)",
         "smooth_l1",
