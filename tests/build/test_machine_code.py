@@ -54,6 +54,9 @@ LOADS_TOGETHER = {
     "pool_slabs_kernel": 8, "scatter_kernel": 8, "gather_kernel": 8, "keep_kernel": 16,
     "forward_kernel": 8,
 }  # fmt: skip
+# So many registers a thread at the most on sm_90: with more, a multiprocessor takes fewer than 8
+# blocks of 64 threads, and the 512 channels of two images are not one wave on an H100 any more.
+REGISTERS = {"scatter_kernel<": 128}
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,19 @@ def test_no_function_spills_or_has_a_stack(sources: list[Source]) -> None:
     assert {architecture for architecture, _ in functions} == set(ARCHITECTURES)
     names = readable({function for _, _, function, _ in faults})
     assert not faults, "\n".join(f"{file}, {a}, {names[f]}: {x}" for file, a, f, x in faults)
+
+
+@pytest.mark.parametrize("pattern", REGISTERS)
+def test_registers_leave_room_for_blocks(sources: list[Source], pattern: str) -> None:
+    used = {}
+    for source in sources:
+        if source.architecture == "sm_90":
+            found = re.findall(r"properties for (\S+)\n.*\n.*Used (\d+) registers", source.log)
+            used.update({function: int(count) for function, count in found})
+    names = readable(set(used))
+    counts = {names[f]: count for f, count in used.items() if re.search(pattern, names[f])}
+    assert counts, "no kernel has such a name"
+    assert max(counts.values()) <= REGISTERS[pattern], counts
 
 
 def uses(opcodes: set[str], wanted: str) -> bool:
