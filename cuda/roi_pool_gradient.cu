@@ -2,7 +2,7 @@
 //
 // The lanes of a warp are bins of a plane, and they take the RoIs of its image one after the other. Of
 // lanes whose bins share a cell, the first adds for all. So every cell is added to in ascending order of
-// (RoI, bin), which is the CPU's order, without an atomic.
+// (RoI, bin), which is the CPU's order, and no sum is atomic.
 //
 // It takes two warps a plane: while one adds, the other prepares what it adds next. A block is two teams of
 // `Channels` warps. Of channels-last results a team loads the channels of a bin together, as they lie
