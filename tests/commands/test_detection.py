@@ -489,6 +489,7 @@ def test_images_in_subfolders_are_told(trained, drawn, tmp_path, capsys):
     inside.mkdir(parents=True)
     shutil.copy(next((drawn / "JPEGImages").glob("test*.jpg")), inside / "one.jpg")
     (tmp_path / "photos" / "empty").mkdir()
+    (tmp_path / "photos" / "gone").symlink_to(tmp_path / "absent")
     command = ("--checkpoint", trained, "--out", tmp_path / "out", "--many")
     assert f"there are some in {inside}" in failure(capsys, "detect", inside.parent, *command)
     shutil.copy(inside / "one.jpg", inside.parent)

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -305,9 +306,14 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
 def subfolders_of(paths: Sequence[Path]) -> list[tuple[Path, int]]:
     """The folders right inside of those that are named which hold images, and how many."""
     inside = [sub for path in paths if path.is_dir() for sub in sorted(path.iterdir())]
-    others = [sub for sub in inside if sub.is_dir() and sub not in paths]
-    counts = [sum(p.suffix.lower() in IMAGE_SUFFIXES for p in sub.iterdir()) for sub in others]
-    return [(sub, count) for sub, count in zip(others, counts, strict=True) if count]
+    found = []
+    for sub in inside:
+        if sub in paths or not sub.is_dir():
+            continue
+        with suppress(OSError):  # a folder that may not be read is none of ours
+            count = sum(p.suffix.lower() in IMAGE_SUFFIXES for p in sub.iterdir())
+            found += [(sub, count)] * (count > 0)
+    return found
 
 
 def _is_drawn(path: Path) -> bool:
