@@ -194,8 +194,8 @@ struct CellWords {
 
   FRCNN_HD static int64_t count(int64_t cells) { return cells + 1; }
 
-  // The lanes that share this one's cell, step by step. With the instruction that was made for it a step took
-  // 275 cycles on an H200, far more than its chain explains.
+  // The lanes that share this one's cell, step by step. The instruction that was made for it, `match`, is
+  // expected to take the longer the more cells there are among the lanes.
   template <int Count>
   __device__ void find_sharing(const unsigned (&cell)[Count], unsigned cells,
                                unsigned (&sharing)[Count]) const {

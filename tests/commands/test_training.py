@@ -435,7 +435,8 @@ def test_notes_on_the_data_are_printed_before_the_work(drawn, tmp_path, capsys, 
         run(*command, "--split", "train", "--test-split", "test")
     told = capsys.readouterr().out
     assert told.startswith(
-        f"3 of 4 images of instances_train.json have no file in {data / 'train'}; training on 1\n"
+        f"3 of 4 images of instances_train.json have no file in {data / 'train'}, "
+        "nor in images/train; training on 1\n"
         f"3 notes on the data of train:\n  {data}/annotations/instances_train.json, image id 10: "
     )
     assert "train_0001.jpg\n  and 2 more\n1 of 2 images of instances_test.json has no fi" in told

@@ -14,10 +14,14 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastrcnn_engine.data.proposals import ProposalStore
 from fastrcnn_engine.files import alone_in, write_row
 from fastrcnn_engine.training import load_checkpoint, load_network, loop, train
+from fastrcnn_engine.training.distributed import Processes
 from fastrcnn_engine.training.log import Meter, TrainLog
+from fastrcnn_engine.training.validation import Validation
 
 from .small import assert_same_checkpoint, lines_of, own_network
 
@@ -390,7 +394,30 @@ def test_an_image_of_the_validation_split_that_cannot_be_read_loses_no_iteration
     path.write_bytes(good)
     resumed = run(replace(voc, on_bad_image="skip", resume=True))
     assert load_checkpoint(resumed.checkpoint)["iteration"] == 6
-    assert [line["iteration"] for line in lines_of(resumed.log)] == [1, 3, 4, 5, 6]
+    lines = lines_of(resumed.log)
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert ["val_mAP" in line for line in lines] == [False] * 5 + [True]
+
+
+def test_processes_that_test_together_all_go_to_the_end(voc):
+    """They wait for each other on the way, whichever image is bad."""
+    seen = []
+
+    class Two(Processes):
+        def share(self, items):
+            for item in items:
+                seen.append(item.image_id)
+                yield item
+
+        def gathered(self, value):
+            return [value, ({}, None)]
+
+    two = Two(0, 2, torch.device("cpu"))
+    own = Validation(voc.data, "train", own_network().classes, ProposalStore(voc.proposals), two)
+    (voc.data / "JPEGImages" / f"{own.dataset.records[0].image_id}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="png: not readable"):
+        own.mean_ap(own_network())
+    assert seen == [record.image_id for record in own.dataset.records] and len(seen) == 4
 
 
 def test_the_best_network_on_a_validation_split_is_kept(voc, tmp_path):

@@ -214,10 +214,10 @@ def detect_many(
 ) -> BulkResult:
     """Detects on each image and adds a row, in the order of the images.
 
-    No image stops the run; those that have a row already are passed over. Only some images are in
-    memory at a time: a thread for each core decodes and searches, ahead of the network where that
-    is on a GPU, else by turns with it, as torch's threads wait for each other by spinning and would
-    share the cores with them badly.
+    No image stops the run, but a fault of the GPU does; those that have a row already are passed
+    over. Only some images are in memory at a time: a thread for each core decodes and searches,
+    ahead of the network where that is on a GPU, else by turns with it, as torch's threads wait for
+    each other by spinning and would share the cores with them badly.
 
     Args:
         propose: called by several threads.
@@ -241,7 +241,10 @@ def detect_many(
             try:
                 found = detect_image(model, *prepared.result(), **detection)
                 row["detections"] = detection_rows(found, model.classes)
-            except (OSError, ValueError, RuntimeError) as error:  # torch's are the last
+            except (OSError, ValueError, RuntimeError) as error:
+                # torch's, of an image that does not fit the network. On a GPU it may be the GPU's.
+                if isinstance(error, RuntimeError) and not by_turns:
+                    raise
                 row["error"] = _text(error)
                 failed += 1
             rows.add(row)

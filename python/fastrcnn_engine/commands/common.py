@@ -88,13 +88,14 @@ def print_data(console: Console, dataset: Dataset, doing: str, most: int = 5) ->
         gone = set(dataset.missing)
         there = sum(record.image_path not in gone for record in dataset.records)
         if dataset.coco is None:
-            listed, folder = split_file(dataset.root, dataset.split).name, "JPEGImages"
+            listed, place = split_file(dataset.root, dataset.split).name, "JPEGImages"
         else:
-            listed, folder = dataset.coco.path.name, dataset.split
+            listed = dataset.coco.path.name
+            place = f"{dataset.split}, nor in images/{dataset.split}"
         count = len(dataset.missing)
         console.print(
             f"{count} of {several(count + there, 'image')} of {listed} "
-            f"{'has' if count == 1 else 'have'} no file in {dataset.root / folder}; "
+            f"{'has' if count == 1 else 'have'} no file in {dataset.root / place}; "
             f"{doing} {there}",
             style="bold red",
             soft_wrap=True,

@@ -286,9 +286,7 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
     files = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            # macOS leaves ._NAME.jpg, which are no images.
-            inside = [one for one in inside if one.name[0] != "." and not _is_drawn(one)]
+            inside = sorted(_images_in(path))
             if not inside:
                 deeper = ", ".join(str(sub) for sub, _ in subfolders_of([path]))
                 raise ValueError(
@@ -303,6 +301,12 @@ def expand_folders(paths: Sequence[Path], *, lists: bool = False) -> list[Path]:
     return files
 
 
+def _images_in(folder: Path) -> list[Path]:
+    """But those that detect_files drew. macOS leaves ._NAME.jpg, which are no images."""
+    named = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
+    return [one for one in named if not _is_drawn(one)]
+
+
 def subfolders_of(paths: Sequence[Path]) -> list[tuple[Path, int]]:
     """The folders right inside of those that are named which hold images, and how many."""
     inside = [sub for path in paths if path.is_dir() for sub in sorted(path.iterdir())]
@@ -311,7 +315,7 @@ def subfolders_of(paths: Sequence[Path]) -> list[tuple[Path, int]]:
         if sub in paths or not sub.is_dir():
             continue
         with suppress(OSError):  # a folder that may not be read is none of ours
-            count = sum(p.suffix.lower() in IMAGE_SUFFIXES for p in sub.iterdir())
+            count = len(_images_in(sub))
             found += [(sub, count)] * (count > 0)
     return found
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -115,6 +116,9 @@ class NoSuchSplit(FileNotFoundError):
         there = ", ".join(found) or "none"
         super().__init__(f"{path}: no such file; splits found beside it: {there}{advice}")
 
+    def __reduce__(self) -> tuple[Any, ...]:  # else another process would make it of its message
+        return NoSuchSplit, (self.path, self.found)
+
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple.
@@ -200,6 +204,8 @@ def usable_box(
         return None
     if clipped != (x1, y1, x2, y2):
         problems.append(f"{where}: clipped to the image of {width}x{height}: {shown}")
+    if clipped[2] - clipped[0] < 1 or clipped[3] - clipped[1] < 1:  # see sampling.build_entry
+        problems.append(f"{where}: not learned from, thinner than two pixels: {shown}")
     return clipped
 
 

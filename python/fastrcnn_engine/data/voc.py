@@ -165,6 +165,10 @@ def _read_split(root: Path, split: str, errors: list[str] | None) -> dict[str, i
                     "spaces: rename picture and annotation (files of single classes, id and 1 or "
                     "-1, are no splits)"
                 )
+            if {"", ".", ".."} & set(words[0].split("/")):
+                raise ValueError(
+                    f"{path}, line {number}: {words[0]!r} is no image id, which is NAME or SUB/NAME"
+                )
             if words[0] in line_of:
                 raise ValueError(
                     f"{path}, line {number}: image {words[0]!r} stands already in "
@@ -179,7 +183,7 @@ def _read_split(root: Path, split: str, errors: list[str] | None) -> dict[str, i
 def _annotated(folder: Path) -> list[str]:
     """What has an annotation in the folder or in those in it, sorted: NAME or SUB/NAME."""
     found = []
-    for place, subfolders, files in os.walk(folder):
+    for place, subfolders, files in os.walk(folder, followlinks=True):
         # macOS leaves ._NAME.xml, editors leave folders with old copies.
         subfolders[:] = [name for name in subfolders if name[0] != "."]
         inside = "" if place == str(folder) else f"{Path(place).relative_to(folder).as_posix()}/"

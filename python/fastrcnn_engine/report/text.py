@@ -23,5 +23,5 @@ def number(value: float | None) -> str:
 def several(count: int, what: str) -> str:
     """`1 image without objects`, `2 images without objects`, `2 classes`."""
     if count != 1:  # the first word becomes many
-        what = re.sub(r"^\w+", lambda one: one[0] + ("es" if one[0][-1] == "s" else "s"), what)
+        what = re.sub(r"^\w+", lambda one: one[0] + ("es" if one[0][-1] in "sx" else "s"), what)
     return f"{count} {what}"

@@ -366,19 +366,8 @@ class _Run:
                 f"{', '.join(batch.image_ids)}; {advice}. {self.checkpoint} was not written to"
             )
 
-    def test(self, validation: Validation, done: int, log: TrainLog | None) -> float:
-        """Mean AP on the validation split; the network with the highest is kept as best.pt.
-
-        Raises OSError or ValueError, after a checkpoint, for an image that cannot be read.
-        """
-        try:
-            value = validation.mean_ap(self.model)
-        except (OSError, ValueError) as error:
-            self.write_checkpoint(done, log)
-            kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(
-                f"{error}; stopped after iteration {done}, --resume goes on from there"
-            ) from error
+    def keep_best(self, value: float, done: int) -> None:
+        """The network with the highest mean AP on the validation split is kept as best.pt."""
         self.meter.start_clock()
         if self.best is None or value > self.best["mAP"]:
             self.best = {"split": self.config.val_split, "iteration": done, "mAP": value}
@@ -387,7 +376,6 @@ class _Run:
                     self.config.output / "best.pt", self.model, iteration=done, best=self.best,
                     **self.origin,
                 )  # fmt: skip
-        return value
 
     def write_checkpoint(self, done: int, log: TrainLog | None) -> None:
         """All processes together, as the states of their generators are in it."""
@@ -487,12 +475,25 @@ def _loop(
             validation = run.validation if done % config.val_every == 0 or ends else None
             if done % config.log_every == 0 or validation is not None or ends:
                 entry = {"iteration": done, **meter.read(), "learning_rate": rate}
+                untested = None
                 if validation is not None:
-                    entry["val_mAP"] = run.test(validation, done, log)
+                    try:
+                        entry["val_mAP"] = validation.mean_ap(run.model)
+                    except (OSError, ValueError) as error:  # of all processes together
+                        untested = error
+                    else:
+                        run.keep_best(entry["val_mAP"], done)
                 if log is not None:
                     log.write(entry)
                     if on_log is not None:
                         on_log(entry)
+                if untested is not None:
+                    run.write_checkpoint(done, log)
+                    kind = OSError if isinstance(untested, OSError) else ValueError
+                    raise kind(
+                        f"{untested}; stopped after iteration {done}, --resume goes on from there "
+                        "without this test"
+                    ) from untested
             if done % config.checkpoint_every == 0 or ends:
                 run.write_checkpoint(done, log)
             watch.mark("log, tests, checkpoints")

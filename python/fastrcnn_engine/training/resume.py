@@ -29,7 +29,7 @@ from fastrcnn_engine.training.checkpoint import (
 from fastrcnn_engine.training.config import ResolvedConfig, TrainConfig
 from fastrcnn_engine.training.distributed import Processes
 
-# What keeps its weights when only one task is learned. A head at rest drops no features either.
+# What learns nothing when only one task is learned. A head at rest drops no features either.
 AT_REST_BY_TASKS = {
     "both": (),
     "classification": ("bbox_pred",),

@@ -47,12 +47,14 @@ class Validation:
         """
         model.eval()
         found, failure = {}, None
-        try:
-            for record in self.processes.share(self.dataset.records):
+        for record in self.processes.share(self.dataset.records):
+            if failure is not None:
+                continue  # the processes wait for each other on the way: all go to the end
+            try:
                 pixels = load_image(record.image_path)
                 found[record.image_id] = detect_image(model, pixels, self.store[record.image_id])
-        except (OSError, ValueError) as error:
-            failure = error
+            except (OSError, ValueError) as error:
+                failure = error
         model.train()
         everything = {}
         for part, told in self.processes.gathered((found, failure and str(failure))):
