@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ablations_cells import Experiment
-from harness import several
+from fastrcnn_engine.report.text import several
 from scene import save_figure, spread
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#1258b5", "#3d9be0", "#c2410c", "#8a8a8a"

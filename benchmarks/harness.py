@@ -178,11 +178,6 @@ def interleave(rows: Sequence[Row], rounds: int, clock: Callable = wall_clock) -
     return records
 
 
-def several(count: int, thing: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
-
-
 def write_once(tensor: torch.Tensor) -> None:
     """Fills a dense tensor as fast as this machine can. Some write zeros faster than anything."""
     if tensor.is_cuda or torch.get_num_threads() > 1:

@@ -38,8 +38,9 @@ import harness
 from fastrcnn_engine.data.voc import load_voc
 from fastrcnn_engine.evaluation.paper_protocol import best_of_set, detect_set
 from fastrcnn_engine.models import compress
+from fastrcnn_engine.report.text import several
 from fastrcnn_engine.training import train
-from harness import console, several
+from harness import console
 from rivals.rcnn import RCNN
 from rivals.sppnet import SPPNet
 from rivals.stages import BATCH, Job, Stages

@@ -8,7 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from harness import FLOOR, OURS, console, several
+from fastrcnn_engine.report.text import several
+from harness import FLOOR, OURS, console
 from roipool_peers import ARGMAX_FRESH, GRADIENT, VALUES_KEPT
 
 BLUE, LIGHT_BLUE, GREY = "#1258b5", "#3d9be0", "#8a8a8a"
